@@ -1,0 +1,1 @@
+"""The board's hardware: the only package that opens files below the sysfs root."""

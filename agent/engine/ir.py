@@ -1,0 +1,304 @@
+"""A small in-memory graph: what the passes and gradient rules work on, and the seam to ONNX files.
+
+Only float32 models with one image-like input and one output are read. Everything is bounded: a model is input from
+outside, even when its signature holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from agent.errors import ModelError
+
+Array = npt.NDArray[np.generic]
+Attribute = int | float | str | bytes | list[int] | list[float]
+
+IR_VERSION = 9  # the newest that onnxruntime 1.19 (the last training wheel) and every later release read
+OPSET = 17  # operators as of opset 17: LayerNormalization exists, ReduceSum takes axes as input
+OLDEST_OPSET, NEWEST_OPSET = 13, 21
+MAX_MODEL_BYTES = 256 << 20  # boards hold weights, gradients and optimizer state in memory at once
+MAX_NODES = 20_000  # EfficientNet-B7 has about 1,000
+MAX_DIMENSION = 1 << 24
+MICROSOFT = "com.microsoft"
+PARAMETRIC = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator call. `inputs` may hold "" for an absent optional input, as in ONNX."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Attribute] = field(default_factory=dict)
+    name: str = ""
+    domain: str = ""
+
+    def ints(self, key: str, default: Iterable[int]) -> tuple[int, ...]:
+        """Integer-list attribute `key`, or `default`."""
+        value = self.attrs.get(key)
+        return tuple(default) if value is None else tuple(int(v) for v in value)  # type: ignore[union-attr]
+
+    def number(self, key: str, default: float) -> float:
+        """Scalar attribute `key`, or `default`."""
+        return float(self.attrs.get(key, default))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A parametric layer: a node that holds weights. `index` counts from the input."""
+
+    index: int
+    node: Node
+    weight: str
+    bias: str | None
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Weight and, where there is one, bias."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes in topological order with their constants.
+
+    Attributes:
+        nodes: operators, each after the producers of its inputs.
+        initializers: constants and weights by tensor name.
+        input: name of the input tensor [N, ...].
+        input_shape: shape of one sample.
+        output: name of the output tensor.
+        metadata: free-form key/value pairs of the file.
+    """
+
+    nodes: tuple[Node, ...]
+    initializers: Mapping[str, Array]
+    input: str
+    input_shape: tuple[int, ...]
+    output: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Parametric layers in execution order."""
+        found: list[Layer] = []
+        for node in self.nodes:
+            if node.op in PARAMETRIC and len(node.inputs) > 1 and node.inputs[1] in self.initializers:
+                bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in self.initializers else None  # noqa: PLR2004
+                found.append(Layer(len(found), node, node.inputs[1], bias))
+        return tuple(found)
+
+    def with_weights(self, weights: Mapping[str, Array]) -> Graph:
+        """The same graph with some initializers replaced; shapes and types must match."""
+        merged = dict(self.initializers)
+        for name, value in weights.items():
+            old = merged.get(name)
+            if old is None or old.shape != value.shape or old.dtype != value.dtype:
+                raise ModelError("weights do not fit the graph", where=name, fix="Use weights of the same model")
+            merged[name] = value
+        return replace(self, initializers=merged)
+
+
+def parse(data: bytes) -> Graph:
+    """Read ONNX bytes.
+
+    Constants and identities of constants become initializers.
+
+    Raises:
+        ModelError: not ONNX, too large, external data, unknown domain, opset outside 13..21, a type other than
+            float32, or not exactly one input and one output.
+    """
+    if len(data) > MAX_MODEL_BYTES:
+        raise ModelError(f"model has {len(data)} bytes, at most {MAX_MODEL_BYTES} are read")
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise ModelError("not an ONNX model", fix="Export with torch.onnx.export or tf2onnx") from error
+    _check_header(model)
+    proto = model.graph
+    initializers = {tensor.name: _constant(tensor) for tensor in proto.initializer}
+    nodes: list[Node] = []
+    for item in proto.node:
+        attrs = {a.name: helper.get_attribute_value(a) for a in item.attribute}
+        if item.op_type == "Constant":
+            initializers[item.output[0]] = _constant_value(item.name, attrs)
+        elif item.op_type == "Identity" and item.input[0] in initializers:
+            initializers[item.output[0]] = initializers[item.input[0]]
+        else:
+            nodes.append(_node(item, attrs, len(nodes)))
+    used = {name for node in nodes for name in node.inputs}
+    initializers = {name: value for name, value in initializers.items() if name in used}
+    inputs = [value for value in proto.input if value.name not in initializers]
+    if len(inputs) != 1 or len(proto.output) < 1:
+        raise ModelError(
+            f"model has {len(inputs)} inputs and {len(proto.output)} outputs, one of each is needed",
+            where=", ".join(value.name for value in inputs),
+            fix="Export the model without auxiliary inputs",
+        )
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    graph = Graph(tuple(nodes), initializers, inputs[0].name, _sample_shape(inputs[0]), proto.output[0].name, metadata)
+    _check_order(graph)
+    return graph
+
+
+def _check_header(model: onnx.ModelProto) -> None:
+    for entry in model.opset_import:
+        if entry.domain not in ("", "ai.onnx"):
+            raise ModelError(f"operator domain {entry.domain!r} is not allowed", fix="Export with standard operators")
+        if not OLDEST_OPSET <= entry.version <= NEWEST_OPSET:
+            raise ModelError(
+                f"opset {entry.version} is outside {OLDEST_OPSET}..{NEWEST_OPSET}",
+                fix="Convert with onnx.version_converter",
+            )
+    if len(model.functions) or len(model.graph.sparse_initializer):
+        raise ModelError("model-local functions and sparse initializers are not read", fix="Export a plain graph")
+    if len(model.graph.node) > MAX_NODES:
+        raise ModelError(f"model has {len(model.graph.node)} nodes, at most {MAX_NODES} are read")
+
+
+def _constant(tensor: TensorProto) -> Array:
+    if tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data):
+        raise ModelError(
+            "external data is refused",
+            where=tensor.name,
+            fix="Save the model as one file (save_as_external_data=False)",
+        )
+    if any(not 0 <= size <= MAX_DIMENSION for size in tensor.dims):
+        raise ModelError(f"impossible shape {list(tensor.dims)}", where=tensor.name)
+    try:
+        value: Array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise ModelError("constant does not match its declared shape", where=tensor.name) from error
+    if value.dtype in (np.float16, np.float64) or "bfloat16" in str(value.dtype):
+        raise ModelError(f"{value.dtype} weights are not trained", where=tensor.name, fix="Export the model as float32")
+    if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+        raise ModelError(
+            "weights are not finite", where=tensor.name, fix="The file is broken or poisoned: publish again"
+        )
+    return value
+
+
+def _constant_value(name: str, attrs: Mapping[str, object]) -> Array:
+    if isinstance(tensor := attrs.get("value"), TensorProto):
+        return _constant(tensor)
+    for key, dtype in (
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+    ):
+        if key in attrs:
+            return np.asarray(attrs[key], dtype=dtype)
+    raise ModelError("constant of an unknown kind", where=name)
+
+
+def _node(item: onnx.NodeProto, attrs: dict[str, Attribute], position: int) -> Node:
+    if item.domain not in ("", "ai.onnx"):
+        raise ModelError(f"operator domain {item.domain!r} is not allowed", where=item.name)
+    plain = {key: value.decode() if isinstance(value, bytes) else value for key, value in attrs.items()}
+    return Node(item.op_type, tuple(item.input), tuple(item.output), plain, item.name or f"{item.op_type}_{position}")
+
+
+def _sample_shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    tensor = value.type.tensor_type
+    if tensor.elem_type != TensorProto.FLOAT:
+        raise ModelError("the input is not float32", where=value.name, fix="Export the model as float32")
+    dims = [dim.dim_value for dim in tensor.shape.dim]
+    if not dims:
+        raise ModelError("the input has no batch axis", where=value.name)
+    return tuple(dims[1:])
+
+
+def _check_order(graph: Graph) -> None:
+    known = set(graph.initializers) | {graph.input, ""}
+    for node in graph.nodes:
+        missing = [name for name in node.inputs if name not in known]
+        if missing:
+            raise ModelError(f"{node.op} uses {missing[0]!r}, which nothing before it makes", where=node.name)
+        known.update(node.outputs)
+    if graph.output not in known:
+        raise ModelError("nothing makes the output", where=graph.output)
+
+
+def model_proto(
+    nodes: Iterable[Node],
+    initializers: Mapping[str, Array],
+    inputs: Mapping[str, tuple[type[np.generic], tuple[int | str, ...]]],
+    outputs: Mapping[str, tuple[type[np.generic], tuple[int | str, ...]] | None],
+    metadata: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """Build an ONNX model; an output given as `None` gets a float tensor of unknown shape."""
+    protos = [
+        helper.make_node(n.op, list(n.inputs), list(n.outputs), name=n.name or None, domain=n.domain or None, **n.attrs)  # type: ignore[arg-type]
+        for n in nodes
+    ]
+    used = {name for node in protos for name in node.input}
+    graph = helper.make_graph(
+        protos,
+        "temperd",
+        [_value_info(name, spec) for name, spec in inputs.items()],
+        [_value_info(name, spec) for name, spec in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in initializers.items() if name in used],
+    )
+    domains = [helper.make_opsetid("", OPSET)]
+    if any(node.domain == MICROSOFT for node in protos):
+        domains.append(helper.make_opsetid(MICROSOFT, 1))
+    model = helper.make_model(graph, opset_imports=domains, producer_name="temperd", ir_version=IR_VERSION)
+    if metadata:
+        helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def _value_info(name: str, spec: tuple[type[np.generic], tuple[int | str, ...]] | None) -> onnx.ValueInfoProto:
+    if spec is None:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    dtype, shape = spec
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
+
+
+def serialize(graph: Graph) -> bytes:
+    """The graph as an ONNX file with a free batch axis."""
+    model = model_proto(
+        graph.nodes,
+        graph.initializers,
+        {graph.input: (np.float32, ("N", *graph.input_shape))},
+        {graph.output: None},
+        graph.metadata,
+    )
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
+    """Static shape of every tensor for a batch of `batch` samples.
+
+    Raises:
+        ModelError: the graph does not fit the input shape, or a shape depends on data.
+    """
+    sample = input_shape or graph.input_shape
+    model = model_proto(
+        graph.nodes, graph.initializers, {graph.input: (np.float32, (batch, *sample))}, {graph.output: None}
+    )
+    try:
+        inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except (shape_inference.InferenceError, ValueError) as error:
+        raise ModelError(
+            f"the model does not accept samples of shape {list(sample)}", where=str(error).splitlines()[0][:200]
+        ) from error
+    found = {name: tuple(value.shape) for name, value in graph.initializers.items()}
+    found[graph.input] = (batch, *sample)
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        found[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    for node in graph.nodes:
+        for name in node.outputs:
+            if name not in found or any(size < 1 for size in found[name]):
+                raise ModelError(
+                    "shape is not known before running", where=f"{node.name}: {name}", fix="Export with fixed sizes"
+                )
+    return found

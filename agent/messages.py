@@ -1,0 +1,150 @@
+"""Messages between supervisor and worker: one JSON object a line over stdin and stdout, defined here and nowhere else.
+
+The worker asks before each stage (`Stage`) and goes on at `Go`, so the journal is written before the effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from agent.errors import EngineError
+from policies.strict import build
+
+MAX_LINE_BYTES = 256 << 10  # a plan with its cost table has about 20 KB
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Supervisor -> worker, first line: everything the job needs."""
+
+    job_id: str
+    spec: dict[str, object]
+    state_dir: str
+    """The daemon's state folder: keys, store, repository metadata, checkpoints."""
+    repository_url: str
+    repository_root: str
+    """Path of the pinned TUF root metadata."""
+    device: str
+    policy: str
+    """Path of the policy file in force."""
+    threads: int
+    attempt: int = 1
+    resume_plan: dict[str, object] | None = None
+    """The plan of an earlier attempt, so that a resumed job keeps its depth, split and batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Supervisor -> worker: the stage asked for is in the journal."""
+
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """Supervisor -> worker: what the governor decided. `action` is RUN, SLOW, PAUSE or ABORT."""
+
+    action: str
+    duty: float
+    least_depth_percent: int
+    reverify: bool
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Supervisor -> worker at the end of training: what the board's power readings integrated to while it trained."""
+
+    joules: float
+    modelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Worker -> supervisor: about to enter `stage`."""
+
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Worker -> supervisor: the plan, kept in the journal for a resumed attempt."""
+
+    plan: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Worker -> supervisor, at most about ten a second."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    samples: int
+    """Samples whose update was finite and kept (N_success of R9)."""
+    loss: float
+    accuracy: float | None
+    """Held-out accuracy, 0..1, after an epoch; `None` between."""
+    frozen_layers: int
+    depth_percent: int
+    step_ms: float
+    rss_bytes: int
+    event: str = ""
+    """`depth`, `paused`, `resumed`, `checkpoint`, `epoch`, or empty."""
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Worker -> supervisor: something worth telling that does not end the job."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Worker -> supervisor: the job reached `outcome` SUCCEEDED or ROLLED_BACK."""
+
+    outcome: str
+    reason: str
+    result: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Worker -> supervisor: the job ended; `code` is a stable reason, `message` says what, where and what to do."""
+
+    code: str
+    message: str
+    outcome: str = "FAILED"
+    result: dict[str, object] = field(default_factory=dict)
+
+
+Message: TypeAlias = Order | Go | Steer | Energy | Stage | Planned | Progress | Warned | Finished | Failed
+_TYPES: dict[str, type[Message]] = {
+    cls.__name__.lower(): cls for cls in (Order, Go, Steer, Energy, Stage, Planned, Progress, Warned, Finished, Failed)
+}
+
+
+def encode(message: Message) -> bytes:
+    """One line of JSON, newline included."""
+    body = {"type": type(message).__name__.lower(), **dataclasses.asdict(message)}
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Read one line.
+
+    Raises:
+        EngineError: not one of the messages above; the other side is of another version or broken.
+    """
+    try:
+        body = json.loads(line)
+        return build(_TYPES[body.pop("type")], body)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise EngineError("unreadable message between daemon and worker", where=repr(line[:120])) from error

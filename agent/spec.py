@@ -1,0 +1,60 @@
+"""What a fine-tune job asks for: the arguments of the command, the `temperd fine-tune` file and the worker's order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agent.errors import SpecError
+from policies.strict import TableError, build, limits
+
+DEPTH_CHOICES = ("auto", "0", "25", "50", "75", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuneSpec:
+    """A fine-tune job.
+
+    `data` is a path on the board: a folder of images with one folder a class, or an .npz file with the arrays
+    x_train [N, H, W, C] uint8, y_train [N], x_test, y_test and classes.
+    """
+
+    model: str = field(metadata=limits(longest=64))
+    data: str = field(metadata=limits(longest=1024))
+    version: str = field(default="latest", metadata=limits(longest=64))
+    engine: str = field(default="auto", metadata=limits(choices=("auto", "graph", "ort-training")))
+    depth: str = field(default="auto", metadata=limits(choices=DEPTH_CHOICES))
+    """Share of parametric layers frozen, `head` (all but the last), or `auto`: chosen from similarity (R2)."""
+    head: str = field(default="auto", metadata=limits(choices=("auto", "replace", "keep")))
+    """`keep` the model's classes, `replace` its head for the data's classes, or `auto`: keep when all are known."""
+    image_size: int = field(default=96, metadata=limits(16, 1024))
+    epochs: int = field(default=4, metadata=limits(1, 1000))
+    batch: int = field(default=16, metadata=limits(1, 1024))
+    optimizer: str = field(default="sgd", metadata=limits(choices=("sgd", "adamw")))
+    learning_rate: float = field(default=0.01, metadata=limits(1e-7, 10.0))
+    momentum: float = field(default=0.9, metadata=limits(0.0, 0.999))
+    weight_decay: float = field(default=0.0, metadata=limits(0.0, 1.0))
+    held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))
+    """Share kept apart for the gate where the data has no test part of its own."""
+    least_gain: float = field(default=0.0, metadata=limits(-1.0, 1.0))
+    """Promote only when held-out accuracy exceeds that of the running model by at least this much."""
+    most_samples: int = field(default=20_000, metadata=limits(2, 1_000_000))
+    seed: int = field(default=0, metadata=limits(0, 2**31 - 1))
+
+
+def parse_spec(table: Mapping[str, object]) -> FineTuneSpec:
+    """Read a table as a FineTuneSpec.
+
+    Raises:
+        SpecError: names the key, what is wrong with it and the nearest known key.
+    """
+    try:
+        return build(FineTuneSpec, table)
+    except TableError as error:
+        raise SpecError(error.what, where=error.key, fix="See docs/first-job.md for every key") from error
+
+
+def spec_table(spec: FineTuneSpec) -> dict[str, object]:
+    """The spec as plain JSON values, every key written out."""
+    return dataclasses.asdict(spec)

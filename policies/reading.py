@@ -1,0 +1,78 @@
+"""What the board says (Reading) and what temperd decides (Decision): frozen values with units in their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+FULL_DUTY = 1.0
+
+
+class Action(IntEnum):
+    """What training does next; a larger value is stricter, so the strictest rule is the maximum."""
+
+    RUN = 0
+    SLOW = 1
+    PAUSE = 2
+    ABORT = 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OperatingPoint:
+    """One row of a board's DVFS table."""
+
+    frequency_hz: int
+    volts: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One look at the board. `None` means: no such sensor, or its value cannot be believed."""
+
+    mono_s: float
+    temperature_celsius: float | None = None
+    ambient_celsius: float | None = None
+    """Ambient temperature, or the resting baseline where the board has no ambient sensor."""
+    frequency_hz: int | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
+    """The board's own DVFS table, slowest first; empty where frequency cannot be steered."""
+    charge: float | None = None
+    """Battery state of charge, 0..1."""
+    on_mains: bool | None = None
+    undervoltage: bool = False
+    throttled: bool = False
+    """The firmware or the kernel already holds the clock down."""
+    cooling_max: int = 0
+    """Highest cooling level; 0 where the board has no switchable cooling."""
+    power_watts: float | None = None
+    power_is_modelled: bool = True
+    memory_available_bytes: int | None = None
+
+    @property
+    def delta_t_celsius(self) -> float | None:
+        """Die over ambient (or resting baseline) in kelvin; `None` when either is unknown."""
+        if self.temperature_celsius is None or self.ambient_celsius is None:
+            return None
+        return self.temperature_celsius - self.ambient_celsius
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What training and the board do until the next Decision. Every field is bound by the rule named."""
+
+    action: Action = Action.RUN
+    rule: str = "run"
+    """The rule that bound the action, e.g. `thermal.delta-t-slow`."""
+    frequency_cap_hz: int | None = None
+    """Highest clock allowed; `None` where the board's frequency cannot be steered."""
+    frequency_rule: str = "unlimited"
+    duty: float = FULL_DUTY
+    """Share of time spent in training steps, 0..1; 0 when paused."""
+    least_depth_percent: int = 0
+    """Freeze at least this share of the parametric layers (0, 25, 50, 75 or 100: head only)."""
+    depth_rule: str = "plan"
+    cooling_level: int = 0
+    reverify: bool = False
+    """Memory is suspect: re-hash resident frozen weights before going on."""
+    notes: tuple[str, ...] = field(default=())
+    """Rules that also applied but were not the strictest."""
