@@ -1,0 +1,146 @@
+"""Graph passes: each takes a graph and returns another, with its pre- and postcondition stated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from agent.engine.ir import Array, Graph, Layer, Node
+from agent.errors import ModelError
+
+BATCH_NORM_INPUTS = 5
+
+
+def fold_batch_norm(graph: Graph) -> Graph:
+    """Fold every BatchNormalization that follows a Conv into that Conv.
+
+    With frozen statistics, gamma (Conv(x) + b - mean) / sqrt(var + eps) + beta is the Conv with weights scaled by
+    gamma / sqrt(var + eps) and the bias beta + (b - mean) gamma / sqrt(var + eps).
+
+    Precondition: each BatchNormalization is the only reader of its Conv's output and has constant parameters.
+    Postcondition: no BatchNormalization is left; the function computed is the same up to rounding.
+
+    Raises:
+        ModelError: a BatchNormalization that cannot be folded, by name.
+    """
+    makers = {node.outputs[0]: node for node in graph.nodes}
+    readers = _reader_counts(graph)
+    constants = dict(graph.initializers)
+    folded: dict[str, Node] = {}
+    dropped: set[int] = set()
+    for node in graph.nodes:
+        if node.op != "BatchNormalization":
+            continue
+        conv = makers.get(node.inputs[0])
+        fits = conv is not None and conv.op == "Conv" and readers[node.inputs[0]] == 1
+        if not fits or conv is None or any(name not in constants for name in (*node.inputs[1:], conv.inputs[1])):
+            raise ModelError(
+                "batch normalization does not follow a Conv with constant weights",
+                where=node.name,
+                fix="Fold it before export",
+            )
+        folded[conv.outputs[0]] = _folded_conv(conv, node, constants)
+        dropped.add(id(node))
+    nodes = [folded.get(node.outputs[0], node) for node in graph.nodes if id(node) not in dropped]
+    used = {name for node in nodes for name in node.inputs}
+    return replace(graph, nodes=tuple(nodes), initializers={k: v for k, v in constants.items() if k in used})
+
+
+def _folded_conv(conv: Node, norm: Node, constants: dict[str, Array]) -> Node:
+    gamma, beta, mean, variance = (constants[name].astype(np.float64) for name in norm.inputs[1:BATCH_NORM_INPUTS])
+    scale = gamma / np.sqrt(variance + norm.number("epsilon", 1e-5))
+    weight = constants[conv.inputs[1]].astype(np.float64)
+    bias = constants[conv.inputs[2]].astype(np.float64) if len(conv.inputs) > 2 else np.zeros_like(mean)  # noqa: PLR2004 - X, W, B
+    weight_name, bias_name = f"{conv.inputs[1]}.folded", f"{conv.inputs[1]}.folded_bias"
+    constants[weight_name] = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+    constants[bias_name] = (beta + (bias - mean) * scale).astype(np.float32)
+    return replace(conv, inputs=(conv.inputs[0], weight_name, bias_name), outputs=(norm.outputs[0],))
+
+
+def _reader_counts(graph: Graph) -> dict[str, int]:
+    counts: dict[str, int] = {graph.output: 1}
+    for node in graph.nodes:
+        for name in node.inputs:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def replace_head(graph: Graph, classes: int, seed: int) -> Graph:
+    """Give the classifier `classes` outputs with fresh weights.
+
+    The new weights are drawn from U(-1/sqrt(F), 1/sqrt(F)) for F features, the bias is zero (LeCun 1998 scaling).
+
+    Precondition: the last node is a Gemm with a constant weight.
+    Postcondition: the output is [N, classes]; every other weight is untouched.
+    """
+    layers = graph.layers()
+    head = layers[-1] if layers else None
+    if head is None or head.node.op != "Gemm" or head.node.outputs[0] != graph.output:
+        raise ModelError(
+            "the model does not end in a fully connected classifier",
+            where=graph.output,
+            fix='Ask for `head = "keep"`, or export the model with a Gemm head',
+        )
+    transposed = bool(head.node.attrs.get("transB", 0))
+    features = graph.initializers[head.weight].shape[1 if transposed else 0]
+    bound = 1.0 / np.sqrt(features)
+    weight = np.random.default_rng(seed).uniform(-bound, bound, (classes, features)).astype(np.float32)
+    constants = dict(graph.initializers)
+    constants[head.weight] = weight if transposed else np.ascontiguousarray(weight.T)
+    constants[head.bias or f"{head.weight}.bias"] = np.zeros(classes, np.float32)
+    node = replace(head.node, inputs=(head.node.inputs[0], head.weight, head.bias or f"{head.weight}.bias"))
+    return replace(graph, nodes=(*graph.nodes[:-1], node), initializers=constants)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A graph cut at a freeze boundary.
+
+    Attributes:
+        prefix: nodes that depend on no trainable parameter.
+        suffix: the others, in order.
+        crossing: tensors the suffix reads from the prefix (or the model input itself).
+        trainable: layers whose parameters learn.
+    """
+
+    prefix: tuple[Node, ...]
+    suffix: tuple[Node, ...]
+    crossing: tuple[str, ...]
+    trainable: tuple[Layer, ...]
+
+
+def split(graph: Graph, frozen_layers: int) -> Split:
+    """Cut the graph so that the first `frozen_layers` parametric layers learn nothing.
+
+    Precondition: 0 <= frozen_layers < number of parametric layers.
+    Postcondition: prefix and suffix together are the graph; no prefix node depends on a suffix node.
+    """
+    layers = graph.layers()
+    if not 0 <= frozen_layers < len(layers):
+        raise ModelError(f"cannot freeze {frozen_layers} of {len(layers)} layers: at least the last must learn")
+    trainable = layers[frozen_layers:]
+    learning = {name for layer in trainable for name in layer.parameters}
+    prefix: list[Node] = []
+    suffix: list[Node] = []
+    for node in graph.nodes:
+        if learning.isdisjoint(node.inputs):
+            prefix.append(node)
+        else:
+            suffix.append(node)
+            learning.update(node.outputs)
+    made = {graph.input} | {name for node in prefix for name in node.outputs}
+    crossing = dict.fromkeys(name for node in suffix for name in node.inputs if name in made)
+    return Split(_reaching(prefix, crossing), tuple(suffix), tuple(crossing), trainable)
+
+
+def _reaching(nodes: list[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
+    """Those nodes that something in `wanted` depends on, in their order."""
+    needed = set(wanted)
+    kept: list[Node] = []
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    return tuple(reversed(kept))
