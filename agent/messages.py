@@ -55,14 +55,6 @@ class Steer:
 
 
 @dataclass(frozen=True, slots=True)
-class Energy:
-    """Supervisor -> worker at the end of training: what the board's power readings integrated to while it trained."""
-
-    joules: float
-    modelled: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Stage:
     """Worker -> supervisor: about to enter `stage`."""
 
@@ -125,9 +117,9 @@ class Failed:
     result: dict[str, object] = field(default_factory=dict)
 
 
-Message: TypeAlias = Order | Go | Steer | Energy | Stage | Planned | Progress | Warned | Finished | Failed
+Message: TypeAlias = Order | Go | Steer | Stage | Planned | Progress | Warned | Finished | Failed
 _TYPES: dict[str, type[Message]] = {
-    cls.__name__.lower(): cls for cls in (Order, Go, Steer, Energy, Stage, Planned, Progress, Warned, Finished, Failed)
+    cls.__name__.lower(): cls for cls in (Order, Go, Steer, Stage, Planned, Progress, Warned, Finished, Failed)
 }
 
 

@@ -36,8 +36,8 @@ class StepGraph:
     """A compiled training step, ready for a session.
 
     Attributes:
-        model: inputs are the crossing tensors, labels, learning rate (AdamW: corrections), parameters and states; outputs
-            are `loss` and `new:<name>` for each parameter and state.
+        model: inputs are the crossing tensors, labels, learning rate (AdamW: corrections), parameters and states;
+            outputs are `loss` and `new:<name>` for each parameter and state.
         cut: the split it was made for.
         updates: one entry for each parameter, in execution order.
         crossing_shapes: static shapes of the crossing tensors.

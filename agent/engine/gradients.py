@@ -101,7 +101,7 @@ Rule = Callable[[Tape, Node, str], None]
 
 
 def _gemm(tape: Tape, node: Node, dy: str) -> None:
-    """y = x w^T + b (transB) or x w + b: dw = dy^T x or x^T dy; dx = dy w or dy w^T."""
+    """For y = x w^T + b (transB) or x w + b: dw = dy^T x or x^T dy; dx = dy w or dy w^T."""
     if node.number("alpha", 1) != 1 or node.number("beta", 1) != 1 or node.attrs.get("transA", 0):
         raise ModelError("Gemm with alpha, beta or transA has no gradient rule", where=node.name)
     x, w = node.inputs[:2]

@@ -82,7 +82,7 @@ def _geometry(tape: Tape, node: Node) -> _Geometry:
 
 
 def _pointwise_weight(tape: Tape, g: _Geometry, x: str, dy: str, shape: tuple[int, ...]) -> str | Product:
-    """dw = dy x^T over all positions of all samples.
+    """The product dw = dy x^T over all positions of all samples.
 
     Few positions against many channels (late layers): transpose the small activations once and make one GEMM, whose
     update can then be fused. Else a batched product without any transpose, summed over the samples.
@@ -99,7 +99,7 @@ def _pointwise_weight(tape: Tape, g: _Geometry, x: str, dy: str, shape: tuple[in
 
 
 def _used(tape: Tape, g: _Geometry, x: str) -> tuple[str, tuple[int, ...], list[int]]:
-    """The part of x that a dilated dy reaches, its size, and the pads with which its convolution with dy gives kh x kw."""
+    """The part of x that a dilated dy reaches, its size, and the pads that make its convolution with dy kh x kw."""
     after = [k + (p - 1) * s - h - b for k, p, s, h, b in zip(g.kernel, g.out, g.stride, g.size, g.before, strict=True)]
     size = tuple(h + min(a, 0) for h, a in zip(g.size, after, strict=True))
     if size != g.size:
@@ -118,7 +118,7 @@ def _depthwise_weight(tape: Tape, g: _Geometry, x: str, dy: str) -> str:
 
 
 def _plain_weight(tape: Tape, g: _Geometry, x: str, dy: str) -> str:
-    """Samples and channels swapped: a convolution of x^T [C, N, H, W] with dy^T [O, N, P, Q] gives w^T [C, O, kh, kw]."""
+    """With samples and channels swapped: x^T [C, N, H, W] convolved with dy^T [O, N, P, Q] is w^T [C, O, kh, kw]."""
     x, _, pads = _used(tape, g, x)
     images = tape.emit("Transpose", x, perm=[1, 0, 2, 3])
     kernels = tape.emit("Transpose", dy, perm=[1, 0, 2, 3])
@@ -139,7 +139,7 @@ def _input(tape: Tape, g: _Geometry, w: str, dy: str) -> str:
 
 
 def _zeros_between(tape: Tape, g: _Geometry, dy: str) -> str:
-    """dy with stride - 1 zeros after each value: [N, O, P s, Q s].
+    """The gradient dy with stride - 1 zeros after each value: [N, O, P s, Q s].
 
     Nearest-neighbour Resize and a mask: both run at memory speed, where Pad copies value by value (8 times slower).
     """

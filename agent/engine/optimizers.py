@@ -66,7 +66,7 @@ def _decayed(tape: Tape, spec: OptimizerSpec, parameter: str, gradient: WeightGr
 
 
 def _momentum(tape: Tape, spec: OptimizerSpec, update: Update, gradient: WeightGradient) -> None:
-    """v <- mu v + g; w <- w - lr v. When g is one product, mu v rides in its GEMM as beta C."""
+    """Heavy ball: v <- mu v + g; w <- w - lr v. When g is one product, mu v rides in its GEMM as beta C."""
     state, parameter = update.states[0], update.parameter
     if isinstance(gradient, Product) and spec.weight_decay == 0:
         carried = tape.reshape(state, gradient.rows, gradient.columns)
@@ -81,7 +81,7 @@ def _momentum(tape: Tape, spec: OptimizerSpec, update: Update, gradient: WeightG
 
 
 def _adamw(tape: Tape, spec: OptimizerSpec, update: Update, gradient: str) -> None:
-    """m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; w <- w - lr decay w - step m / (sqrt(v) root + eps).
+    """AdamW: m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; w <- w - lr decay w - step m / (sqrt(v) root + eps).
 
     step = lr / (1 - b1^t) and root = 1 / sqrt(1 - b2^t) are inputs of the graph, one pair a group.
     """

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from agent.engine import autodiff, graph
+from agent.engine import autodiff
 from agent.engine.ir import Graph, Node, model_proto
 from agent.engine.losses import LABELS, LOSS
+from agent.engine.sessions import session
 from agent.errors import ModelError
 
 BATCH = 3
@@ -41,7 +42,7 @@ def conv(
 
 
 def conv_case(
-    label: str, w: tuple[int, ...], size: tuple[int, int] = (6, 6), bias: bool = True, **attrs: object
+    label: str, w: tuple[int, ...], size: tuple[int, int] = (6, 6), *, bias: bool = True, **attrs: object
 ) -> Case:
     node, constants = conv("conv", w, bias=bias, **attrs)
     return Case(label, (node,), constants, channels=w[0], size=size)
@@ -150,10 +151,10 @@ def check(net: Graph) -> None:
     labels = RNG.integers(0, CLASSES, BATCH)
     model, names = autodiff.gradient_graph(net, 0, BATCH)
     onnx.checker.check_model(model)
-    session = graph.session(model, 1)
+    runtime = session(model, 1)
     parameters = [name for layer in net.layers() for name in layer.parameters]
     feeds = {"x": batch, LABELS: labels} | {p: net.initializers[p] for p in parameters}
-    found = dict(zip((LOSS, *parameters), session.run((LOSS, *names), feeds), strict=True))
+    found = dict(zip((LOSS, *parameters), runtime.run((LOSS, *names), feeds), strict=True))
     loss, values = double_precision_loss(net, batch, labels)
     assert found[LOSS] == pytest.approx(loss(values), rel=1e-5)
     for name, value in values.items():

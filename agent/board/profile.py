@@ -1,0 +1,151 @@
+"""Board profiles: what a kind of board is called, where its sensors are and what its clock table costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import math
+from dataclasses import dataclass
+
+from agent.errors import ConfigError
+from policies.reading import OperatingPoint
+
+EMULATED_PREFIX = "Emulated "
+"""A device-tree model that begins so belongs to an emulated board: its power is modelled, never measured."""
+
+CPU_ZONES = ("cpu-thermal", "cpu_thermal", "tj-thermal", "x86_pkg_temp", "acpitz")
+AMBIENT_ZONES = ("ambient-thermal",)
+FANS = ("pwm-fan", "gpio-fan", "rpi-poe-fan")
+
+
+@dataclass(frozen=True, slots=True)
+class PowerModel:
+    """Supply power of a board: rest + C V^2 f u + leakage.
+
+    The usual CMOS model (Rabaey, Digital Integrated Circuits).
+    """
+
+    rest_watts: float
+    """Everything that does not follow the clock: memory, regulators, network."""
+    switched_farads: float
+    """Effective switched capacitance of all cores together."""
+    leakage_watts: float
+    """Leakage of the die at 25 °C; it doubles every 30 K (assumed; 20..40 K are usual for planar silicon)."""
+
+    def watts(self, point: OperatingPoint, utilisation: float, celsius: float) -> float:
+        """Power at `point` with `utilisation` 0..1 of all cores busy and a die of `celsius`."""
+        # Clamped: beyond its rating the exponential would run away, a real board is off by then.
+        die = min(max(celsius, -40.0), 125.0)
+        leakage = self.leakage_watts * math.exp2((die - 25.0) / 30.0)
+        dynamic = self.switched_farads * point.volts * point.volts * point.frequency_hz * utilisation
+        return self.rest_watts + dynamic + leakage
+
+
+@dataclass(frozen=True, slots=True)
+class BoardProfile:
+    """A kind of board."""
+
+    name: str
+    models: tuple[str, ...]
+    """Parts of /proc/device-tree/model that identify it."""
+    policy_name: str
+    points: tuple[OperatingPoint, ...] = ()
+    """Clock table, slowest first. Volts are looked up here; frequencies come from cpufreq where it lists them."""
+    zone_types: tuple[str, ...] = CPU_ZONES
+    """Thermal zones that measure the die, in order of preference; zones are never chosen by number."""
+    ambient_types: tuple[str, ...] = AMBIENT_ZONES
+    highest_resting_celsius: float = 50.0
+    """Without an ambient sensor the baseline is the coolest die seen so far, but never above this: a daemon that
+    starts on a hot board must not take the heat for its rest."""
+    frozen_after_s: float | None = None
+    """A die temperature that does not move in its last digit for so long is a stuck sensor; `None`: coarse sensor."""
+    fan_types: tuple[str, ...] = FANS
+    power: PowerModel | None = None
+    memory_bytes: int = 0
+    """Of the emulated board; 0: unknown."""
+    emulated: bool = False
+
+
+def _table(*rows: tuple[int, float]) -> tuple[OperatingPoint, ...]:
+    return tuple(OperatingPoint(mhz * 1_000_000, volts) for mhz, volts in rows)
+
+
+# Pi 4: clock table of the kernel; volts assumed linear (they differ by chip). Power fits 2.1 W at rest and 6.4 W with
+# four busy cores: Raspberry Pi, "Thermal testing Raspberry Pi 4" (November 2019).
+_PI4 = BoardProfile(
+    name="raspberry-pi-4",
+    models=("Raspberry Pi 4", "Raspberry Pi Compute Module 4"),
+    policy_name="raspberry-pi-4",
+    points=_table(*((mhz, round(0.72 + (mhz - 600) / 1200 * 0.16, 4)) for mhz in range(600, 1801, 100))),
+    frozen_after_s=120.0,  # steps of 0.5 K, and load or air move it far more often (assumed)
+    power=PowerModel(rest_watts=1.75, switched_farads=2.9e-9, leakage_watts=0.25),
+    memory_bytes=4 << 30,
+)
+# Pi 5: 1.5..2.4 GHz; volts assumed along 0.9 -> 0.8 V of the reference figure R5; about 2.7 W at rest, 8.8 W with four
+# busy cores (assumed from published reviews, to be replaced by a measurement).
+_PI5 = BoardProfile(
+    name="raspberry-pi-5",
+    models=("Raspberry Pi 5", "Raspberry Pi Compute Module 5"),
+    policy_name="raspberry-pi-5",
+    points=_table(*((mhz, round(0.74 + (mhz - 1500) / 900 * 0.16, 4)) for mhz in range(1500, 2401, 100))),
+    frozen_after_s=120.0,
+    power=PowerModel(rest_watts=2.3, switched_farads=2.9e-9, leakage_watts=0.35),
+    memory_bytes=8 << 30,
+)
+# Orin Nano: a shortened table of its 15 W mode; volts and watts assumed (7 W and 15 W are the module's power modes).
+_ORIN_NANO = BoardProfile(
+    name="jetson-orin-nano",
+    models=("Jetson Orin Nano",),
+    policy_name="jetson-orin-nano",
+    points=_table((729, 0.62), (883, 0.65), (1036, 0.69), (1190, 0.73), (1344, 0.77), (1510, 0.82)),
+    zone_types=("tj-thermal", "cpu-thermal"),
+    frozen_after_s=120.0,
+    power=PowerModel(rest_watts=4.2, switched_farads=9.0e-9, leakage_watts=0.5),
+    memory_bytes=8 << 30,
+)
+GENERIC = BoardProfile(name="generic", models=(), policy_name="default")
+"""Any other machine: no clock table of its own, the default policy, the low baseline."""
+
+PROFILES = {profile.name: profile for profile in (_PI4, _PI5, _ORIN_NANO, GENERIC)}
+
+
+def pick_profile(model: str) -> BoardProfile:
+    """The profile for a device-tree model text; `GENERIC` for an unknown one.
+
+    A model that begins with `Emulated ` gives the same profile marked emulated, with the emulated policy and a stuck
+    sensor recognised sooner, because the emulated sensor has noise in every digit.
+    """
+    text = model.strip("\0 \n")
+    real = text.removeprefix(EMULATED_PREFIX)
+    found = next((p for p in PROFILES.values() if any(part in real for part in p.models)), GENERIC)
+    if real == text:
+        return found
+    return dataclasses.replace(found, policy_name="emulated", frozen_after_s=5.0, emulated=True)
+
+
+def named_profile(name: str) -> BoardProfile:
+    """The profile called `name`.
+
+    Raises:
+        ConfigError: there is none; lists those there are.
+    """
+    if name not in PROFILES:
+        raise ConfigError(f"no board profile {name!r}", fix=f"Known profiles: {', '.join(sorted(PROFILES))}")
+    return PROFILES[name]
+
+
+def policy_names() -> tuple[str, ...]:
+    """Names of the policies that ship, sorted."""
+    files = importlib.resources.files("policies").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def named_policy_text(name: str) -> str:
+    """The TOML text of a policy that ships.
+
+    Raises:
+        ConfigError: there is none of that name; lists those there are.
+    """
+    if name not in policy_names():
+        raise ConfigError(f"no policy {name!r}", fix=f"Known policies: {', '.join(policy_names())}")
+    return importlib.resources.files("policies").joinpath(f"{name}.toml").read_text(encoding="utf-8")

@@ -1,0 +1,82 @@
+"""What a model costs by layer: the table from which depth, batch and budgets are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.engine.ir import Graph, shapes
+from agent.engine.passes import split
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One parametric layer, for one sample.
+
+    Attributes:
+        name: node name.
+        macs: multiply-accumulates of the forward pass.
+        weight_bytes: size of weight and bias.
+        output_bytes: size of the layer's output.
+    """
+
+    name: str
+    macs: int
+    weight_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CostTable:
+    """Costs of all layers, and of each place to freeze at.
+
+    Attributes:
+        layers: parametric layers in execution order.
+        crossing_bytes: for k = 0..L-1 frozen layers, bytes a sample that cross from the frozen to the learning part.
+    """
+
+    layers: tuple[LayerCost, ...]
+    crossing_bytes: tuple[int, ...]
+
+    def step_macs(self, frozen_layers: int) -> int:
+        """Multiply-accumulates of one training step on one sample.
+
+        Forward for all layers, twice that again for the learning ones (gradients of input and of weight), except
+        the first learning layer, whose input gradient nobody wants.
+        """
+        forward = sum(layer.macs for layer in self.layers)
+        learning = self.layers[frozen_layers:]
+        return forward + 2 * sum(layer.macs for layer in learning) - learning[0].macs
+
+    def weight_bytes(self) -> int:
+        """Size of all parameters."""
+        return sum(layer.weight_bytes for layer in self.layers)
+
+
+def cost_table(graph: Graph) -> CostTable:
+    """The table for a model at its own input shape.
+
+    Raises:
+        ModelError: shapes are not known before running.
+    """
+    known = shapes(graph, 1)
+    layers = []
+    for layer in graph.layers():
+        output = known[layer.node.outputs[0]]
+        weight = known[layer.weight]
+        per_output = int(np.prod(weight[1:])) if layer.node.op == "Conv" else int(np.prod(weight)) // output[-1]
+        size = sum(int(np.prod(known[name])) for name in layer.parameters) * FLOAT_BYTES
+        outputs = int(np.prod(output))
+        layers.append(LayerCost(layer.node.name, outputs * per_output, size, outputs * FLOAT_BYTES))
+    crossing = tuple(
+        sum(int(np.prod(known[name])) for name in split(graph, k).crossing) * FLOAT_BYTES for k in range(len(layers))
+    )
+    return CostTable(tuple(layers), crossing)
+
+
+def required_bandwidth(model_bytes: float, operations_per_byte: float, budget_s: float) -> float:
+    """B_req = M_params F_op 2 / T_budget, in bytes a second (R10): weights are read and written once an operation."""
+    return model_bytes * operations_per_byte * 2 / budget_s

@@ -1,0 +1,23 @@
+"""How like the source data the target data look to the model: cosine of mean features (R2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agent.engine.base import Float32
+
+
+def cosine_of_means(features: Float32, signature: Sequence[float]) -> float | None:
+    """Cosine between the mean of target features [N, F] and a source signature [F].
+
+    Returns:
+        -1..1, or `None` when the signature is unknown or of another length, or either vector is zero.
+    """
+    source = np.asarray(signature, np.float64)
+    target = features.mean(axis=0, dtype=np.float64)
+    if source.shape != target.shape:
+        return None
+    norm = float(np.linalg.norm(source) * np.linalg.norm(target))
+    return float(source @ target) / norm if norm > 0 else None

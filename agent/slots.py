@@ -1,0 +1,176 @@
+"""What the slots on disk say, read without a key: the status, and each slot's manifest.
+
+`status.json` alone says which slot is active; it changes by one rename, so after any crash exactly one slot is active,
+or none (the base model runs).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import cast
+
+from agent.card import MAX_PLAINTEXT_BYTES, SHA256
+from agent.durable import disk_errors, read_bounded, write_atomic
+from agent.errors import ArtifactError, BoardError, SealedFileError
+from agent.strict_json import canonical, loads
+from policies.strict import TableError, build, limits
+
+SLOTS = ("a", "b")
+GOOD = "good"  # marks a slot that passed its trial
+MAX_STATUS_BYTES = 4096  # two names, a reason and a hash
+MAX_MANIFEST_BYTES = 512 << 10  # a card with ten thousand labels
+MAX_REASON_CHARACTERS = 300  # a sentence or two
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """The active slot without its weights.
+
+    Attributes:
+        slot: `a` or `b`.
+        trial: activated and not yet marked good.
+        previous: slot to go back to; empty: back to no tuned model.
+        manifest: what was given to `Store.stage`.
+        plaintext_sha256: of the model file.
+        sealed_sha256: of the sealed file.
+    """
+
+    slot: str
+    trial: bool
+    previous: str
+    manifest: dict[str, object]
+    plaintext_sha256: str
+    sealed_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Which slot is active (empty: none), which one to go back to, and why the last one was left."""
+
+    active: str = field(default="", metadata=limits(choices=("", *SLOTS)))
+    previous: str = field(default="", metadata=limits(choices=("", *SLOTS)))
+    trial: bool = False
+    rolled_back: str = field(default="", metadata=limits(longest=MAX_REASON_CHARACTERS))
+
+    def __post_init__(self) -> None:
+        if (self.active or self.trial) and self.active in {"", self.previous}:
+            raise TableError("active", "is empty or the same as previous")
+
+
+def read_status(folder: Path) -> Status:
+    """The store's status; needs no key.
+
+    Raises:
+        BoardError: `status-corrupt`: it does not verify, or is gone while good slots are there; `disk`.
+    """
+    path = folder / "slots" / "status.json"
+    try:
+        table = loads(read_bounded(path, MAX_STATUS_BYTES), what="status", max_bytes=MAX_STATUS_BYTES)
+        return _checked_status(table)
+    except FileNotFoundError:
+        with disk_errors(folder):
+            lost = any((folder / "slots" / slot / GOOD).exists() for slot in SLOTS)
+        if lost:
+            raise _corrupt(path, "is gone") from None
+        return Status()
+    except (ArtifactError, TableError) as error:
+        raise _corrupt(path, str(error)) from error
+
+
+def read_active(folder: Path) -> SlotView | None:
+    """The active slot, for display; needs no key and does not look at the weights.
+
+    Raises:
+        BoardError: see `read_status`.
+        SealedFileError: `slot-broken`: the active slot's manifest is missing or broken.
+    """
+    status = read_status(folder)
+    return view(folder, status) if status.active else None
+
+
+def write_status(folder: Path, status: Status) -> None:
+    """Switch the status in one rename.
+
+    Raises:
+        BoardError: the disk fails; the status is as it was.
+    """
+    table = asdict(status)
+    checksum = hashlib.sha256(canonical(table)).hexdigest()
+    write_atomic(folder / "slots" / "status.json", canonical({**table, "checksum": checksum}))
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What a slot's sealed file is bound to; `sequence` counts stagings, so the newest slot has the highest."""
+
+    manifest: dict[str, object]
+    plaintext_length: int = field(metadata=limits(0, MAX_PLAINTEXT_BYTES))
+    plaintext_sha256: str
+    sequence: int = field(metadata=limits(1, 2**53))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A slot's manifest.json: the bound core, and the sealed file that was written for it."""
+
+    core: Core
+    sealed_sha256: str
+    sealed_length: int
+
+    def __post_init__(self) -> None:
+        if not SHA256.fullmatch(self.core.plaintext_sha256):
+            raise TableError("core.plaintext_sha256", "is not 64 hexadecimal digits")
+
+
+def read_manifest(folder: Path, slot: str) -> Manifest:
+    """The manifest of a slot.
+
+    Raises:
+        SealedFileError: `slot-broken`: missing or broken.
+        BoardError: the disk fails.
+    """
+    path = folder / "slots" / slot / "manifest.json"
+    try:
+        table = loads(read_bounded(path, MAX_MANIFEST_BYTES), what="manifest", max_bytes=MAX_MANIFEST_BYTES)
+        return build(Manifest, cast("dict[str, object]", table if isinstance(table, dict) else {}))
+    except (FileNotFoundError, ArtifactError, TableError) as error:
+        raise SealedFileError(
+            f"slot {slot} is empty or broken: {error}", where=str(path), reason="slot-broken"
+        ) from error
+
+
+def sequence(folder: Path, slot: str) -> int:
+    """Number of the staging that filled the slot; 0 where it is empty or broken."""
+    try:
+        return read_manifest(folder, slot).core.sequence
+    except SealedFileError:
+        return 0
+
+
+def view(folder: Path, status: Status) -> SlotView:
+    """The active slot of `status`; raises like `read_manifest`."""
+    read = read_manifest(folder, status.active)
+    core = read.core
+    return SlotView(
+        status.active, status.trial, status.previous, core.manifest, core.plaintext_sha256, read.sealed_sha256
+    )
+
+
+def _checked_status(table: object) -> Status:
+    if not isinstance(table, dict):
+        raise TableError("", "is not a table")
+    checksum = table.pop("checksum", None)
+    if checksum != hashlib.sha256(canonical(table)).hexdigest():
+        raise TableError("checksum", "does not fit")
+    return build(Status, table)
+
+
+def _corrupt(path: Path, why: str) -> BoardError:
+    return BoardError(
+        f"slot status cannot be used: {why}",
+        where=str(path),
+        fix="It is rebuilt at the next start",
+        reason="status-corrupt",
+    )

@@ -1,0 +1,309 @@
+"""Tuned models in two slots, A and B, and training checkpoints; all sealed with the board's own key.
+
+    <folder>/slots/{a,b}/  model.sealed  manifest.json  good
+    <folder>/slots/status.json
+    <folder>/checkpoints/<name>.sealed
+
+A slot is written while the status does not refer to it. `good` marks a slot that passed its trial: only such slots are
+taken when the status is lost and has to be rebuilt.
+
+    none | good(a)  --stage, activate-->  trial(b)  --mark_good-->  good(b)
+                                          trial(b)  --roll_back-->  good(a) | none
+                                          good(b)   --roll_back-->  good(a) | none
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from agent.card import MAX_PLAINTEXT_BYTES, NAME
+from agent.durable import (
+    atomic_writer,
+    disk_error,
+    disk_errors,
+    make_folder,
+    remove,
+    remove_partials,
+    sync_folder,
+    write_atomic,
+)
+from agent.errors import BoardError, SealedFileError, SpecError
+from agent.sealed import Binding, Sealed, seal, unseal
+from agent.slots import (
+    GOOD,
+    MAX_MANIFEST_BYTES,
+    MAX_REASON_CHARACTERS,
+    SLOTS,
+    SlotView,
+    Status,
+    read_active,
+    read_manifest,
+    read_status,
+    sequence,
+    view,
+    write_status,
+)
+from agent.strict_json import canonical, loads
+
+MAX_CHECKPOINT_BYTES = 4 * MAX_PLAINTEXT_BYTES  # weights, two optimizer moments and a margin
+MAX_CORE_BYTES = MAX_MANIFEST_BYTES - 1024  # the rest of the manifest is a hash and a length
+_HASH_BYTES = 32
+
+
+class Store:
+    """The board's tuned models and checkpoints. One writer at a time: the worker.
+
+    Args:
+        folder: the daemon's state folder.
+        storage_key: 32 bytes, from the board's identity.
+
+    Raises:
+        BoardError: the disk fails.
+    """
+
+    def __init__(self, folder: Path, storage_key: bytes) -> None:
+        self._folder, self._key = folder, storage_key
+        self._slots, self._checkpoints = folder / "slots", folder / "checkpoints"
+        for path in (*(self._slots / slot for slot in SLOTS), self._checkpoints):
+            make_folder(path)
+
+    def recover(self) -> tuple[str, ...]:
+        """Clear what a crash left; to be called once before anything else.
+
+        A status that does not verify is set aside as `status.corrupt` and rebuilt: active is the newest slot that was
+        marked good and still verifies.
+
+        Returns:
+            What had to be rebuilt, in sentences for the log and the fleet console; empty when all was well.
+
+        Raises:
+            BoardError: the disk fails.
+        """
+        for folder in (self._slots, *(self._slots / slot for slot in SLOTS), self._checkpoints):
+            remove_partials(folder)
+        try:
+            read_status(self._folder)
+        except BoardError as error:
+            if error.code != "status-corrupt":
+                raise
+            return (f"{error}", self._rebuild())
+        return ()
+
+    def stage(self, model: bytes, manifest: Mapping[str, object]) -> str:
+        """Seal a tuned model into the slot that is not active.
+
+        Args:
+            model: the model file.
+            manifest: JSON values that go with it (card, metrics, origin); bound to the sealed file.
+
+        Returns:
+            The slot, `a` or `b`.
+
+        Raises:
+            SpecError: `trial-open`: the active slot is on trial, its predecessor must stay; the model or manifest is
+                too long, or the manifest is not JSON.
+            BoardError: the disk fails or the status is corrupt; the active slot is untouched.
+        """
+        status = read_status(self._folder)
+        if status.trial:
+            raise SpecError("a tuned model is on trial", fix="Mark it good or roll it back", reason="trial-open")
+        slot = "b" if status.active == "a" else "a"
+        core = self._core(model, manifest)
+        if status.previous == slot:
+            write_status(self._folder, replace(status, previous=""))
+        folder = self._slots / slot
+        remove(folder / GOOD)
+        with atomic_writer(folder / "model.sealed") as stream:
+            sealed = seal(io.BytesIO(model), stream, self._key, _slot_binding(core))
+        table = {"core": core, "sealed_sha256": sealed.sha256, "sealed_length": sealed.length}
+        write_atomic(folder / "manifest.json", canonical(table))
+        return slot
+
+    def activate(self, slot: str) -> SlotView:
+        """Make a staged slot active, on trial; one rename.
+
+        Raises:
+            SpecError: `slot` is active already, or another one is on trial.
+            SealedFileError: the slot is broken or empty; nothing changed.
+            BoardError: the disk fails or the status is corrupt; nothing changed.
+        """
+        status = read_status(self._folder)
+        if status.trial or status.active == slot or slot not in SLOTS:
+            raise SpecError(f"slot {slot!r} cannot be activated", where=f"active: {status.active or 'none'}")
+        self._load(slot)
+        after = Status(active=slot, previous=status.active, trial=True)
+        write_status(self._folder, after)
+        return view(self._folder, after)
+
+    def mark_good(self) -> None:
+        """End the trial: the active slot stays.
+
+        Raises:
+            SpecError: nothing is active.
+            BoardError: the disk fails or the status is corrupt.
+        """
+        status = read_status(self._folder)
+        if not status.active:
+            raise SpecError("no tuned model is active", reason="no-active-model")
+        write_atomic(self._slots / status.active / GOOD, b"")
+        if status.trial:
+            write_status(self._folder, replace(status, trial=False))
+
+    def roll_back(self, reason: str) -> SlotView | None:
+        """Leave the active slot for the one before it, or for none.
+
+        Args:
+            reason: kept in the status, cut at 300 characters.
+
+        Returns:
+            The slot now active, or `None`: the base model runs.
+
+        Raises:
+            SpecError: nothing is active.
+            SealedFileError: the slot before is broken too: nothing is active now, somebody has to look.
+            BoardError: the disk fails or the status is corrupt.
+        """
+        status = read_status(self._folder)
+        if not status.active:
+            raise SpecError("no tuned model is active", reason="no-active-model")
+        broken: SealedFileError | None = None
+        if status.previous:
+            try:
+                self._load(status.previous)
+            except SealedFileError as error:
+                broken = error
+        remove(self._slots / status.active / GOOD)
+        after = Status(active="" if broken else status.previous, rolled_back=reason[:MAX_REASON_CHARACTERS])
+        write_status(self._folder, after)
+        if broken:
+            raise broken
+        return view(self._folder, after) if after.active else None
+
+    def active(self) -> SlotView | None:
+        """The active slot without its weights; raises like `read_active`."""
+        return read_active(self._folder)
+
+    def load_active(self) -> tuple[bytes, dict[str, object]]:
+        """The active model file, unsealed in memory and verified, and its manifest.
+
+        Raises:
+            BoardError: `no-active-model`; `status-corrupt`; `disk`.
+            SealedFileError: the slot does not verify.
+        """
+        status = read_status(self._folder)
+        if not status.active:
+            raise BoardError("no tuned model is active", reason="no-active-model")
+        return self._load(status.active)
+
+    def seal_checkpoint(self, name: str, data: bytes) -> Sealed:
+        """Keep a training checkpoint; the one before it is replaced in one rename.
+
+        Raises:
+            SpecError: the name does not match `agent.card.NAME`, or more than 1 GiB.
+            BoardError: the disk fails; the checkpoint before is as it was.
+        """
+        path = self._checkpoint_path(name)
+        if len(data) > MAX_CHECKPOINT_BYTES:
+            raise SpecError(f"checkpoint has {len(data)} bytes, at most {MAX_CHECKPOINT_BYTES}", reason="too-long")
+        digest = hashlib.sha256(data)
+        with atomic_writer(path) as stream:
+            stream.write(digest.digest())
+            return seal(io.BytesIO(data), stream, self._key, _checkpoint_binding(name, digest.hexdigest()))
+
+    def open_checkpoint(self, name: str) -> bytes | None:
+        """The checkpoint kept under this name, or `None`.
+
+        Raises:
+            SpecError: the name does not match `agent.card.NAME`.
+            SealedFileError: it does not verify: start without it.
+            BoardError: the disk fails.
+        """
+        path = self._checkpoint_path(name)
+        try:
+            with path.open("rb") as stream:
+                digest = stream.read(_HASH_BYTES).hex()
+                return unseal(stream, self._key, _checkpoint_binding(name, digest), MAX_CHECKPOINT_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise disk_error(error, path) from error
+
+    def drop_checkpoint(self, name: str) -> None:
+        """Forget a checkpoint; no matter whether there is one.
+
+        Raises:
+            SpecError: the name does not match `agent.card.NAME`.
+            BoardError: the disk fails.
+        """
+        remove(self._checkpoint_path(name))
+
+    def _core(self, model: bytes, manifest: Mapping[str, object]) -> dict[str, object]:
+        if len(model) > MAX_PLAINTEXT_BYTES:
+            raise SpecError(f"tuned model has {len(model)} bytes, at most {MAX_PLAINTEXT_BYTES}", reason="too-long")
+        core = {
+            "manifest": manifest,
+            "plaintext_length": len(model),
+            "plaintext_sha256": hashlib.sha256(model).hexdigest(),
+            "sequence": 1 + max(sequence(self._folder, slot) for slot in SLOTS),
+        }
+        try:
+            # Read back as it will be read from the disk: what is bound must be what is found there.
+            read = loads(canonical(core), what="manifest", max_bytes=MAX_CORE_BYTES, error=SpecError)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"manifest is not JSON: {error}") from error
+        return cast("dict[str, object]", read)
+
+    def _checkpoint_path(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
+            raise SpecError(f"checkpoint name {name[:64]!r} does not match {NAME.pattern}")
+        return self._checkpoints / f"{name}.sealed"
+
+    def _load(self, slot: str) -> tuple[bytes, dict[str, object]]:
+        read = read_manifest(self._folder, slot)
+        with _slot_file(self._slots / slot / "model.sealed") as stream:
+            model = unseal(stream, self._key, _slot_binding(asdict(read.core)), read.core.plaintext_length)
+        return model, read.core.manifest
+
+    def _rebuild(self) -> str:
+        path = self._slots / "status.json"
+        with disk_errors(path):
+            if path.exists():
+                path.replace(path.with_name("status.corrupt"))
+                sync_folder(self._slots)
+        usable = [slot for slot in SLOTS if (self._slots / slot / GOOD).exists() and self._verifies(slot)]
+        newest = max(usable, key=lambda slot: sequence(self._folder, slot), default="")
+        previous = next((slot for slot in usable if slot != newest), "")
+        write_status(self._folder, Status(active=newest, previous=previous))
+        return f"status rebuilt from the slots: active is {newest or 'none, the base model runs'}"
+
+    def _verifies(self, slot: str) -> bool:
+        try:
+            self._load(slot)
+        except SealedFileError:
+            return False
+        return True
+
+
+@contextmanager
+def _slot_file(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as stream:
+            yield stream
+    except FileNotFoundError as error:
+        raise SealedFileError("slot holds no model", where=str(path), reason="slot-broken") from error
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def _slot_binding(core: Mapping[str, object]) -> Binding:
+    return Binding("slot/tuned-model", hashlib.sha256(canonical(core)).hexdigest(), str(core["plaintext_sha256"]))
+
+
+def _checkpoint_binding(name: str, plaintext_sha256: str) -> Binding:
+    return Binding(f"checkpoint/{name}", "1", plaintext_sha256)

@@ -1,0 +1,127 @@
+"""The worker program: one process a job, orders on standard input, messages on standard output.
+
+Whatever happens here takes nothing with it: the daemon sees the end of the process and decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import threading
+from typing import BinaryIO
+
+from agent.errors import EngineError, TemperdError
+from agent.messages import MAX_LINE_BYTES, Failed, Go, Message, Order, Stage, Steer, decode, encode
+from agent.trainer import FREE, JobEndedError
+
+PR_SET_PDEATHSIG = 1
+EXIT_ORPHANED = 75  # EX_TEMPFAIL: the daemon went away; the next one resumes from the checkpoint
+MAX_MESSAGE = 2000  # characters of an error that travel
+
+
+class Mailbox:
+    """Reads the daemon's lines on a thread; keeps the latest order to steer and wakes whoever waits for a `Go`."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._latest = FREE
+        self._granted: set[str] = set()
+        self._news = threading.Condition()
+
+    def first(self) -> Order:
+        """The order that opens every conversation."""
+        message = self._read()
+        if not isinstance(message, Order):
+            raise EngineError("the first line is not an order")
+        threading.Thread(target=self._listen, daemon=True).start()
+        return message
+
+    def steer(self) -> Steer:
+        """The latest order; `RUN` before the first."""
+        return self._latest
+
+    def wait_for(self, stage: str) -> None:
+        """Block until the daemon has written `stage` to its journal."""
+        with self._news:
+            self._news.wait_for(lambda: stage in self._granted or self._latest.action == "ABORT")
+            if stage not in self._granted:
+                raise JobEndedError("the job was ended", where=self._latest.rule, reason=self._latest.rule)
+            self._granted.discard(stage)
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message = self._read()
+                with self._news:
+                    if isinstance(message, Steer):
+                        self._latest = message
+                    elif isinstance(message, Go):
+                        self._granted.add(message.stage)
+                    self._news.notify_all()
+        except EngineError:
+            os._exit(EXIT_ORPHANED)
+
+    def _read(self) -> Message:
+        line = self._stream.readline(MAX_LINE_BYTES)
+        if not line:
+            raise EngineError("the daemon has gone")
+        return decode(line)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the daemon ends: SIGKILL reaches even a stopped worker."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def carry_out(order: Order, mailbox: Mailbox, out: BinaryIO) -> Message:
+    """Do the job; the last message to send."""
+    lock = threading.Lock()
+
+    def emit(message: Message) -> None:
+        with lock:
+            out.write(encode(message))
+            out.flush()
+
+    def ask(stage: str, detail: str) -> None:
+        emit(Stage(stage, detail))
+        mailbox.wait_for(stage)
+
+    try:
+        from agent.finetune import FineTune, RefusedError  # noqa: PLC0415 - a broken wheel must end as a message too
+
+        try:
+            return FineTune(order, ask, emit, mailbox.steer).execute()
+        except RefusedError as refusal:
+            return Failed(refusal.code, str(refusal)[:MAX_MESSAGE], "FAILED", refusal.result)
+    except JobEndedError as end:
+        return Failed(end.code, str(end)[:MAX_MESSAGE], "CANCELED" if end.code == "canceled" else "FAILED")
+    except TemperdError as error:
+        return Failed(error.code, str(error)[:MAX_MESSAGE])
+    except MemoryError:
+        return Failed("out-of-memory", "not enough memory for this job. Lower batch or image_size, or freeze deeper")
+    except ImportError as error:
+        return Failed("no-runtime", f'{error}. Install one: pip install "temperd[ort]"')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m agent.worker`."""
+    parser = argparse.ArgumentParser(prog="temperd-worker", description="Started by temperd; reads one order.")
+    parser.add_argument("--nice", type=int, default=0, help="added to the scheduling priority (0..19)")
+    options = parser.parse_args(argv)
+    die_with_parent()
+    os.nice(options.nice)
+    # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    mailbox = Mailbox(sys.stdin.buffer)
+    last = carry_out(mailbox.first(), mailbox, out)
+    out.write(encode(last))
+    out.flush()
+    return 1 if isinstance(last, Failed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

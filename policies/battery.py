@@ -1,0 +1,56 @@
+"""Charge, supply and brown-out (R11, R16)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policies.policy import BatteryPolicy
+from policies.reading import Reading
+
+
+@dataclass(frozen=True, slots=True)
+class BatteryState:
+    """What must be remembered between two readings."""
+
+    low: bool = False
+    paused: bool = False
+    undervoltage_until_s: float | None = None
+    """Monotonic time until which the undervoltage limit holds; `None`: it does not."""
+    throttled_until_s: float | None = None
+    unknown: bool = False
+    """There is a battery, mains is away, and the charge cannot be believed."""
+
+
+def judge(policy: BatteryPolicy, state: BatteryState, reading: Reading) -> BatteryState:
+    """The supply's state after `reading`.
+
+    A mark is undercut only off mains (an unknown supply counts as off mains). Once undercut, it is left only
+    `hysteresis_charge` above the mark, on mains too: a supply that comes and goes does not start and stop the training.
+    With mains present and no mark undercut before, a flat battery limits nothing.
+    """
+    off_mains = not reading.on_mains
+    charge = reading.charge
+    unknown = charge is None and reading.on_mains is False
+    return BatteryState(
+        low=_below(charge, policy.low_charge, policy.hysteresis_charge, state.low, off_mains=off_mains),
+        paused=_below(charge, policy.pause_charge, policy.hysteresis_charge, state.paused, off_mains=off_mains),
+        undervoltage_until_s=_hold(policy, state.undervoltage_until_s, reading.mono_s, seen=reading.undervoltage),
+        throttled_until_s=_hold(policy, state.throttled_until_s, reading.mono_s, seen=reading.throttled),
+        unknown=unknown,
+    )
+
+
+def _below(charge: float | None, mark: float, band: float, before: bool, *, off_mains: bool) -> bool:  # noqa: FBT001 - state in, state out
+    if charge is None:
+        return before and off_mains  # on mains with the battery taken out, nothing is left to protect
+    leave = round(mark + band, 6)  # 0.10 + 0.05 would be a hair above 0.15
+    return (off_mains and charge < mark) or (before and charge < leave)
+
+
+def _hold(policy: BatteryPolicy, until_s: float | None, now_s: float, *, seen: bool) -> float | None:
+    if seen:
+        return now_s + policy.supply_hold_s
+    # A deadline further away than the hold itself was set before a reboot restarted the monotonic clock.
+    if until_s is None or not now_s < until_s <= now_s + policy.supply_hold_s:
+        return None
+    return until_s

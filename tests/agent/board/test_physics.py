@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.board.physics import CONSTANTS, BoardPhysics, PhysicsState
+from agent.board.profile import named_policy_text
+from policies.governor import GovernorState, decide
+from policies.policy import parse_policy
+from policies.reading import Action, Decision, Reading
+
+PI4 = CONSTANTS["raspberry-pi-4"]
+TOP = len(PI4.points) - 1
+HOUR = 3600.0
+
+
+def settled(utilisation: float, index: int, fan: int, heat: float = 0.0) -> PhysicsState:
+    return BoardPhysics(PI4).step(HOUR, utilisation, index, fan, heat)
+
+
+def delta(state: PhysicsState) -> float:
+    return state.die_celsius - state.ambient_celsius
+
+
+def test_a_pi_4_at_rest_and_at_full_load_draws_the_published_power() -> None:
+    assert settled(0.0, 0, 0).watts == pytest.approx(2.1, abs=0.1)
+    assert settled(1.0, TOP, 0).watts == pytest.approx(6.4, abs=0.15)
+
+
+def test_full_load_without_fan_ends_far_over_ambient_and_the_resting_fan_keeps_it_below_30() -> None:
+    assert 35.0 < delta(settled(1.0, TOP, 0)) < 45.0
+    assert 24.0 < delta(settled(1.0, TOP, PI4.resting_fan_level)) < 29.0
+
+
+def test_temperatures_settle_where_power_and_resistances_say() -> None:
+    state = settled(1.0, TOP, 2)
+    watts = state.watts - 2 * PI4.fan_watts
+    air = PI4.air_kelvin_per_watt / (1 + 2 * PI4.fan_gain)
+    assert delta(state) == pytest.approx(watts * (PI4.die_kelvin_per_watt + air), rel=1e-3)
+
+
+def test_heat_from_outside_warms_but_draws_no_power() -> None:
+    warm, plain = settled(0.5, TOP, 1, heat=5.0), settled(0.5, TOP, 1)
+    assert delta(warm) > delta(plain) + 10.0
+    assert warm.watts - plain.watts < 0.3  # only leakage grows
+
+
+def test_one_long_step_is_the_same_as_many_short_ones() -> None:
+    whole, parts = BoardPhysics(PI4), BoardPhysics(PI4)
+    whole.step(60.0, 0.8, TOP, 1)
+    for _ in range(240):
+        parts.step(0.25, 0.8, TOP, 1)
+    assert whole.state.die_celsius == pytest.approx(parts.state.die_celsius)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, TOP), st.integers(0, 4), st.floats(0, 20))
+def test_more_load_is_hotter_and_more_fan_cooler(one: float, other: float, index: int, fan: int, heat: float) -> None:
+    low, high = sorted((one, other))
+    slack = 1e-6
+    hot, cool = (BoardPhysics(PI4).step(300.0, load, index, fan, heat) for load in (high, low))
+    assert hot.die_celsius >= cool.die_celsius - slack
+    aired = BoardPhysics(PI4).step(300.0, high, index, 4, heat)
+    assert aired.die_celsius <= hot.die_celsius + slack
+
+
+def test_3000_mah_last_as_long_as_energy_says() -> None:
+    physics = BoardPhysics(PI4, PhysicsState(charge=1.0))
+    hours = 0.0
+    while physics.state.charge > 0.0 and hours < 24:
+        physics.step(360.0, 0.0, 0, 0, on_mains=False)
+        hours += 0.1
+    assert 4.5 < hours < 5.5  # 11.1 Wh x 0.9 at 2.1 W is 4.8 h
+
+
+def test_mains_charges_and_the_voltage_sags_under_load() -> None:
+    physics = BoardPhysics(PI4, PhysicsState(charge=0.5))
+    physics.step(60.0, 1.0, TOP, 1, on_mains=False)
+    loaded, discharging = physics.cell_volts(), physics.cell_amperes()
+    physics.step(60.0, 1.0, TOP, 1, on_mains=True)
+    assert discharging > 0.0 > physics.cell_amperes()
+    assert physics.cell_volts() > loaded
+    assert physics.state.charge > 0.49
+
+
+def test_firmware_takes_the_clock_down_between_80_and_85() -> None:
+    physics = BoardPhysics(PI4)
+    seen = []
+    for celsius in (79.9, 82.5, 86.0):
+        physics.state = dataclasses.replace(physics.state, die_celsius=celsius)
+        seen.append(physics.firmware_index())
+    assert seen == [TOP, 6, 0]
+
+
+def test_governed_board_crosses_30_k_in_a_heat_pulse_and_comes_back() -> None:
+    """The closed loop without processes: normal training, 20 s of heat from outside, normal training again."""
+    policy = parse_policy(named_policy_text("emulated"))
+    physics, state, decision = BoardPhysics(PI4), GovernorState(), Decision()
+    rules: dict[str, list[str]] = {"before": [], "pulse": [], "after": []}
+    highest = dict.fromkeys(rules, 0.0)
+    for second in range(160):
+        part = "before" if second < 60 else "pulse" if second < 80 else "after"
+        cap = decision.frequency_cap_hz
+        index = max(i for i, p in enumerate(PI4.points) if cap is None or p.frequency_hz <= cap)
+        heat = 8.0 if part == "pulse" else 0.0
+        now = physics.step(8.0, decision.duty, index, max(1, decision.cooling_level), heat)
+        reading = Reading(
+            mono_s=float(second),
+            temperature_celsius=now.die_celsius,
+            ambient_celsius=now.ambient_celsius,
+            operating_points=PI4.points,
+            charge=now.charge,
+            on_mains=True,
+            cooling_max=PI4.fan_levels,
+        )
+        state, decision = decide(policy, state, reading, 50)
+        assert decision.action < Action.PAUSE
+        rules[part].append(decision.rule)
+        highest[part] = max(highest[part], delta(now))
+    assert set(rules["before"]) == {"run"}
+    assert highest["before"] < 30.0
+    assert "thermal.delta-t-slow" in rules["pulse"]
+    assert 30.0 < highest["pulse"] < 35.0
+    assert rules["after"][-60:] == ["run"] * 60

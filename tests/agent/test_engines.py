@@ -1,0 +1,208 @@
+"""What every engine promises, on a small network; and the engines against each other on the real one."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.engine.base import OptimizerSpec, TrainingEngine, TrainingSetup
+from agent.engine.graph import GraphEngine
+from agent.engine.ir import Graph, parse
+from agent.engine.passes import replace_head
+from agent.errors import EngineError, ModelError
+from tests.simulators.small_models import colour_images, mobile_block_net
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+MOBILENET = SHARED / "mobilenetv2-1.0-224.onnx"
+HAS_ORT_TRAINING = importlib.util.find_spec("onnxruntime.training") is not None
+OPTIMIZERS = (
+    OptimizerSpec("sgd", momentum=0.9),
+    OptimizerSpec("sgd", momentum=0.9, weight_decay=0.01),
+    OptimizerSpec("sgd", momentum=0.0),
+    OptimizerSpec("adamw", weight_decay=0.01),
+)
+
+
+def ort_training() -> TrainingEngine:
+    from agent.engine.ort_training import OrtTrainingEngine  # noqa: PLC0415 - not on every machine
+
+    return OrtTrainingEngine()
+
+
+ENGINES = [
+    pytest.param(GraphEngine, id="graph"),
+    pytest.param(
+        ort_training, id="ort-training", marks=pytest.mark.skipif(not HAS_ORT_TRAINING, reason="needs onnxruntime-training")
+    ),
+]
+each_engine = pytest.mark.parametrize("engine", ENGINES)
+each_optimizer = pytest.mark.parametrize(
+    "optimizer", OPTIMIZERS, ids=lambda o: f"{o.kind}-{o.momentum}-{o.weight_decay}"
+)
+
+
+def batches(count: int, batch: int = 6) -> list[tuple[np.ndarray, np.ndarray]]:
+    pixels, labels = colour_images(count * batch, seed=3)
+    inputs = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    return [(inputs[i * batch : (i + 1) * batch], labels[i * batch : (i + 1) * batch]) for i in range(count)]
+
+
+def setup(frozen: int, optimizer: OptimizerSpec = OPTIMIZERS[0], graph: Graph | None = None) -> TrainingSetup:
+    net = graph or mobile_block_net()
+    return TrainingSetup(net, 6, net.input_shape, frozen, optimizer, threads=1)
+
+
+def numpy_update(spec: OptimizerSpec, w: np.ndarray, g: np.ndarray, state: dict, lr: float) -> np.ndarray:
+    """The formulas of OptimizerSpec, in float64."""
+    if spec.kind == "sgd":
+        state["v"] = spec.momentum * state.get("v", 0) + g + spec.weight_decay * w
+        return w - lr * state["v"]
+    t = state["t"] = state.get("t", 0) + 1
+    state["m"] = spec.beta1 * state.get("m", 0) + (1 - spec.beta1) * g
+    state["s"] = spec.beta2 * state.get("s", 0) + (1 - spec.beta2) * g * g
+    step = (state["m"] / (1 - spec.beta1**t)) / (np.sqrt(state["s"] / (1 - spec.beta2**t)) + spec.epsilon)
+    return w * (1 - lr * spec.weight_decay) - lr * step
+
+
+@each_engine
+@each_optimizer
+def test_head_only_follows_the_formulas(engine: type[TrainingEngine], optimizer: OptimizerSpec) -> None:
+    """The head's gradient is known in closed form, so every update rule can be checked against NumPy."""
+    net = mobile_block_net()
+    run = engine().start(setup(7, optimizer, net))
+    features = engine().start(setup(7, optimizer, net))  # features do not depend on the head
+    w, b = (net.initializers[name].astype(np.float64) for name in ("head.w", "head.b"))
+    states: tuple[dict, dict] = ({}, {})
+    probe = replace(net, output="features", nodes=net.nodes[:-1])
+    from agent.engine.infer import Inference  # noqa: PLC0415 - keeps onnxruntime out of collection
+
+    for samples, labels in batches(5):
+        f = Inference(probe, 1).run(samples).astype(np.float64)
+        logits = f @ w.T + b
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        expected_loss = -np.log(p[np.arange(6), labels]).mean()
+        p[np.arange(6), labels] -= 1
+        dw, db = p.T @ f / 6, p.sum(axis=0) / 6
+        assert run.step(samples, labels, 0.05) == pytest.approx(expected_loss, rel=1e-4)
+        w, b = numpy_update(optimizer, w, dw, states[0], 0.05), numpy_update(optimizer, b, db, states[1], 0.05)
+    np.testing.assert_allclose(run.parameters()["head.w"], w, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(run.parameters()["head.b"], b, rtol=1e-3, atol=1e-5)
+    features.close()
+    run.close()
+
+
+@each_engine
+@each_optimizer
+@pytest.mark.parametrize("frozen", [0, 3, 7])
+def test_frozen_weights_stay_bit_identical(
+    engine: type[TrainingEngine], optimizer: OptimizerSpec, frozen: int
+) -> None:
+    net = mobile_block_net()
+    run = engine().start(setup(frozen, optimizer, net))
+    for samples, labels in batches(3):
+        run.step(samples, labels, 0.05)
+    after = run.parameters()
+    for layer in net.layers():
+        for name in layer.parameters:
+            same = np.array_equal(after[name], net.initializers[name])
+            assert same == (layer.index < frozen), name
+    run.close()
+
+
+@each_engine
+@pytest.mark.parametrize("optimizer", [OPTIMIZERS[0], OPTIMIZERS[3]], ids=["sgd", "adamw"])
+def test_moving_the_boundary_keeps_weights_and_optimizer_state(
+    engine: type[TrainingEngine], optimizer: OptimizerSpec
+) -> None:
+    """Head-only steps give the same head whether or not the run passed through other boundaries between two steps."""
+    straight, moved = (engine().start(setup(5, optimizer)) for _ in range(2))
+    data = batches(6)
+    for i, (samples, labels) in enumerate(data):
+        straight.step(samples, labels, 0.05)
+        moved.step(samples, labels, 0.05)
+        if i == 2:
+            moved.set_frozen_layers(2)
+            assert moved.frozen_layers == 2
+            moved.set_frozen_layers(5)
+    for name, value in straight.parameters().items():
+        np.testing.assert_allclose(moved.parameters()[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@each_engine
+def test_going_deeper_freezes_what_was_learnt(engine: type[TrainingEngine]) -> None:
+    run = engine().start(setup(0))
+    data = batches(4)
+    for samples, labels in data[:2]:
+        run.step(samples, labels, 0.05)
+    learnt = run.parameters()
+    run.set_frozen_layers(4)
+    for samples, labels in data[2:]:
+        run.step(samples, labels, 0.05)
+    after = run.parameters()
+    for layer in mobile_block_net().layers():
+        for name in layer.parameters:
+            assert np.array_equal(after[name], learnt[name]) == (layer.index < 4), name
+
+
+@each_engine
+@pytest.mark.parametrize("optimizer", [OPTIMIZERS[0], OPTIMIZERS[3]], ids=["sgd", "adamw"])
+def test_saved_state_goes_on_as_if_never_stopped(engine: type[TrainingEngine], optimizer: OptimizerSpec) -> None:
+    first = engine().start(setup(2, optimizer))
+    data = batches(6)
+    for samples, labels in data[:3]:
+        first.step(samples, labels, 0.05)
+    second = engine().start(setup(2, optimizer))
+    second.load_state(first.state())
+    for samples, labels in data[3:]:
+        assert first.step(samples, labels, 0.05) == pytest.approx(second.step(samples, labels, 0.05), rel=1e-5)
+    for name, value in first.parameters().items():
+        np.testing.assert_allclose(second.parameters()[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@each_engine
+def test_logits_use_current_weights_for_any_count(engine: type[TrainingEngine]) -> None:
+    run = engine().start(setup(3))
+    (samples, labels), *_ = batches(1)
+    before = run.logits(samples[:1])
+    run.step(samples, labels, 0.5)
+    assert not np.allclose(run.logits(samples[:1]), before)
+    many = np.concatenate([samples] * 12)
+    assert run.logits(many).shape == (72, 3)
+    np.testing.assert_allclose(run.logits(many)[:6], run.logits(samples), rtol=1e-4, atol=1e-5)
+
+
+@each_engine
+def test_bad_calls_are_refused(engine: type[TrainingEngine]) -> None:
+    with pytest.raises(ModelError, match="cannot freeze 8 of 8 layers"):
+        engine().start(setup(8))
+    run = engine().start(setup(3))
+    (samples, labels), *_ = batches(1)
+    with pytest.raises(EngineError, match="does not fit"):
+        run.step(samples[:2], labels[:2], 0.1)
+    with pytest.raises(EngineError, match="does not fit this model"):
+        run.load_state({"weight/other": np.zeros(3, np.float32)})
+    run.step(samples, labels, 0.1)  # still usable
+
+
+def mobilenet(frozen: int, optimizer: OptimizerSpec, batch: int) -> TrainingSetup:
+    graph = replace_head(parse(MOBILENET.read_bytes()), 10, seed=1)
+    return TrainingSetup(graph, batch, (3, 96, 96), frozen, optimizer, threads=2)
+
+
+@pytest.mark.skipif(not HAS_ORT_TRAINING, reason="needs onnxruntime-training")
+@pytest.mark.skipif(not MOBILENET.exists(), reason="needs ../shared/data/mobilenetv2-1.0-224.onnx")
+@pytest.mark.parametrize("optimizer", [OPTIMIZERS[0], OPTIMIZERS[3]], ids=["sgd-momentum", "adamw"])
+def test_both_engines_agree_for_twenty_steps_on_mobilenet(optimizer: OptimizerSpec) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((20, 4, 3, 96, 96)).astype(np.float32) * 0.5
+    labels = rng.integers(0, 10, (20, 4))
+    ours, theirs = (engine.start(mobilenet(26, optimizer, 4)) for engine in (GraphEngine(), ort_training()))
+    rate = 0.01 if optimizer.kind == "sgd" else 0.001
+    for samples, wanted in zip(pixels, labels, strict=True):
+        mine, other = ours.step(samples, wanted, rate), theirs.step(samples, wanted, rate)
+        assert mine == pytest.approx(other, rel=1e-3)

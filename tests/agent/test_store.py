@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from agent.errors import BoardError, SealedFileError, SpecError
+from agent.slots import read_active, read_status
+from agent.store import Store
+
+KEY = bytes(range(32))
+ONE, TWO, THREE = b"model one", b"model two" * 1000, b"model three"
+
+
+def tuned(store: Store, model: bytes, manifest: dict[str, object] | None = None) -> str:
+    slot = store.stage(model, manifest or {"n": 1})
+    store.activate(slot)
+    store.mark_good()
+    return slot
+
+
+def flip(path: Path, position: int = -1) -> None:
+    body = bytearray(path.read_bytes())
+    body[position] ^= 1
+    path.write_bytes(body)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path, KEY)
+
+
+def test_a_life(store: Store, tmp_path: Path) -> None:
+    assert store.recover() == ()
+    assert store.active() is None
+    with pytest.raises(BoardError) as nothing:
+        store.load_active()
+    assert nothing.value.code == "no-active-model"
+
+    manifest: dict[str, object] = {"accuracy": 0.875, "labels": ["é", "b"], "deep": {"x": None}}
+    assert store.stage(ONE, manifest) == "a"
+    assert store.active() is None
+    view = store.activate("a")
+    assert (view.slot, view.trial, view.previous, view.manifest) == ("a", True, "", manifest)
+    assert view.plaintext_sha256 == hashlib.sha256(ONE).hexdigest()
+    store.mark_good()
+    assert store.load_active() == (ONE, manifest)
+
+    assert store.stage(TWO, {"n": 2}) == "b"
+    assert store.load_active() == (ONE, manifest)
+    store.activate("b")
+    with pytest.raises(SpecError) as trial:
+        store.stage(THREE, {})
+    assert trial.value.code == "trial-open"
+    back = store.roll_back("held-out accuracy fell" * 100)
+    assert back is not None
+    assert (back.slot, back.trial, back.previous) == ("a", False, "")
+    assert store.load_active() == (ONE, manifest)
+    assert len(read_status(tmp_path).rolled_back) == 300
+    assert read_active(tmp_path) == store.active()
+    assert Store(tmp_path, KEY).load_active() == (ONE, manifest)
+
+
+def test_back_by_hand_from_a_good_model(store: Store) -> None:
+    tuned(store, ONE)
+    tuned(store, TWO, {"n": 2})
+    assert store.roll_back("asked") is not None
+    assert store.load_active()[0] == ONE
+    assert store.roll_back("asked again") is None
+    assert store.active() is None
+    for deed in (store.mark_good, lambda: store.roll_back("once more")):
+        with pytest.raises(SpecError) as caught:
+            deed()
+        assert caught.value.code == "no-active-model"
+
+
+def test_staging_over_the_model_before_forgets_it_first(store: Store) -> None:
+    tuned(store, ONE)
+    tuned(store, TWO)
+    assert store.stage(THREE, {}) == "a"
+    assert store.roll_back("asked") is None
+
+
+def test_nothing_readable_lies_on_the_disk(store: Store, tmp_path: Path) -> None:
+    secret = random.Random(1).randbytes(5000)
+    tuned(store, secret)
+    store.seal_checkpoint("job", secret)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 5
+    for path in files:
+        assert secret[:32] not in path.read_bytes()
+        assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["model.sealed", "manifest.json"])
+def test_a_broken_slot_is_not_activated(store: Store, tmp_path: Path, name: str) -> None:
+    tuned(store, ONE)
+    slot = store.stage(TWO, {"n": 2})
+    path = tmp_path / "slots" / slot / name
+    for spoil in (lambda: flip(path), lambda: path.write_bytes(b""), path.unlink):
+        spoil()
+        with pytest.raises(SealedFileError):
+            store.activate(slot)
+        assert store.load_active()[0] == ONE
+    for unusable in ("a", "c", ""):
+        with pytest.raises(SpecError):
+            store.activate(unusable)
+
+
+def test_a_changed_manifest_does_not_open_the_model(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE, {"labels": ["good", "bad"]})
+    path = tmp_path / "slots" / "a" / "manifest.json"
+    path.write_text(path.read_text().replace('["good","bad"]', '["bad","good"]'))
+    with pytest.raises(SealedFileError) as caught:
+        store.load_active()
+    assert caught.value.code == "sealed-tag"
+
+
+def test_files_of_two_slots_cannot_be_mixed(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE, {"n": 1})
+    store.stage(ONE, {"n": 2})
+    shutil.copy(tmp_path / "slots" / "a" / "model.sealed", tmp_path / "slots" / "b" / "model.sealed")
+    with pytest.raises(SealedFileError):
+        store.activate("b")
+
+
+def test_another_boards_key_opens_nothing(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    with pytest.raises(SealedFileError) as caught:
+        Store(tmp_path, bytes(32)).load_active()
+    assert caught.value.code == "sealed-tag"
+
+
+def test_when_the_model_before_is_broken_too_nothing_is_active(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    store.activate(store.stage(TWO, {}))
+    flip(tmp_path / "slots" / "a" / "model.sealed")
+    with pytest.raises(SealedFileError):
+        store.roll_back("worse")
+    assert store.active() is None
+    assert read_status(tmp_path).rolled_back == "worse"
+
+
+@pytest.mark.parametrize("spoiled", [b"", b"{}", b"[]", b"\xff", b"x" * 5000, b'{"active":"b"}', None])
+def test_a_corrupt_status_is_told_set_aside_and_rebuilt(store: Store, tmp_path: Path, spoiled: bytes | None) -> None:
+    tuned(store, ONE)
+    tuned(store, TWO, {"n": 2})
+    path = tmp_path / "slots" / "status.json"
+    if spoiled is None:
+        path.unlink()
+    else:
+        path.write_bytes(spoiled)
+    for deed in (store.active, store.load_active, store.mark_good, lambda: store.stage(ONE, {})):
+        with pytest.raises(BoardError) as caught:
+            deed()  # type: ignore[operator]
+        assert caught.value.code == "status-corrupt"
+    told = store.recover()
+    assert "cannot be used" in told[0]
+    assert "active is b" in told[1]
+    assert store.load_active() == (TWO, {"n": 2})
+    assert (tmp_path / "slots" / "status.corrupt").exists() == (spoiled is not None)
+    assert store.recover() == ()
+    assert store.roll_back("asked") is not None
+    assert store.load_active()[0] == ONE
+
+
+def test_every_flipped_bit_of_the_status_is_seen(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    path = tmp_path / "slots" / "status.json"
+    good = path.read_bytes()
+    for position in range(len(good)):
+        for bit in (0, 5):
+            changed = bytearray(good)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(BoardError) as caught:
+                read_status(tmp_path)
+            assert caught.value.code == "status-corrupt"
+
+
+def test_a_lost_status_never_brings_back_an_untried_or_left_model(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    store.activate(store.stage(TWO, {}))
+    (tmp_path / "slots" / "status.json").unlink()
+    store.recover()
+    assert store.load_active()[0] == ONE
+    tuned(store, THREE)
+    store.roll_back("asked")
+    (tmp_path / "slots" / "status.json").write_bytes(b"?")
+    store.recover()
+    assert store.load_active()[0] == ONE
+    flip(tmp_path / "slots" / "a" / "model.sealed")
+    (tmp_path / "slots" / "status.json").write_bytes(b"?")
+    assert "none" in store.recover()[1]
+    assert store.active() is None
+
+
+def test_a_lost_status_does_not_take_a_reused_slot_for_tried(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    tuned(store, TWO)
+    store.activate(store.stage(THREE, {}))
+    (tmp_path / "slots" / "status.json").unlink()
+    store.recover()
+    assert store.load_active()[0] == TWO
+
+
+def test_manifests_that_are_refused(store: Store) -> None:
+    for manifest in ({"x": float("nan")}, {"x": object()}, {"x": "y" * (1 << 20)}):
+        with pytest.raises(SpecError):
+            store.stage(ONE, manifest)
+    assert store.recover() == ()
+    mixed = {10: "ten", 2: "two"}  # keys that sort otherwise once they are texts
+    tuned(store, ONE, mixed)  # type: ignore[arg-type]
+    assert store.load_active()[1] == {"10": "ten", "2": "two"}
+
+
+def test_full_disk_keeps_the_active_model(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        for deed in (lambda: store.stage(bytes(10_000), {}), lambda: store.seal_checkpoint("job", bytes(10_000))):
+            with pytest.raises(BoardError) as caught:
+                deed()
+            assert caught.value.code == "no-space"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.load_active()[0] == ONE
+    assert store.open_checkpoint("job") is None
+    assert not list(tmp_path.rglob("*.partial"))
+    tuned(store, TWO)
+    assert store.load_active()[0] == TWO
+
+
+def test_checkpoints(store: Store, tmp_path: Path) -> None:
+    assert store.open_checkpoint("job-1") is None
+    store.seal_checkpoint("job-1", TWO)
+    store.seal_checkpoint("job-1", THREE)
+    assert store.open_checkpoint("job-1") == THREE
+    path = tmp_path / "checkpoints" / "job-1.sealed"
+    shutil.copy(path, tmp_path / "checkpoints" / "job-2.sealed")
+    with pytest.raises(SealedFileError):
+        store.open_checkpoint("job-2")
+    body = path.read_bytes()
+    for position in (0, 31, 32, 33, 80, len(body) - 1):
+        changed = bytearray(body)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(SealedFileError):
+            store.open_checkpoint("job-1")
+    for length in (0, 10, 32, 60, len(body) - 1):
+        path.write_bytes(body[:length])
+        with pytest.raises(SealedFileError):
+            store.open_checkpoint("job-1")
+    store.drop_checkpoint("job-1")
+    store.drop_checkpoint("job-1")
+    assert store.open_checkpoint("job-1") is None
+    with pytest.raises(SpecError):
+        store.seal_checkpoint("../escape", b"")
+
+
+GOOD_A = ["stage 1", "activate a", "mark good"]
+GOOD_B = [*GOOD_A, "stage 2", "activate b", "mark good"]
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        ["stage 1"],
+        ["stage 1", "activate a"],
+        GOOD_A,
+        [*GOOD_A, "roll back"],
+        [*GOOD_A, "stage 2"],
+        [*GOOD_A, "stage 2", "activate b"],
+        [*GOOD_A, "stage 2", "activate b", "roll back"],
+        GOOD_B,
+        [*GOOD_B, "stage 3"],
+        [*GOOD_B, "roll back"],
+        [*GOOD_B, "spoil", "recover"],
+    ],
+    ids=lambda story: f"{len(story)} {story[-1]}",
+)
+def test_killed_before_each_file_operation(tmp_path: Path, story: list[str]) -> None:
+    script = Path(__file__).with_name("crash_steps.py")
+    subprocess.run([sys.executable, str(script), str(tmp_path), *story], check=True)
+    ends = [tmp_path / "before", tmp_path / "after"]
+    allowed = [seen(folder) for folder in ends if folder.exists()]
+    crashed = [path for path in tmp_path.iterdir() if path.name.isdecimal()]
+    assert len(crashed) > 2
+    for folder in crashed:
+        store = Store(folder, KEY)
+        told = store.recover()
+        assert told == () or story[-1] == "recover"
+        assert not list(folder.rglob("*.partial"))
+        assert seen(folder) in allowed
+        previous = read_status(folder).previous
+        assert not previous or store._load(previous)  # what could be gone back to is whole
+        carry_on(store)
+
+
+def seen(folder: Path) -> tuple[str, bool, bytes] | None:
+    """Slot, trial and model of the one active slot; a slot that is active must open."""
+    store = Store(folder, KEY)
+    store.recover()
+    view = store.active()
+    return None if view is None else (view.slot, view.trial, store.load_active()[0])
+
+
+def carry_on(store: Store) -> None:
+    view = store.active()
+    if view and view.trial:
+        store.mark_good()
+    tuned(store, b"the next model")
+    assert store.load_active()[0] == b"the next model"
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("crash_steps.py")
+    subprocess.run([sys.executable, str(script), str(tmp_path), "checkpoint 1", "checkpoint 2"], check=True)
+    found = [Store(path, KEY).open_checkpoint("job") for path in tmp_path.iterdir() if path.name.isdecimal()]
+    assert set(found) == {b"step one", b"step two"}
+    assert Store(tmp_path / "after", KEY).open_checkpoint("job") == b"step two"
+
+
+class Slots(RuleBasedStateMachine):
+    """Any order of operations, against a model of three variables."""
+
+    @initialize()
+    def start(self) -> None:
+        self.scratch = tempfile.TemporaryDirectory()
+        self.store = Store(Path(self.scratch.name), KEY)
+        self.now: bytes | None = None
+        self.before: bytes | None = None
+        self.staged: tuple[str, bytes] | None = None
+        self.trial = False
+
+    @precondition(lambda self: not self.trial)
+    @rule(model=st.binary(max_size=50))
+    def stage(self, model: bytes) -> None:
+        self.staged = (self.store.stage(model, {}), model)
+        self.before = None
+
+    @precondition(lambda self: not self.trial and self.staged)
+    @rule()
+    def activate(self) -> None:
+        assert self.staged
+        self.store.activate(self.staged[0])
+        self.before, self.now, self.staged, self.trial = self.now, self.staged[1], None, True
+
+    @precondition(lambda self: self.now is not None)
+    @rule()
+    def mark_good(self) -> None:
+        self.store.mark_good()
+        self.trial = False
+
+    @precondition(lambda self: self.now is not None)
+    @rule()
+    def roll_back(self) -> None:
+        self.store.roll_back("worse")
+        self.now, self.before, self.trial = self.before, None, False
+        self.staged = None
+
+    @rule()
+    def restart(self) -> None:
+        self.store = Store(Path(self.scratch.name), KEY)
+        assert self.store.recover() == ()
+
+    @invariant()
+    def exactly_one_or_none(self) -> None:
+        view = self.store.active()
+        assert (view is None) == (self.now is None)
+        if view:
+            assert self.store.load_active()[0] == self.now
+            assert view.trial == self.trial
+
+    def teardown(self) -> None:
+        self.scratch.cleanup()
+
+
+Slots.TestCase.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+test_any_order_of_operations = Slots.TestCase
+
+
+def test_status_is_plain_json(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    table = json.loads((tmp_path / "slots" / "status.json").read_text())
+    assert {key: table[key] for key in ("active", "previous", "trial")} == {
+        "active": "a",
+        "previous": "",
+        "trial": False,
+    }
