@@ -17,11 +17,14 @@ from agent.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")  # by content: Pillow would start an interpreter for a PostScript file
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"})
 MAX_PIXELS = 50_000_000  # a larger picture is a mistake or a decompression bomb
 MAX_CLASSES = 1000
 MAX_DATA_BYTES = 1 << 30  # decoded; half of a 2 GB board
 NAMED_BAD = 20  # of the unreadable files so many are named
+MAX_NAME, MAX_WHY = 100, 80  # characters of each: all that are named fit into one message
+NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
 LEAST_A_CLASS = 2  # one to learn from and one to test on
 
 
@@ -71,11 +74,14 @@ def load(path: str, size: int, held_out: float, seed: int, most_samples: int) ->
         DataError: no such path, no images, one class only, a class with a single sample, labels outside the classes.
     """
     source = Path(path)
-    if source.is_dir():
-        samples = _read_folder(source, size, most_samples)
-        return _split(samples, held_out, seed, path)
-    if source.suffix == ".npz" and source.is_file():
-        return _read_npz(source, size, held_out, seed, most_samples)
+    try:
+        if source.is_dir():
+            samples = _read_folder(source, size, most_samples)
+            return _split(samples, held_out, seed, path)
+        if source.suffix == ".npz" and source.is_file():
+            return _read_npz(source, size, held_out, seed, most_samples)
+    except OSError as error:  # a name too long, a folder that may not be listed
+        raise DataError("the data cannot be read", where=f"{path}: {error.strerror}") from error
     raise DataError(
         "no such data",
         where=path,
@@ -85,9 +91,11 @@ def load(path: str, size: int, held_out: float, seed: int, most_samples: int) ->
 
 def _read_folder(root: Path, size: int, most: int) -> _Samples:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if len(folders) > MAX_CLASSES:
+        raise DataError(f"more than {MAX_CLASSES} classes", where=str(root))
     listed = {
         folder.name: sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-        for folder in folders[: MAX_CLASSES + 1]
+        for folder in folders
     }
     listed = {name: files for name, files in listed.items() if files}
     if not listed:
@@ -103,10 +111,11 @@ def _read_folder(root: Path, size: int, most: int) -> _Samples:
     for label, files in enumerate(listed.values()):
         for file in files:
             try:
-                pixels.append(_decode(file, size))
+                pixels.append(decode_one(file, size))
                 labels.append(label)
-            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-                skipped.append(f"{file.relative_to(root)}: {_why(error)}")
+            except DataError as error:
+                name = str(file.relative_to(root))
+                skipped.append(f"{name if len(name) <= MAX_NAME else f'…{name[1 - MAX_NAME :]}'}: {error.what}")
     if not pixels:
         raise DataError("none of the images can be read", where=skipped[0])
     return _Samples(np.stack(pixels), np.asarray(labels, np.int64), tuple(listed), tuple(skipped))
@@ -115,11 +124,13 @@ def _read_folder(root: Path, size: int, most: int) -> _Samples:
 def _why(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0][:MAX_WHY] if str(error) else type(error).__name__
 
 
 def _decode(file: Path, size: int) -> Pixels:
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
         image.draft("RGB", (size, size))
@@ -131,28 +142,19 @@ def decode_one(file: Path, size: int) -> Pixels:
     """One image as [S, S, 3].
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read; `what` says why.
     """
     try:
         return _decode(file, size)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError("the image cannot be read", where=f"{file}: {_why(error)}") from error
+    except Exception as error:  # Pillow's plugins raise many unrelated types on broken files
+        raise DataError(_why(error), where=str(file)) from error
 
 
 def _read_npz(file: Path, size: int, held_out: float, seed: int, most: int) -> Dataset:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {
-                key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test", "classes") if key in archive
-            }
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError("the .npz file cannot be read", where=f"{file}: {_why(error)}") from error
+    arrays = _arrays(file)
     if "x_train" not in arrays or "y_train" not in arrays:
         raise DataError("the .npz file needs the arrays x_train and y_train", where=str(file))
-    labels = arrays["y_train"]
-    classes = (
-        tuple(map(str, arrays["classes"])) if "classes" in arrays else tuple(map(str, range(int(labels.max()) + 1)))
-    )
+    classes = _npz_classes(file, arrays)
     train = _npz_part(file, arrays, "train", classes, size, most)
     if "x_test" not in arrays or "y_test" not in arrays:
         return _split(train, held_out, seed, str(file))
@@ -161,12 +163,41 @@ def _read_npz(file: Path, size: int, held_out: float, seed: int, most: int) -> D
     return Dataset(train.pixels, train.labels, test.pixels, test.labels, classes)
 
 
+def _arrays(file: Path) -> dict[str, npt.NDArray[np.generic]]:
+    try:
+        _check_unpacked(file)
+        with np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in NPZ_KEYS if key in arrays}
+    except Exception as error:  # zipfile, zlib and NumPy raise many unrelated types on broken files
+        raise DataError("the .npz file cannot be read", where=f"{file}: {_why(error)}") from error
+
+
+def _check_unpacked(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        total = sum(item.file_size for item in archive.infolist() if item.filename.removesuffix(".npy") in NPZ_KEYS)
+    if total > MAX_DATA_BYTES:
+        raise ValueError(f"{total >> 20} MiB unpacked, at most {MAX_DATA_BYTES >> 20} are read")
+
+
+def _npz_classes(file: Path, arrays: dict[str, npt.NDArray[np.generic]]) -> tuple[str, ...]:
+    if "classes" not in arrays:
+        labels = arrays["y_train"]
+        if labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError("labels do not fit the samples", where=f"{file}: y_train")
+        return tuple(map(str, range(min(int(labels.max()), MAX_CLASSES) + 1)))
+    classes = arrays["classes"]
+    names = tuple(map(str, classes[: MAX_CLASSES + 1])) if classes.ndim == 1 else ()
+    if not names or len(set(names)) < len(names):
+        raise DataError("the classes are not a list of different names", where=f"{file}: classes")
+    return names
+
+
 def _npz_part(
     file: Path, arrays: dict[str, npt.NDArray[np.generic]], part: str, classes: tuple[str, ...], size: int, most: int
 ) -> _Samples:
     x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
     where = f"{file}: x_{part}"
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):  # noqa: PLR2004 - [N, H, W(, C)]
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or 0 in x.shape[1:]:  # noqa: PLR2004 - [N, H, W(, C)]
         raise DataError(f"{x.dtype} of shape {x.shape} is not uint8 [N, H, W] or [N, H, W, 3]", where=where)
     if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or len(y) == 0:
         raise DataError("labels do not fit the samples", where=f"{file}: y_{part}")
@@ -203,7 +234,7 @@ def _check_counts(labels: Int64, classes: tuple[str, ...], least: int, where: st
     counts = np.bincount(labels, minlength=len(classes))
     if len(classes) < 2:  # noqa: PLR2004 - nothing to tell apart
         raise DataError(f"only one class ({classes[0]}): nothing to tell apart", where=where)
-    for name, count in zip(classes, counts, strict=True):
+    for name, count in zip(classes, counts.tolist(), strict=True):
         if count < least:
             raise DataError(
                 f"class {name!r} has {count} usable sample{'s' * (count != 1)}, at least {least} are needed",

@@ -9,7 +9,7 @@ from agent.engine.ir import Graph, parse, shapes
 from agent.engine.passes import fold_batch_norm, replace_head
 from agent.errors import ModelError, SpecError
 
-CHANNELS_FIRST_RANK = 3
+CHANNELS_FIRST_RANK, COLORS = 3, 3
 MOST_NAMED = 5
 
 
@@ -39,6 +39,8 @@ def load_base(plaintext: bytes, card: ModelCard, image_size: int) -> BaseModel:
         )
     if len(graph.input_shape) != CHANNELS_FIRST_RANK:
         raise ModelError("the model does not take images [N, C, H, W]", where=card.name)
+    if graph.input_shape[0] != COLORS:
+        raise ModelError(f"the model takes {graph.input_shape[0]} channels, images have {COLORS}", where=card.name)
     sized = replace(graph, input_shape=(graph.input_shape[0], image_size, image_size))
     outputs = shapes(sized, 1)[sized.output]
     if card.labels and outputs != (1, len(card.labels)):

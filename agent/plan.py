@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
+from agent.card import MAX_LABELS
 from agent.cost import CostTable
 from agent.errors import EngineError
 from agent.spec import FineTuneSpec
 from policies.freezing import HEAD_ONLY_PERCENT, choose_depth, snap
 from policies.policy import DEPTH_LADDER, Policy
-from policies.strict import TableError, build
+from policies.strict import TableError, build, limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Plan:
     similarity: float | None
     ladder: tuple[Rung, ...]
     layers: int
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = field(metadata=limits(longest=MAX_LABELS))
     head: str
     batch: int
     steps: int

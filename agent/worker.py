@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from typing import BinaryIO
 
 from agent.errors import EngineError, TemperdError
@@ -19,14 +20,18 @@ from agent.trainer import FREE, JobEndedError
 
 PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the daemon went away; the next one resumes from the checkpoint
+READ_BYTES = 64 << 10
 MAX_MESSAGE = 2000  # characters of an error that travel
 
 
 class Mailbox:
-    """Reads the daemon's lines on a thread; keeps the latest order to steer and wakes whoever waits for a `Go`."""
+    """Reads the daemon's lines on a thread; keeps the latest order to steer and wakes whoever waits for a `Go`.
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    The descriptor is read without a buffered file: a thread inside one would block the interpreter's shutdown.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._rest = descriptor, b""
         self._latest = FREE
         self._granted: set[str] = set()
         self._news = threading.Condition()
@@ -65,9 +70,14 @@ class Mailbox:
             os._exit(EXIT_ORPHANED)
 
     def _read(self) -> Message:
-        line = self._stream.readline(MAX_LINE_BYTES)
-        if not line:
-            raise EngineError("the daemon has gone")
+        while b"\n" not in self._rest:
+            if len(self._rest) > MAX_LINE_BYTES:
+                raise EngineError("the daemon sent an overlong line")
+            data = os.read(self._descriptor, READ_BYTES)
+            if not data:
+                raise EngineError("the daemon has gone")
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
         return decode(line)
 
 
@@ -90,20 +100,24 @@ def carry_out(order: Order, mailbox: Mailbox, out: BinaryIO) -> Message:
         mailbox.wait_for(stage)
 
     try:
-        from agent.finetune import FineTune, RefusedError  # noqa: PLC0415 - a broken wheel must end as a message too
+        from agent.finetune import FineTune  # noqa: PLC0415 - a broken wheel must end as a message too
 
-        try:
-            return FineTune(order, ask, emit, mailbox.steer).execute()
-        except RefusedError as refusal:
-            return Failed(refusal.code, str(refusal)[:MAX_MESSAGE], "FAILED", refusal.result)
-    except JobEndedError as end:
-        return Failed(end.code, str(end)[:MAX_MESSAGE], "CANCELED" if end.code == "canceled" else "FAILED")
-    except TemperdError as error:
-        return Failed(error.code, str(error)[:MAX_MESSAGE])
-    except MemoryError:
+        return FineTune(order, ask, emit, mailbox.steer).execute()
+    except Exception as error:  # noqa: BLE001 - the one seam of the process: every end is told, none is lost
+        return _last_word(error)
+
+
+def _last_word(error: Exception) -> Failed:
+    """How the job ends for an error."""
+    if isinstance(error, TemperdError):
+        outcome = "CANCELED" if isinstance(error, JobEndedError) and error.code == "canceled" else "FAILED"
+        return Failed(error.code, str(error)[:MAX_MESSAGE], outcome, getattr(error, "result", {}))
+    if isinstance(error, MemoryError):
         return Failed("out-of-memory", "not enough memory for this job. Lower batch or image_size, or freeze deeper")
-    except ImportError as error:
+    if isinstance(error, ImportError):
         return Failed("no-runtime", f'{error}. Install one: pip install "temperd[ort]"')
+    traceback.print_exception(error)  # a fault of ours: its trace goes to the log instead of three vain attempts
+    return Failed("internal", f"{type(error).__name__}: {error}"[:MAX_MESSAGE])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    mailbox = Mailbox(sys.stdin.buffer)
+    mailbox = Mailbox(sys.stdin.fileno())
     last = carry_out(mailbox.first(), mailbox, out)
     out.write(encode(last))
     out.flush()

@@ -111,7 +111,7 @@ def _convert_list(hint: Any, value: object, path: str, meta: Mapping[str, Any]) 
 
 def _scalar(hint: Any, value: object, path: str, meta: Mapping[str, Any]) -> object:  # noqa: ANN401 - see _convert
     if hint is float and type(value) is int:
-        value = float(value)
+        value = _as_float(value, path)
     if type(value) is not hint:
         raise TableError(path, f"must be {_NAMES.get(hint, hint)}, not {_kind(value)}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -125,6 +125,13 @@ def _scalar(hint: Any, value: object, path: str, meta: Mapping[str, Any]) -> obj
     if isinstance(value, str) and len(value) > meta.get("longest", 4096):
         raise TableError(path, f"has {len(value)} characters, at most {meta.get('longest', 4096)}")
     return value
+
+
+def _as_float(value: int, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise TableError(path, "must be finite") from error
 
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

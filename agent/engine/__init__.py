@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 from agent.errors import SpecError
+
+# Stock onnxruntime since 1.29 reports its use to its maker unless told otherwise before it is imported. Boards are in
+# other people's hands: nothing leaves them that their owner did not ask for.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from agent.engine.base import TrainingEngine

@@ -68,8 +68,11 @@ class GraphRun:
         """See `TrainingRun.set_frozen_layers`."""
         if count == self._frozen:
             return
+        self._check(count)
         kept = self.state()
-        self._graph = self._graph.with_weights(self.parameters())
+        weights = {key.removeprefix(WEIGHT): value for key, value in kept.items() if key.startswith(WEIGHT)}
+        self._graph = self._graph.with_weights(weights)
+        del self._program  # two programs at once would double the peak
         self._program = self._compile(count)
         self._restore(kept)
 
@@ -108,6 +111,7 @@ class GraphRun:
         except ModelError as error:
             raise EngineError("the saved state does not fit this model", where=error.where) from error
         self._updates_made = {k.removeprefix(UPDATES): int(v) for k, v in state.items() if k.startswith(UPDATES)}
+        del self._program
         self._program = self._compile(self._frozen)
         self._restore(state)
 
@@ -115,9 +119,12 @@ class GraphRun:
         """See `TrainingRun.close`; sessions go with the last reference."""
         del self._program
 
-    def _compile(self, frozen_layers: int) -> Program:
+    def _check(self, frozen_layers: int) -> None:
         if not 0 <= frozen_layers < len(self._layers):
             raise ModelError(f"cannot freeze {frozen_layers} of {len(self._layers)} layers: the last must learn")
+
+    def _compile(self, frozen_layers: int) -> Program:
+        self._check(frozen_layers)
         learning = {name for layer in self._layers[frozen_layers:] for name in layer.parameters}
         self._updates_made = {name: made for name, made in self._updates_made.items() if name in learning}
         self._frozen = frozen_layers

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from agent.errors import ModelError
 
@@ -27,6 +27,15 @@ MAX_MODEL_BYTES = 256 << 20  # boards hold weights, gradients and optimizer stat
 MAX_NODES = 20_000  # EfficientNet-B7 has about 1,000
 MAX_DIMENSION = 1 << 24
 MICROSOFT = "com.microsoft"
+CONSTANT_TYPES = (
+    TensorProto.FLOAT,
+    TensorProto.INT64,
+    TensorProto.INT32,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+    TensorProto.BOOL,
+)
+NODE_FIELDS = frozenset(NodeProto.DESCRIPTOR.fields_by_name) | {"inputs", "outputs"}  # names no attribute may have
 PARAMETRIC = ("Conv", "Gemm", "MatMul")
 
 
@@ -112,8 +121,8 @@ def parse(data: bytes) -> Graph:
     Constants and identities of constants become initializers.
 
     Raises:
-        ModelError: not ONNX, too large, external data, unknown domain, opset outside 13..21, a type other than
-            float32, or not exactly one input and one output.
+        ModelError: not ONNX, too large, external data, control flow, unknown domain, opset outside 13..21, a float
+            type other than float32, or not exactly one input and one output.
     """
     if len(data) > MAX_MODEL_BYTES:
         raise ModelError(f"model has {len(data)} bytes, at most {MAX_MODEL_BYTES} are read")
@@ -123,20 +132,21 @@ def parse(data: bytes) -> Graph:
         raise ModelError("not an ONNX model", fix="Export with torch.onnx.export or tf2onnx") from error
     _check_header(model)
     proto = model.graph
+    _check_names(model)
     initializers = {tensor.name: _constant(tensor) for tensor in proto.initializer}
     nodes: list[Node] = []
     for item in proto.node:
-        attrs = {a.name: helper.get_attribute_value(a) for a in item.attribute}
+        attrs = _attributes(item)
         if item.op_type == "Constant":
             initializers[item.output[0]] = _constant_value(item.name, attrs)
-        elif item.op_type == "Identity" and item.input[0] in initializers:
+        elif item.op_type == "Identity" and item.input[:1] and item.input[0] in initializers:
             initializers[item.output[0]] = initializers[item.input[0]]
         else:
             nodes.append(_node(item, attrs, len(nodes)))
     used = {name for node in nodes for name in node.inputs}
     initializers = {name: value for name, value in initializers.items() if name in used}
     inputs = [value for value in proto.input if value.name not in initializers]
-    if len(inputs) != 1 or len(proto.output) < 1:
+    if len(inputs) != 1 or len(proto.output) != 1:
         raise ModelError(
             f"model has {len(inputs)} inputs and {len(proto.output)} outputs, one of each is needed",
             where=", ".join(value.name for value in inputs),
@@ -148,7 +158,40 @@ def parse(data: bytes) -> Graph:
     return graph
 
 
+def _check_names(model: onnx.ModelProto) -> None:
+    """What is not UTF-8 comes out of protobuf as bytes, to fail later and elsewhere."""
+    values = (*model.graph.initializer, *model.graph.input, *model.graph.output)
+    names: list[object] = [value.name for value in values]
+    for entry in model.metadata_props:
+        names += [entry.key, entry.value]
+    for node in model.graph.node:
+        names += [node.op_type, node.name, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+        if reserved := NODE_FIELDS.intersection(a.name for a in node.attribute):
+            raise ModelError(f"attribute named {min(reserved)!r}", where=str(node.name))
+    if not all(isinstance(name, str) for name in names):
+        raise ModelError("a name is not UTF-8", fix="The file is broken: export it again")
+
+
+def _attributes(item: onnx.NodeProto) -> dict[str, Attribute]:
+    if not item.output:
+        raise ModelError(f"{item.op_type} makes nothing", where=item.name)
+    try:
+        attrs = {a.name: helper.get_attribute_value(a) for a in item.attribute}
+    except ValueError as error:
+        raise ModelError("attribute of an unknown kind", where=item.name) from error
+    for value in attrs.values():
+        if isinstance(value, TensorProto):
+            _constant(value)  # what is refused of a weight is refused here too
+        elif not isinstance(value[0] if isinstance(value, list) and value else value, int | float | str | bytes | list):
+            raise ModelError(
+                f"{item.op_type} holds a graph or a list of tensors", where=item.name, fix="Export a plain graph"
+            )
+    return attrs
+
+
 def _check_header(model: onnx.ModelProto) -> None:
+    if not any(entry.domain in ("", "ai.onnx") for entry in model.opset_import):
+        raise ModelError("the model names no operator set", fix="Export with standard operators")
     for entry in model.opset_import:
         if entry.domain not in ("", "ai.onnx"):
             raise ModelError(f"operator domain {entry.domain!r} is not allowed", fix="Export with standard operators")
@@ -172,12 +215,14 @@ def _constant(tensor: TensorProto) -> Array:
         )
     if any(not 0 <= size <= MAX_DIMENSION for size in tensor.dims):
         raise ModelError(f"impossible shape {list(tensor.dims)}", where=tensor.name)
+    if tensor.data_type not in CONSTANT_TYPES:
+        known = tensor.data_type in TensorProto.DataType.values()
+        kind = TensorProto.DataType.Name(tensor.data_type).lower() if known else f"type {tensor.data_type}"
+        raise ModelError(f"{kind} weights are not trained", where=tensor.name, fix="Export the model as float32")
     try:
         value: Array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
         raise ModelError("constant does not match its declared shape", where=tensor.name) from error
-    if value.dtype in (np.float16, np.float64) or "bfloat16" in str(value.dtype):
-        raise ModelError(f"{value.dtype} weights are not trained", where=tensor.name, fix="Export the model as float32")
     if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
         raise ModelError(
             "weights are not finite", where=tensor.name, fix="The file is broken or poisoned: publish again"
@@ -202,7 +247,7 @@ def _constant_value(name: str, attrs: Mapping[str, object]) -> Array:
 def _node(item: onnx.NodeProto, attrs: dict[str, Attribute], position: int) -> Node:
     if item.domain not in ("", "ai.onnx"):
         raise ModelError(f"operator domain {item.domain!r} is not allowed", where=item.name)
-    plain = {key: value.decode() if isinstance(value, bytes) else value for key, value in attrs.items()}
+    plain = {key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in attrs.items()}
     return Node(item.op_type, tuple(item.input), tuple(item.output), plain, item.name or f"{item.op_type}_{position}")
 
 
@@ -222,6 +267,8 @@ def _check_order(graph: Graph) -> None:
         missing = [name for name in node.inputs if name not in known]
         if missing:
             raise ModelError(f"{node.op} uses {missing[0]!r}, which nothing before it makes", where=node.name)
+        if again := [name for name in node.outputs if name and name in known]:
+            raise ModelError(f"{again[0]!r} is made twice", where=node.name)
         known.update(node.outputs)
     if graph.output not in known:
         raise ModelError("nothing makes the output", where=graph.output)

@@ -35,7 +35,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
             continue
         conv = makers.get(node.inputs[0])
         fits = conv is not None and conv.op == "Conv" and readers[node.inputs[0]] == 1
-        if not fits or conv is None or any(name not in constants for name in (*node.inputs[1:], conv.inputs[1])):
+        if not fits or conv is None or any(name not in constants for name in (*node.inputs[1:], *_given(conv)[1:])):
             raise ModelError(
                 "batch normalization does not follow a Conv with constant weights",
                 where=node.name,
@@ -52,11 +52,18 @@ def _folded_conv(conv: Node, norm: Node, constants: dict[str, Array]) -> Node:
     gamma, beta, mean, variance = (constants[name].astype(np.float64) for name in norm.inputs[1:BATCH_NORM_INPUTS])
     scale = gamma / np.sqrt(variance + norm.number("epsilon", 1e-5))
     weight = constants[conv.inputs[1]].astype(np.float64)
-    bias = constants[conv.inputs[2]].astype(np.float64) if len(conv.inputs) > 2 else np.zeros_like(mean)  # noqa: PLR2004 - X, W, B
-    weight_name, bias_name = f"{conv.inputs[1]}.folded", f"{conv.inputs[1]}.folded_bias"
+    given = _given(conv)
+    bias = constants[given[2]].astype(np.float64) if len(given) > 2 else np.zeros_like(mean)  # noqa: PLR2004 - X, W, B
+    # named after the output: several Convs may share one weight, each with a normalization of its own
+    weight_name, bias_name = f"{norm.outputs[0]}.folded", f"{norm.outputs[0]}.folded_bias"
     constants[weight_name] = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
     constants[bias_name] = (beta + (bias - mean) * scale).astype(np.float32)
     return replace(conv, inputs=(conv.inputs[0], weight_name, bias_name), outputs=(norm.outputs[0],))
+
+
+def _given(conv: Node) -> tuple[str, ...]:
+    """The Conv's inputs without an absent bias."""
+    return tuple(name for name in conv.inputs if name)
 
 
 def _reader_counts(graph: Graph) -> dict[str, int]:
@@ -72,7 +79,7 @@ def replace_head(graph: Graph, classes: int, seed: int) -> Graph:
 
     The new weights are drawn from U(-1/sqrt(F), 1/sqrt(F)) for F features, the bias is zero (LeCun 1998 scaling).
 
-    Precondition: the last node is a Gemm with a constant weight.
+    Precondition: the node that makes the output is a Gemm with a constant weight.
     Postcondition: the output is [N, classes]; every other weight is untouched.
     """
     layers = graph.layers()
@@ -91,7 +98,8 @@ def replace_head(graph: Graph, classes: int, seed: int) -> Graph:
     constants[head.weight] = weight if transposed else np.ascontiguousarray(weight.T)
     constants[head.bias or f"{head.weight}.bias"] = np.zeros(classes, np.float32)
     node = replace(head.node, inputs=(head.node.inputs[0], head.weight, head.bias or f"{head.weight}.bias"))
-    return replace(graph, nodes=(*graph.nodes[:-1], node), initializers=constants)
+    nodes = tuple(node if item is head.node else item for item in graph.nodes)
+    return replace(graph, nodes=nodes, initializers=constants)
 
 
 @dataclass(frozen=True, slots=True)

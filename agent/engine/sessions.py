@@ -10,7 +10,7 @@ import onnxruntime as ort
 from agent.errors import EngineError
 
 LOG_ERRORS_ONLY = 3
-FORWARD_CHUNK = 64  # samples a forward call: bounds the memory of an evaluation
+FORWARD_CHUNK = 16  # samples a forward call: an evaluation must not need more memory than a training step
 
 
 def session(model: onnx.ModelProto | bytes, threads: int) -> ort.InferenceSession:

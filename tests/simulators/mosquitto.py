@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import getpass
-import os
-import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+from service.broker import Program, cache_folder, installed_mosquitto
+
 START_S = 10.0
 
 
-def find_mosquitto() -> str | None:
-    """The broker's program, also where only root has it on the path."""
-    return shutil.which("mosquitto", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
+def find_mosquitto() -> Program | None:
+    """The machine's broker, or the one that `make test` fetched."""
+    return installed_mosquitto(cache_folder())
 
 
 class Mosquitto:
@@ -36,7 +36,9 @@ class Mosquitto:
         program = find_mosquitto()
         assert program is not None, "mosquitto is not installed"
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([program, "-c", str(self._config)], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [program.path, "-c", str(self._config)], stdout=log, stderr=log, env=program.environment
+            )
         end = time.monotonic() + START_S
         while not _listens(self.port):
             assert self._process.poll() is None, self._log.read_text()

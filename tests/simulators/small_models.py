@@ -11,7 +11,7 @@ SIZE = 12
 
 
 def mobile_block_net(seed: int = 0, classes: int = CLASSES, size: int = SIZE) -> Graph:
-    """Stem (stride 2, asymmetric pads), two inverted bottlenecks with a residual, a head: eight layers of MobileNet's kinds."""
+    """Stem (stride 2, asymmetric pads), two inverted bottlenecks with a residual, a head: eight layers."""
     rng = np.random.default_rng(seed)
     constants: dict[str, np.ndarray] = {"zero": np.float32(0).reshape(()), "six": np.float32(6).reshape(())}
     nodes: list[Node] = []

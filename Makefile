@@ -1,0 +1,51 @@
+# temperd: `make demo` shows the main job, `make test` runs the tests, `make check` is the gate. Each sets up what it needs.
+PYTHON ?= python3
+# Which runtime goes into the environment: ort-training where its wheels exist (x86-64, Python <= 3.12), else stock ort.
+EXTRA ?= $(shell $(PYTHON) -c "import platform, sys; print('ort-training' if platform.machine() == 'x86_64' and sys.version_info < (3, 13) else 'ort')")
+VENV ?= .venv-$(EXTRA)
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test test-ort test-ort-training check format container-test clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
+
+demo: $(VENV)/.installed  ## the whole story on this machine: publish, pull, fine-tune under heat, promote
+	$(BIN)/temperd demo $(ARGS)
+
+test: $(VENV)/.installed tools  ## unit and end-to-end tests (real broker, web server and processes)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-ort:  ## the same tests on the stock onnxruntime wheel
+	$(MAKE) test EXTRA=ort
+
+test-ort-training:  ## the same tests with onnxruntime-training
+	$(MAKE) test EXTRA=ort-training
+
+check: $(VENV)/.installed  ## the gate: ruff, mypy strict, import law, dead links in the docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_import_law.py tests/test_docs.py
+
+format:  ## let ruff format the sources
+	$(BIN)/ruff format .
+
+container-test:  ## build the image with buildah and run it (root, Debian; about 5 minutes)
+	packaging/container/test.sh
+
+clean:  ## remove environments and what the demo made
+	rm -rf .venv-ort .venv-ort-training temperd-demo build *.egg-info
+
+# The environment is made anew when pyproject.toml changes.
+$(VENV)/.installed: pyproject.toml
+	@echo "making $(VENV) with the extra '$(EXTRA)' (first time: a minute or two)"
+	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[$(EXTRA),demo,dev]"
+	@touch $@
+
+.PHONY: tools
+tools: $(VENV)/.installed
+	@$(BIN)/python -m service.broker

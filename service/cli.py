@@ -1,0 +1,194 @@
+"""The command line: the parser that teaches, and what every verb has in common. The verbs stand in `cli_*`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from agent import __version__
+from agent.errors import ConfigError, TemperdError
+
+DEFAULT_CONFIG = "/etc/temperd/temperd.toml"
+EXIT_CONFIG = 78  # EX_CONFIG: systemd must not restart a daemon that cannot start
+
+_EPILOG = """\
+exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused (not trusted), 78 the daemon's configuration is wrong
+first steps on a new machine:
+  temperd demo                       see the whole story: publish, pull, fine-tune, promote, on an emulated board
+  temperd keys init my-board         make this board's identity; give my-board.device.json to the publisher
+  temperd publish MODEL --repo DIR   seal and sign a model for boards (on a laptop)
+"""
+_EXAMPLES = {
+    "run": """The daemon. Under systemd it reports readiness and feeds the watchdog.
+example: temperd run --config /etc/temperd/temperd.toml""",
+    "fine-tune": """Run one job now, without a broker.
+SPEC is a TOML file:
+  model = "efficientnet-lite0"
+  data = "/srv/images"   # one folder of images a class, or an .npz file
+  epochs = 4
+example: temperd fine-tune job.toml""",
+    "status": """What the daemon on this board is doing.
+example: temperd status --watch""",
+    "predict": """Classify images with the tuned model in the active slot.
+example: temperd predict photo.jpg""",
+    "keys": """Identities. Private keys stay where they are made; fingerprints are for people to compare.
+examples:
+  temperd keys init my-board             on the board
+  temperd keys console alice --out .     on the operator's machine
+  temperd keys trust alice.pub.json      on the board: obey this console
+  temperd keys show""",
+    "publish": """Seal a model, sign it into a repository folder and grant it to devices.
+Serve the folder with any web server. MODEL may be the word efficientnet-lite0: its pretrained weights come from a
+package (extra `demo`).
+example: temperd publish model.onnx --repo ./repo --keys ./keys --name mobilenetv2 --version 1.0 \\
+                 --for my-board.device.json""",
+    "fleet": """Commands to boards over MQTT, signed with a console key.
+example: temperd fleet send my-board fine-tune job.toml --key alice.key --broker broker.local --watch""",
+    "demo": """The whole story on this machine: broker, repository, emulated board, real model, real images, heat.
+example: temperd demo --images ./my-images""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `temperd`."""
+    options = _parser().parse_args(argv)
+    module, _, function = options.verb.partition(":")
+    try:
+        verb = getattr(importlib.import_module(f"service.{module}"), function)
+        return int(verb(options))
+    except ConfigError as error:
+        tell(options, error)
+        return EXIT_CONFIG if options.command == "run" else error.exit_code
+    except TemperdError as error:
+        tell(options, error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def tell(options: argparse.Namespace, error: TemperdError) -> None:
+    """Say what went wrong: a line for people, or JSON when that was asked for."""
+    if getattr(options, "json", False):
+        say_json({"error": error.code, "message": str(error)})
+    else:
+        print(f"temperd: {error}", file=sys.stderr)
+
+
+def say_json(value: Mapping[str, object] | Sequence[object]) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def config_path(options: argparse.Namespace) -> Path:
+    """The configuration file: `--config`, else TEMPERD_CONFIG, else /etc/temperd/temperd.toml."""
+    return Path(options.config or os.environ.get("TEMPERD_CONFIG", "") or DEFAULT_CONFIG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="temperd",
+        description="Fine-tunes sealed models on small boards and keeps inside their heat, battery and memory.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"temperd {__version__}")
+    verbs = parser.add_subparsers(dest="command", metavar="VERB", required=True)
+    _board_verbs(verbs)
+    _laptop_verbs(verbs)
+    return parser
+
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse has no public name
+
+
+def _verb(verbs: Verbs, name: str, code: str, *, config: bool = True, text: str = "") -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=(text or _EXAMPLES[name]).splitlines()[0],
+        description=text or _EXAMPLES[name],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(verb=code)
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    if config:
+        parser.add_argument("--config", metavar="FILE", help=f"configuration (default: {DEFAULT_CONFIG})")
+    return parser
+
+
+def _board_verbs(verbs: Verbs) -> None:
+    run = _verb(verbs, "run", "cli_board:run")
+    run.add_argument("--example", action="store_true", help="print the commented example configuration and exit")
+    tune = _verb(verbs, "fine-tune", "cli_board:fine_tune")
+    tune.add_argument("spec", metavar="SPEC", help="TOML file with the job; docs/first-job.md lists every key")
+    status = _verb(verbs, "status", "cli_board:status")
+    status.add_argument("--watch", action="store_true", help="keep showing until interrupted")
+    predict = _verb(verbs, "predict", "cli_board:predict")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    keys = verbs.add_parser(
+        "keys",
+        help="identities and trust",
+        description=_EXAMPLES["keys"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = keys.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    init = _verb(kinds, "init", "cli_keys:init", text="Make this board's identity (once).")
+    init.add_argument("name", nargs="?", help="the board's name: a-z, 0-9, dash (default: from the configuration)")
+    init.add_argument("--state", metavar="DIR", help="state folder (default: from the configuration)")
+    show = _verb(
+        kinds, "show", "cli_keys:show", text="Fingerprints of this board's identity and of the consoles it trusts."
+    )
+    show.add_argument("--state", metavar="DIR", help="state folder (default: from the configuration)")
+    console = _verb(
+        kinds, "console", "cli_keys:console", config=False, text="Make a console key (on the operator's machine)."
+    )
+    console.add_argument("name", help="whose key: a-z, 0-9, dash")
+    console.add_argument("--out", metavar="DIR", default=".", help="folder for NAME.key (secret) and NAME.pub.json")
+    trust = _verb(kinds, "trust", "cli_keys:trust", text="Obey commands signed by this console.")
+    trust.add_argument("document", metavar="FILE", help="the console's public NAME.pub.json")
+
+
+def _laptop_verbs(verbs: Verbs) -> None:
+    publish = _verb(verbs, "publish", "cli_publisher:publish", config=False)
+    publish.add_argument("model", metavar="MODEL", help="ONNX file, or efficientnet-lite0")
+    publish.add_argument("--repo", metavar="DIR", required=True, help="repository folder; made when missing")
+    publish.add_argument("--keys", metavar="DIR", required=True, help="folder of the repository's private keys")
+    publish.add_argument("--name", help="model name (default: the file's)")
+    publish.add_argument("--version", dest="model_version", default="1.0", help="version, e.g. 1.2 (default: 1.0)")
+    publish.add_argument("--labels", metavar="FILE", help="one label a line, in output order")
+    publish.add_argument("--scale", type=float, default=1 / 127.5, help="input = pixel * scale + offset (1/127.5)")
+    publish.add_argument("--offset", type=float, default=-1.0, help="see --scale (-1)")
+    publish.add_argument("--source-images", metavar="DIR", default="", help="images the model was trained on, for R2")
+    publish.add_argument("--security-floor", type=int, default=0, help="withdraw versions with a lower floor")
+    publish.add_argument("--for", dest="devices", metavar="FILE", nargs="+", default=[], help="device documents")
+    fleet = verbs.add_parser(
+        "fleet",
+        help="signed commands to boards",
+        description=_EXAMPLES["fleet"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = fleet.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    send = _verb(kinds, "send", "cli_fleet:send", config=False, text="Sign a command and send it to one board.")
+    send.add_argument("device", help="the board's name")
+    send.add_argument("type", choices=("fine-tune", "cancel", "pause", "resume"), help="what to do")
+    send.add_argument("argument", metavar="SPEC|JOB", help="TOML file of a fine-tune job, or a job's id")
+    send.add_argument("--key", metavar="FILE", required=True, help="console key, NAME.key")
+    send.add_argument("--broker", default="localhost", metavar="HOST[:PORT]", help="MQTT broker (localhost:1883)")
+    send.add_argument("--tenant", default="default")
+    send.add_argument("--valid", type=int, default=3600, metavar="SECONDS", help="the command expires after (3600)")
+    send.add_argument("--watch", action="store_true", help="follow until the job ends; the exit code is its outcome")
+    demo = _verb(verbs, "demo", "demo:main", config=False)
+    demo.add_argument("--images", metavar="DIR", help="your images: one folder a class (default: scanned digits)")
+    demo.add_argument("--out", metavar="DIR", default="temperd-demo", help="where everything is kept (./temperd-demo)")
+    demo.add_argument("--epochs", type=int, default=0, help="epochs (default: chosen so that the demo ends in time)")
+    demo.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
+    demo.add_argument("--engine", choices=("auto", "graph", "ort-training"), default="auto", help="training engine")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

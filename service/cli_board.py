@@ -1,0 +1,136 @@
+"""`temperd run`, `fine-tune`, `status` and `predict`: the verbs of a board."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.errors import BoardError
+from service.cli import config_path, say_json
+from service.config import Config, example_text, load_config
+
+if TYPE_CHECKING:
+    from service.journal import JobRecord
+
+
+def run(options: argparse.Namespace) -> int:
+    """The daemon."""
+    if options.example:
+        print(example_text(), end="")
+        return 0
+    config = load_config(config_path(options))
+    daemon = _daemon(config)
+    asyncio.run(daemon.serve())
+    return 0
+
+
+def fine_tune(options: argparse.Namespace) -> int:
+    """One job, now."""
+    from agent.spec import parse_spec  # noqa: PLC0415 - see `_daemon`
+    from service.cli_fleet import read_spec  # noqa: PLC0415 - same
+
+    spec = parse_spec(read_spec(Path(options.spec)))
+    record = asyncio.run(_daemon(load_config(config_path(options))).one_job(spec))
+    if options.json:
+        say_json(record.status(ts=record.updated, clock=""))
+    else:
+        _print_record(record)
+    return 0 if record.standing.state == "SUCCEEDED" else 1
+
+
+def status(options: argparse.Namespace) -> int:
+    """The live view of the running daemon."""
+    from service.live import read_live, runtime_folder  # noqa: PLC0415 - see `_daemon`
+
+    folder = runtime_folder(Path(load_config(config_path(options)).device.state_dir))
+    if not options.watch:
+        view = read_live(folder, time.monotonic())
+        if options.json:
+            say_json(view)
+        else:
+            print("\n".join(_lines(view)))
+        return 0
+    from rich.live import Live  # noqa: PLC0415 - only here
+    from rich.text import Text  # noqa: PLC0415 - same
+
+    with Live(refresh_per_second=4) as live:
+        while True:
+            live.update(Text("\n".join(_lines(read_live(folder, time.monotonic())))))
+            time.sleep(1.0)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Classify images with the active model."""
+    from agent.finetune import identity_folder, open_store  # noqa: PLC0415 - needs the numeric stack
+    from agent.keys import load_identity  # noqa: PLC0415 - same
+    from agent.predict import predict as classify  # noqa: PLC0415 - same
+
+    state = Path(load_config(config_path(options)).device.state_dir)
+    store = open_store(state, load_identity(identity_folder(state)))
+    found, manifest = classify(store, [Path(name) for name in options.images], os.cpu_count() or 1)
+    if options.json:
+        predictions = [{"image": p.path, "label": p.label, "probability": p.probability} for p in found]
+        say_json({"model": manifest["name"], "model_sha256": manifest["model_sha256"], "predictions": predictions})
+        return 0
+    for item in found:
+        print(f"{item.path}: {item.label} ({item.probability:.1%})")
+    return 0
+
+
+def _daemon(config: Config):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is imported late
+    """Logs are set up before anything else is imported: the daemon must not pull in `rich`."""
+    from service import logs  # noqa: PLC0415
+
+    logs.configure(config.log.level, config.log.format)
+    from service.daemon import Daemon  # noqa: PLC0415
+
+    if not Path(config.device.state_dir, "keys", "identity.json").exists():
+        raise BoardError(
+            "this board has no identity yet",
+            where=config.device.state_dir,
+            fix=f"Make one: temperd keys init {config.device.name}",
+            reason="key-missing",
+        )
+    return Daemon(config)
+
+
+def _print_record(record: JobRecord) -> None:
+    standing = record.standing
+    result = record.result or {}
+    print(f"{standing.state.lower()} {standing.reason_code} {standing.reason}".rstrip())
+    for key in ("accuracy_before", "accuracy_after", "samples_per_s", "depth_percent", "depth_changes", "model_sha256"):
+        if result.get(key) is not None:
+            value = result[key]
+            print(f"  {key:16} {value:.4g}" if isinstance(value, float) else f"  {key:16} {value}")
+
+
+def _lines(view: dict[str, object]) -> list[str]:
+    """The live view for people."""
+    board = _table(view.get("board"))
+    heat = f"temperature {_number(board, 'temperature_celsius')} °C, delta-T {_number(board, 'delta_t_celsius')} K"
+    power = f"clock {_number(board, 'frequency_hz', 1e-9)} GHz, charge {_number(board, 'charge', 100)} %"
+    lines = [
+        f"{view.get('device')}: {'connected' if view.get('connected') else 'no broker'}",
+        f"{heat}, {power}",
+        f"{board.get('action')} by {board.get('rule')}, duty {_number(board, 'duty', 100)} %",
+    ]
+    job, training = _table(view.get("job")), _table(view.get("training"))
+    if job:
+        lines.append(f"job {job.get('id')}: {job.get('status')} {job.get('step')} {job.get('reason_code')}")
+    if training:
+        epochs = f"epoch {training.get('epoch')}/{training.get('epochs')}"
+        lines.append(f"{epochs}, loss {_number(training, 'loss')}, {training.get('depth_percent')} % frozen")
+    return lines
+
+
+def _table(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(table: dict[str, object], key: str, factor: float = 1.0) -> str:
+    value = table.get(key)
+    return f"{value * factor:.2f}" if isinstance(value, int | float) else "-"

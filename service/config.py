@@ -1,0 +1,190 @@
+"""The daemon's configuration: one TOML file, read once at start, every key known and bounded."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from agent.errors import ConfigError
+from policies.strict import TableError, build, limits
+
+MAX_CONFIG_BYTES = 256 << 10  # the commented example has about 4 KB
+MAX_PATH = 1024
+NAME = re.compile(r"[a-z0-9-]{1,63}")  # one DNS label and one MQTT topic level: no wildcard, no separator
+_HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
+_HOST_LABEL = 63  # RFC 1035, 2.3.4
+
+Section = TypeVar("Section")
+
+
+def _file(default: str) -> Any:  # noqa: ANN401 - `field` is typed as the value it stands for
+    return field(default=default, metadata={**limits(longest=MAX_PATH), "path": True})
+
+
+def _check_name(key: str, value: str) -> None:
+    if not NAME.fullmatch(value):
+        raise TableError(key, f"{value!r} is no name: 1 to 63 of a-z, 0-9 and dash")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Who this board is, and where it keeps its state."""
+
+    name: str = field(metadata=limits(longest=63))
+    tenant: str = field(default="default", metadata=limits(longest=63))
+    state_dir: str = _file("/var/lib/temperd")
+
+    def __post_init__(self) -> None:
+        """Refuse what would not fit a topic level."""
+        _check_name("name", self.name)
+        _check_name("tenant", self.tenant)
+
+
+@dataclass(frozen=True, slots=True)
+class Mqtt:
+    """The broker. A `ca_file` switches TLS on; `cert_file` and `key_file` prove the board to the broker."""
+
+    host: str = field(default="localhost", metadata=limits(longest=253))
+    port: int = field(default=1883, metadata=limits(1, 65535))
+    username: str = field(default="", metadata=limits(longest=256))
+    password_file: str = _file("")
+    ca_file: str = _file("")
+    cert_file: str = _file("")
+    key_file: str = _file("")
+    keepalive_s: int = field(default=30, metadata=limits(5, 3600))
+
+    def __post_init__(self) -> None:
+        """Refuse halves of a pair, and hosts that no resolver can read."""
+        labels = self.host.split(".")
+        if not _HOST.fullmatch(self.host) or any(not 1 <= len(label) <= _HOST_LABEL for label in labels):
+            raise TableError("host", f"{self.host!r} is neither a host name nor an address")
+        if bool(self.cert_file) != bool(self.key_file):
+            missing = "key_file" if self.cert_file else "cert_file"
+            raise TableError(missing, "missing: cert_file and key_file go together")
+        if self.cert_file and not self.ca_file:
+            raise TableError("ca_file", "missing: a client certificate needs TLS")
+        if self.password_file and not self.username:
+            raise TableError("username", "missing: a password needs a user name")
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """Where sealed base models come from."""
+
+    url: str = field(metadata=limits(longest=1024))
+    root: str = _file("/etc/temperd/root.json")
+    """Pinned TUF root metadata."""
+
+    def __post_init__(self) -> None:
+        """Refuse everything but a web address."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise TableError("url", f"{self.url!r} is no http:// or https:// address")
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """How the hardware is read. `emulated` names a profile: the daemon then starts that board itself."""
+
+    sys_root: str = _file("/sys")
+    proc_root: str = _file("/proc")
+    profile: str = field(default="auto", metadata=limits(longest=63))
+    emulated: str = field(default="", metadata=limits(longest=63))
+    emulated_speed: float = field(default=1.0, metadata=limits(0.1, 1000.0))
+    """Emulated seconds for each real second."""
+
+    def __post_init__(self) -> None:
+        """Refuse profile names that could leave the profile folder."""
+        _check_name("profile", self.profile)
+        if self.emulated:
+            _check_name("emulated", self.emulated)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules in force; an empty `file` means the board profile's own."""
+
+    file: str = _file("")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """How the training process runs; `threads` 0 leaves the number to the board."""
+
+    threads: int = field(default=0, metadata=limits(0, 256))
+    nice: int = field(default=10, metadata=limits(0, 19))
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Whose commands are obeyed."""
+
+    trusted_consoles: str = _file("/etc/temperd/consoles")
+    """Folder of console public keys, one JSON file each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What is logged and how."""
+
+    level: str = field(default="info", metadata=limits(choices=("debug", "info", "warning", "error")))
+    format: str = field(default="auto", metadata=limits(choices=("auto", "text", "json")))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file. Paths are absolute after `load_config`, or empty."""
+
+    device: Device
+    repository: Repository
+    mqtt: Mqtt = field(default_factory=Mqtt)
+    board: Board = field(default_factory=Board)
+    policy: Policy = field(default_factory=Policy)
+    worker: Worker = field(default_factory=Worker)
+    commands: Commands = field(default_factory=Commands)
+    log: Log = field(default_factory=Log)
+
+
+def load_config(path: Path) -> Config:
+    """Read the configuration; relative paths in it start at its own folder.
+
+    Raises:
+        ConfigError: the file is missing, too long or no TOML, or a key is unknown, missing or out of range. The error
+            names the file and the key.
+    """
+    try:
+        with path.open("rb") as source:
+            data = source.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration: {error.strerror}", where=str(path)) from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"the configuration is longer than {MAX_CONFIG_BYTES} bytes", where=str(path))
+    try:
+        config = build(Config, tomllib.loads(data.decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"not a TOML file: {error}", where=str(path)) from error
+    except TableError as error:
+        fix = "The commented example.toml of this package shows every key"
+        raise ConfigError(error.what, where=f"{path}: {error.key}", fix=fix) from error
+    folder = path.absolute().parent
+    sections = {item.name: _absolute(getattr(config, item.name), folder) for item in dataclasses.fields(config)}
+    return Config(**sections)
+
+
+def _absolute(section: Section, folder: Path) -> Section:
+    paths = {
+        item.name: str(folder / getattr(section, item.name))
+        for item in dataclasses.fields(section)  # type: ignore[arg-type]
+        if item.metadata.get("path") and getattr(section, item.name)
+    }
+    return dataclasses.replace(section, **paths)  # type: ignore[type-var]
+
+
+def example_text() -> str:
+    """The commented example configuration: every key with its default."""
+    return Path(__file__).with_name("example.toml").read_text("utf-8")

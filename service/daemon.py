@@ -1,0 +1,333 @@
+"""The daemon: owns the clock and the task group, and wires the rooms together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent import __version__
+from agent.board.profile import named_policy_text, named_profile, pick_profile
+from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
+from agent.durable import make_folder, write_atomic
+from agent.errors import BoardError, ConfigError
+from agent.messages import Message, Order, Progress
+from agent.slots import read_active
+from agent.spec import FineTuneSpec
+from policies.policy import Policy, PolicyError, parse_policy
+from service.commands import SUPPORTED, new_id
+from service.config import Config
+from service.desk import Desk, Surroundings
+from service.device_link import Address, Connected, Disconnected, Incoming, Link
+from service.emulation import EmulatedBoardProcess
+from service.journal import JobRecord, Journal
+from service.live import remove_live, runtime_folder, write_live
+from service.logs import logger
+from service.steering import Steering
+from service.systemd import Notifier
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+TICK_S = 1.0
+IDLE_METRICS_EVERY = 60  # ticks: an idle board says how it is once a minute
+EARLIEST_TIME = 1_790_000_000  # 2026-09-21, before the first release: an earlier clock was never set
+MAX_POLICY_BYTES = 64 << 10
+
+log = logger("daemon")
+
+
+class Daemon:
+    """One board's supervisor.
+
+    Args:
+        config: see `service.config`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._state = Path(config.device.state_dir)
+        self._notifier = Notifier()
+        self._stopping = asyncio.Event()
+        self._floor = float(EARLIEST_TIME)
+
+    async def serve(self) -> None:
+        """Run until SIGTERM or SIGINT.
+
+        Raises:
+            ConfigError: a file or name in the configuration cannot be used.
+            BoardError: another daemon uses the state folder, or the disk fails.
+        """
+        await self._with_desk(self._serve)
+
+    async def one_job(self, spec: FineTuneSpec) -> JobRecord:
+        """Run one job without a broker and return its record."""
+        records: list[JobRecord] = []
+
+        async def run(desk: Desk) -> None:
+            ids = new_id(int(self._now() * 1000), os.urandom)
+            async with asyncio.TaskGroup() as tasks:
+                governor = tasks.create_task(self._govern(desk, None))
+                records.append(await desk.run(desk.accept(ids, "local", spec)))
+                governor.cancel()
+
+        await self._with_desk(run)
+        return records[0]
+
+    # --- setting up --------------------------------------------------------------------------------------------------
+
+    async def _with_desk(self, run: object) -> None:
+        make_folder(self._state)
+        make_folder(runtime_folder(self._state))
+        with _alone(self._state / "lock"):
+            emulated = await self._start_board()
+            try:
+                await self._wired(run, emulated)
+            finally:
+                remove_live(runtime_folder(self._state))
+                if emulated:
+                    await emulated.stop()
+
+    async def _start_board(self) -> EmulatedBoardProcess | None:
+        board = self._config.board
+        if not board.emulated:
+            return None
+        named_profile(board.emulated)
+        return await EmulatedBoardProcess.start(
+            runtime_folder(self._state) / "board", board.emulated, board.emulated_speed
+        )
+
+    async def _wired(self, run: object, emulated: EmulatedBoardProcess | None) -> None:
+        board_config = self._config.board
+        roots = emulated.roots if emulated else BoardRoots(Path(board_config.sys_root), Path(board_config.proc_root))
+        model = read_model(roots)
+        profile = pick_profile(model) if board_config.profile == "auto" else named_profile(board_config.profile)
+        if profile.name == "generic":
+            log.warning("unknown board, the safe generic profile serves", model=model)
+        self._policy_path, policy = self._load_policy(profile.policy_name)
+        opened = Journal.open(self._state / "journal.sqlite", self._now())
+        if opened.quarantined:
+            log.error("journal was broken: put aside, a new one made", aside=str(opened.quarantined))
+        self._journal = opened.journal
+        self._floor = max([self._floor, *(job.updated for job in self._journal.jobs(1))])
+        self._board_name = profile.name
+        steering = self._steering = Steering(SysfsBoard(roots, profile, self._state / "undo.json"), policy)
+        steering.restore()
+        link = self._link = self._make_link(steering, model)
+        device = self._config.device.name
+        desk = Desk(self._journal, steering, policy, _Statuses(link), self._trusted, device, self._surroundings())
+        try:
+            await run(desk)  # type: ignore[operator]  # a coroutine function of this class
+        finally:
+            steering.restore()
+            self._journal.close()
+
+    def _trusted(self) -> Mapping[str, Ed25519PublicKey]:
+        """Consoles obeyed, read at each command: a key that was removed counts no more, and idling costs no crypto."""
+        from agent.keys import load_trusted_consoles  # noqa: PLC0415 - 7 MB that an idle board does not need
+
+        return load_trusted_consoles(Path(self._config.commands.trusted_consoles))
+
+    def _load_policy(self, default: str) -> tuple[Path, Policy]:
+        """The policy in force; a shipped one is copied beside the state so that the worker reads the same text."""
+        chosen = self._config.policy.file
+        try:
+            if chosen:
+                with Path(chosen).open("rb") as stream:
+                    text = stream.read(MAX_POLICY_BYTES + 1).decode()
+            else:
+                text = named_policy_text(default)
+            policy = parse_policy(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("the policy file cannot be read", where=chosen) from error
+        except PolicyError as error:
+            raise ConfigError(
+                error.what, where=f"{chosen or default}: {error.key}", fix="See docs/policy.md"
+            ) from error
+        path = self._state / "policy.toml"
+        write_atomic(path, text.encode())
+        return path, policy
+
+    def _make_link(self, steering: Steering, model: str) -> Link:
+        device = self._config.device
+        return Link(
+            self._config.mqtt,
+            Address(device.tenant, device.name),
+            session=self._journal.next_session(),
+            boot_id=_boot_id(),
+            capabilities={kind: {"type": kind, "schema": f"temperd-{kind}-1"} for kind in SUPPORTED},
+            birth=self._birth(steering, model),
+            now=self._now,
+            monotonic=self._mono,
+        )
+
+    def _birth(self, steering: Steering, model: str) -> dict[str, object]:
+        active = read_active(self._state / "store")
+        return {
+            "schema": 1,
+            "agent": __version__,
+            "board": {"model": model, "profile": self._board_name},
+            "metrics": {"board": sorted(steering.board_metrics()), "energy": sorted(steering.energy_metrics(0, 0.0))},
+            "active_model": active.manifest if active else None,
+            "clock": "synchronised" if self._clock_synchronised() else "unsynchronised",
+        }
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            make_order=self._order,
+            nice=self._config.worker.nice,
+            now=self._now,
+            mono=self._mono,
+            clock_synchronised=self._clock_synchronised,
+            watch=self._watch,
+        )
+
+    def _order(self, record: JobRecord) -> Order:
+        threads = self._config.worker.threads or os.cpu_count() or 1
+        return Order(
+            job_id=record.id,
+            spec=record.spec,
+            state_dir=str(self._state),
+            repository_url=self._config.repository.url,
+            repository_root=self._config.repository.root,
+            device=self._config.device.name,
+            policy=str(self._policy_path),
+            threads=threads,
+            attempt=record.standing.attempt,
+            resume_plan=record.plan,
+        )
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, desk: Desk) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        link = self._link
+        link.start()
+        desk.recover()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self._govern(desk, link)),
+                    tasks.create_task(self._listen(desk, link)),
+                    tasks.create_task(desk.work()),
+                ]
+                self._notifier.ready()
+                log.info("ready", device=self._config.device.name, board=self._board_name, version=__version__)
+                await self._stopping.wait()
+                self._notifier.stopping()
+                log.info("stopping")
+                await desk.stop()
+                for task in running:
+                    task.cancel()
+        finally:
+            await link.stop()
+
+    async def _listen(self, desk: Desk, link: Link) -> None:
+        while True:
+            match await link.receive():
+                case Incoming() as command:
+                    desk.take(command)
+                case Connected(session_present=present):
+                    if not present:
+                        self._journal.forget_published()
+                    link.announce(self._birth(self._steering, ""))
+                    desk.publish_pending()
+                case Disconnected():
+                    pass
+
+    async def _govern(self, desk: Desk, link: Link | None) -> None:
+        """Once a second: read, decide, act, tell. The watchdog is fed here, by progress and not by a timer."""
+        ticks = 0
+        while True:
+            working = desk.current is not None
+            self._steering.tick(
+                self._mono(), working=working, training=desk.training, plan_depth_percent=desk.plan_depth_percent
+            )
+            await desk.steer()
+            if link and (working or ticks % IDLE_METRICS_EVERY == 0):
+                link.publish_metrics("board", self._steering.board_metrics())
+            if link and desk.training:
+                link.publish_metrics("energy", desk.energy_metrics())
+            self._show(desk, link)
+            self._notifier.watchdog()
+            ticks += 1
+            await asyncio.sleep(TICK_S)
+
+    def _show(self, desk: Desk, link: Link | None) -> None:
+        current = desk.current
+        view = {
+            "mono_s": self._mono(),
+            "device": self._config.device.name,
+            "pid": os.getpid(),
+            "connected": bool(link and link.connected),
+            "board": self._steering.board_metrics(),
+            "job": current.status(ts=self._now(), clock="") if current else None,
+            "training": _training(desk.progress) if desk.progress else None,
+            "energy": desk.energy_metrics() if desk.training else None,
+        }
+        with contextlib.suppress(OSError):  # a full disk must not stop the governor
+            write_live(runtime_folder(self._state), view)
+
+    def _watch(self, message: Message, _record: JobRecord) -> None:
+        if isinstance(message, Progress):
+            self._link.publish_metrics("training", _training(message))
+
+    # --- the clock ---------------------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return time.time()
+
+    def _mono(self) -> float:
+        return time.monotonic()
+
+    def _clock_synchronised(self) -> bool:
+        """Whether the wall clock can be right: after this release, and not before what the journal last wrote."""
+        return self._now() >= self._floor
+
+
+class _Statuses:
+    """The link as an `Uplink`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def publish_status(
+        self, command_type: str, command_id: str, status: Mapping[str, object]
+    ) -> asyncio.Future[bool] | None:
+        return self._link.publish_status(command_type, command_id, status) if self._link.connected else None
+
+
+def _training(progress: Progress) -> dict[str, object]:
+    """The `training` group of the telemetry."""
+    return {name: getattr(progress, name) for name in Progress.__slots__}
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the state folder's lock.
+
+    Raises:
+        BoardError: another daemon holds it.
+    """
+    with path.open("w", encoding="ascii") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            fix = "Send the job to it with `temperd fleet send`, or stop it first"
+            raise BoardError("another temperd uses this state folder", where=str(path.parent), fix=fix) from error
+        yield
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,175 @@
+"""What the demo needs before it starts: a folder, images, keys, a published model, a configuration."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from agent import publish as publishing
+from agent.card import Target
+from agent.durable import write_atomic
+from agent.errors import SpecError
+from agent.keys import create_console_key, create_identity
+from agent.repository import Publisher, utc_now
+from service.broker import LOOPBACK
+
+DEVICE, CONSOLE = "demo-board", "demo-console"
+MARKER = ".temperd-demo"  # a folder without it is somebody's: never emptied
+DIGITS_TRAIN, DIGITS_HELD_OUT = 600, 300  # enough for 95 % and above within the demo's three minutes
+SAMPLES_SEEN = 2400  # default number of epochs: about so many training samples
+PROFILE, SPEED = "raspberry-pi-4", 8.0  # thermal time runs eight times faster, so that heat shows within a minute
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where the demo plays.
+
+    Attributes:
+        folder: everything is kept here.
+        config: the board's configuration file.
+        console_key: the console's private key file.
+        data: what the board learns from.
+        sample: one held-out image.
+        target: the published model.
+    """
+
+    folder: Path
+    config: Path
+    console_key: Path
+    data: Path
+    sample: Path
+    target: Target
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files without writing to the terminal."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        """Say nothing."""
+
+
+def serve_folder(folder: Path) -> http.server.ThreadingHTTPServer:
+    """A static web server on a free loopback port, running on a thread of its own; `shutdown()` ends it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    server = http.server.ThreadingHTTPServer((LOOPBACK, 0), partial(QuietHandler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def fresh_folder(folder: Path) -> Path:
+    """An empty folder for the demo; an earlier demo's is emptied.
+
+    Raises:
+        SpecError: the folder is not empty and not a demo's.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise SpecError("the folder is not empty and no demo made it", where=str(folder), fix="Choose another: --out")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, mode=0o755)
+    (folder / MARKER).touch()
+    return folder
+
+
+def prepare(folder: Path, model: str, images: str | None, broker_port: int, repository_port: int) -> Scene:
+    """Play publisher, board owner and operator: publish a model, make and trust keys, write the configuration.
+
+    Raises:
+        TemperdError: the model or the images cannot be used.
+    """
+    identity = create_identity(folder / "state" / "keys", DEVICE)
+    public = create_console_key(folder / "console", CONSOLE)
+    trusted = folder / "trusted"
+    trusted.mkdir()
+    shutil.copy(public, trusted)
+    publisher = Publisher.create(folder / "repository", folder / "publisher-keys", utc_now)
+    about = publishing.Description(name=_model_name(model), version="1.0")
+    target = publishing.publish(publisher, model, about, [identity.public])
+    shutil.copy(publisher.root_path, folder / "root.json")
+    data, sample = (Path(images).absolute(), _any_image(Path(images))) if images else _digits(folder)
+    config = folder / "temperd.toml"
+    write_atomic(config, _configuration(broker_port, repository_port).encode(), 0o644)
+    key = folder / "console" / f"{CONSOLE}.key"
+    return Scene(folder, config, key, data, sample, target)
+
+
+def _model_name(model: str) -> str:
+    return Path(model).stem.lower().replace("_", "-")
+
+
+def _configuration(broker_port: int, repository_port: int) -> str:
+    return f"""\
+# Written by `temperd demo`.
+[device]
+name = "{DEVICE}"
+state_dir = "state"
+
+[mqtt]
+host = "{LOOPBACK}"
+port = {broker_port}
+
+[repository]
+url = "http://{LOOPBACK}:{repository_port}"
+root = "root.json"
+
+[board]
+emulated = "{PROFILE}"
+emulated_speed = {SPEED}
+
+[commands]
+trusted_consoles = "trusted"
+
+[log]
+format = "text"
+"""
+
+
+def _any_image(folder: Path) -> Path:
+    from agent.dataset import SUFFIXES  # noqa: PLC0415 - numeric stack
+
+    found = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES), None)
+    if found is None:
+        raise SpecError("no images below this folder", where=str(folder), fix="One folder a class: DIR/CLASS/IMAGE.jpg")
+    return found.absolute()
+
+
+def _digits(folder: Path) -> tuple[Path, Path]:
+    """Scanned handwritten digits of scikit-learn (8 x 8, BSD-3) as .npz, and one held-out digit as PNG."""
+    try:
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - extra `demo`
+    except ImportError as error:
+        raise SpecError("scikit-learn is not installed", fix='pip install "temperd[demo]", or give --images') from error
+    import numpy as np  # noqa: PLC0415 - numeric stack
+    from PIL import Image  # noqa: PLC0415 - same
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    pixels = (digits.images[order] * (255 / 16)).astype(np.uint8)
+    labels = digits.target[order].astype(np.int64)
+    train, test = slice(0, DIGITS_TRAIN), slice(DIGITS_TRAIN, DIGITS_TRAIN + DIGITS_HELD_OUT)
+    path = folder / "digits.npz"
+    np.savez(
+        path,
+        x_train=pixels[train],
+        y_train=labels[train],
+        x_test=pixels[test],
+        y_test=labels[test],
+        classes=np.asarray([str(digit) for digit in range(10)]),
+    )
+    sample = folder / f"digit-{labels[test][0]}.png"
+    Image.fromarray(pixels[test][0]).save(sample)
+    return path, sample
+
+
+def default_epochs(data: Path, config_epochs: int) -> int:
+    """Epochs asked for, or as many as see about `SAMPLES_SEEN` samples."""
+    if config_epochs > 0:
+        return config_epochs
+    if data.is_dir():
+        samples = sum(1 for path in data.rglob("*") if path.is_file())
+        return min(8, max(1, round(SAMPLES_SEEN / max(1, samples))))
+    return SAMPLES_SEEN // DIGITS_TRAIN

@@ -1,0 +1,211 @@
+"""The device's side of MQTT: presence, birth, capabilities, commands in, statuses and metrics out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from service.commands import COMMAND_ID, MAX_ENVELOPE_BYTES
+from service.config import Mqtt
+from service.link import GRACE_S, Connection, Message, Will
+from service.logs import logger
+
+MAX_QUEUED_EVENTS = 100  # not yet looked at by the daemon's loop; messages beyond it stay with the broker
+_COMMAND_LEVELS = 8  # temper/v1/<tenant>/<device>/cmd/<type>/<id>/req
+_MAX_TYPE_CHARACTERS = 32
+
+log = logger("link")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The topics of one device."""
+
+    tenant: str
+    device: str
+
+    def topic(self, *levels: str) -> str:
+        """The topic `temper/v1/<tenant>/<device>/<levels...>`."""
+        return "/".join(("temper/v1", self.tenant, self.device, *levels))
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The broker is there. Without a session it lost what it kept: publish every status again."""
+
+    session_present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The broker is gone; the link keeps trying."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A command, not yet verified. It comes again after a crash unless `ack` was called: journal first."""
+
+    type: str
+    id: str
+    envelope: bytes
+    retained: bool
+    ack: Callable[[], None] = field(repr=False, compare=False)
+
+
+LinkEvent: TypeAlias = Connected | Disconnected | Incoming
+
+
+class Link:
+    """The device's side.
+
+    Args:
+        settings: broker, credentials and TLS.
+        address: tenant and device.
+        session: counts starts of the daemon (from the journal); together with a number of the connection it lets a
+            console tell a late last will from the present state.
+        boot_id: of the running kernel.
+        capabilities: argument schema and limits by command type; published again on each connect.
+        birth: schema versions, board, sensors and so on; see `announce`.
+        now: wall clock, seconds since 1970.
+        monotonic: monotonic clock, seconds.
+        jitter: see `Connection`.
+    """
+
+    def __init__(
+        self,
+        settings: Mqtt,
+        address: Address,
+        *,
+        session: int,
+        boot_id: str,
+        capabilities: Mapping[str, Mapping[str, object]],
+        birth: Mapping[str, object],
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+        jitter: Callable[[float, float], float] | None = None,
+    ) -> None:
+        self._address, self._session, self._boot_id = address, session, boot_id
+        self._capabilities, self._birth = capabilities, birth
+        self._now, self._monotonic = now, monotonic
+        self._events: asyncio.Queue[LinkEvent] = asyncio.Queue()
+        self._sequence = 0
+        self.dropped_total = 0
+        """Metrics that never left."""
+        self.refused_total = 0
+        """Incoming messages that were no command by topic or size."""
+        self._connection = Connection(
+            settings,
+            f"temperd-{address.tenant}-{address.device}",
+            keep_session=True,
+            will=lambda epoch: Will(address.topic("conn"), self._presence(online=False, connection=epoch)),
+            on_up=self._greet,
+            on_down=lambda reason: self._events.put_nowait(Disconnected(reason)),
+            on_message=self._take,
+            jitter=jitter,
+        )
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there right now."""
+        return self._connection.connected
+
+    def start(self) -> None:
+        """Begin connecting; call on the running event loop."""
+        self._connection.start()
+
+    async def stop(self) -> None:
+        """Say that we go offline, wait shortly for the broker to confirm, and disconnect."""
+        if self.connected:
+            gone = self._presence(online=False, connection=self._connection.epoch)
+            await asyncio.wait([self._connection.publish(self._address.topic("conn"), gone)], timeout=GRACE_S)
+        await self._connection.stop()
+
+    async def receive(self) -> LinkEvent:
+        """The next event, in order."""
+        return await self._events.get()
+
+    def announce(self, birth: Mapping[str, object]) -> None:
+        """Replace the birth message, e.g. after another model became active."""
+        self._birth = birth
+        self._publish(birth, "birth")
+
+    def publish_status(self, command_type: str, command_id: str, status: Mapping[str, object]) -> asyncio.Future[bool]:
+        """Publish a retained status; the future gives True once the broker confirmed it, and never raises."""
+        return self._publish(status, "cmd", command_type, command_id, "sts")
+
+    def publish_metrics(self, group: str, values: Mapping[str, object]) -> bool:
+        """Publish telemetry of `group` (board, training, energy); dropped and counted while the broker is away."""
+        self._sequence += 1
+        body = {
+            "seq": self._sequence,
+            "boot_id": self._boot_id,
+            "ts": self._now(),
+            "mono_ms": int(self._monotonic() * 1000),
+            "dropped_total": self.dropped_total,
+            "values": values,
+        }
+        sent = self._connection.publish_lossy(self._address.topic("m", group), _encode(body))
+        self.dropped_total += not sent
+        return sent
+
+    def _publish(self, body: Mapping[str, object], *levels: str) -> asyncio.Future[bool]:
+        return self._connection.publish(self._address.topic(*levels), _encode(body))
+
+    def _presence(self, *, online: bool, connection: int) -> bytes:
+        return _encode(
+            {
+                "online": online,
+                "session": self._session,
+                "connection": connection,
+                "boot_id": self._boot_id,
+                "ts": self._now(),
+            }
+        )
+
+    def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
+        # Before we say that we are here: who sees us online may send a command that is not retained.
+        self._connection.subscribe(self._address.topic("cmd", "+", "+", "req"))
+        here = self._presence(online=True, connection=self._connection.epoch)
+        self._connection.publish(self._address.topic("conn"), here)
+        self._publish(self._birth, "birth")
+        for command_type, capability in self._capabilities.items():
+            self._publish(capability, "cmd", command_type)
+        self._events.put_nowait(Connected(session_present))
+
+    def _take(self, message: Message) -> None:
+        if self._events.qsize() >= MAX_QUEUED_EVENTS:
+            log.warning("too many events wait, command left to the broker", topic=message.topic)
+            return
+        if not message.payload:  # a console clears its request
+            self._connection.ack(message)
+            return
+        levels = message.topic.split("/")
+        fault = _fault(levels, message)
+        if fault:
+            self.refused_total += 1
+            log.warning("message refused", fault=fault, topic=message.topic, bytes=len(message.payload))
+            self._connection.ack(message)
+            return
+        self._events.put_nowait(
+            Incoming(levels[5], levels[6], message.payload, message.retained, lambda: self._connection.ack(message))
+        )
+
+
+def _fault(levels: list[str], message: Message) -> str:
+    """Why a message is no command by its envelope alone; empty if it may be one."""
+    if len(levels) != _COMMAND_LEVELS or not 1 <= len(levels[5]) <= _MAX_TYPE_CHARACTERS or not levels[5].isascii():
+        return "topic"
+    if not COMMAND_ID.fullmatch(levels[6]):
+        return "id"
+    if message.qos != 1:
+        return "qos"
+    return "too-large" if len(message.payload) > MAX_ENVELOPE_BYTES else ""
+
+
+def _encode(body: Mapping[str, object]) -> bytes:
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()

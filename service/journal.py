@@ -1,0 +1,318 @@
+"""The daemon's memory: jobs, the ledger of commands and counters, in one SQLite file, written before each effect.
+
+Calls are short and come from one thread. Every method either commits as a whole or changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from service.commands import new_id
+from service.job import TERMINAL, WORKING, Standing, State, wire_status
+from service.journal_file import BUSY_S, connect, is_corrupt, quarantine, storing
+
+LEDGER_KEPT = 10_000  # commands; years of work for one board, about 1 MB
+JOBS_KEPT = 1_000  # finished jobs with plan and result, about 20 KB each at most
+
+_HIGH_WATER = "SELECT value FROM marks WHERE name = 'high_water'"
+_RAISE_HIGH_WATER = (
+    "INSERT INTO marks VALUES ('high_water', ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)"
+)
+
+
+class Verdict(StrEnum):
+    """What the ledger says about a command."""
+
+    NEW = "new"
+    REPEAT = "repeat"
+    """The same command again: publish its status again, run nothing."""
+    REPLAY = "replay"
+    """The id was used for something else, or is older than the ledger remembers."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job as journaled. Times are seconds since 1970."""
+
+    id: str
+    digest: str
+    type: str
+    spec: dict[str, object]
+    standing: Standing
+    version: int
+    """Rises by one with every change."""
+    plan: dict[str, object] | None
+    result: dict[str, object] | None
+    energy_j: float | None
+    created: float
+    updated: float
+    status_published: bool
+    """The broker confirmed this version's status."""
+
+    def status(self, *, ts: float, clock: str, progress: float | None = None) -> dict[str, object]:
+        """The status message of docs/mqtt.md; `progress` is 0..1, `clock` says how far `ts` can be believed."""
+        standing, wire = self.standing, wire_status(self.standing.state)
+        return {
+            "id": self.id,
+            "status": wire.status,
+            "step": wire.step,
+            "version": self.version,
+            "attempt": standing.attempt,
+            "reason_code": standing.reason_code,
+            "reason": standing.reason,
+            "progress": progress,
+            "ts": ts,
+            "clock": clock,
+            "energy_j": self.energy_j,
+            "result": self.result,
+        }
+
+
+class Opened(NamedTuple):
+    """An open journal, and where a broken earlier one was put aside."""
+
+    journal: Journal
+    quarantined: Path | None
+
+
+class Journal:
+    """An open journal. Every method raises BoardError (`no-space`, `disk`) when the disk refuses."""
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self._db, self._path = database, path
+
+    @classmethod
+    def open(cls, path: Path, now: float) -> Opened:
+        """Open or make the journal at `path`, readable by its owner only.
+
+        A file that does not verify is renamed aside and a new one made. What the old ledger knew is lost, so every
+        command made before `now` (seconds since 1970) then counts as a replay, and sessions go on from `now`.
+
+        Raises:
+            BoardError: no space, no permission, or written by a newer version.
+        """
+        with storing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            try:
+                return Opened(cls(connect(path), path), None)
+            except sqlite3.DatabaseError as error:
+                if not is_corrupt(error):
+                    raise
+            aside = quarantine(path)
+            journal = cls(connect(path), path)
+            journal._start_after(now)
+            return Opened(journal, aside)
+
+    @classmethod
+    def peek(cls, path: Path) -> Self:
+        """Open for reading only, beside a running daemon.
+
+        Raises:
+            BoardError: there is no journal, or it cannot be read.
+        """
+        with storing(path):
+            database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+            database.row_factory = sqlite3.Row
+            return cls(database, path)
+
+    def close(self) -> None:
+        """Write back and release the file."""
+        with storing(self._path):
+            self._db.close()
+
+    def next_session(self) -> int:
+        """Count one more start of the daemon; larger than every earlier answer."""
+        with self._writing() as db:
+            row = db.execute(
+                "INSERT INTO counters VALUES ('session', 1)"
+                " ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value"
+            ).fetchone()
+            return int(row[0])
+
+    def judge(self, command_id: str, digest: str) -> Verdict:
+        """Whether a verified command is new here; `command_id` is a UUIDv7, `digest` covers its signed bytes."""
+        with storing(self._path):
+            row = self._db.execute("SELECT digest FROM ledger WHERE id = ?", (command_id,)).fetchone()
+            if row is not None:
+                return Verdict.REPEAT if row["digest"] == digest else Verdict.REPLAY
+            mark = self._db.execute(_HIGH_WATER).fetchone()
+            return Verdict.REPLAY if mark is not None and command_id <= mark["value"] else Verdict.NEW
+
+    def outcome(self, command_id: str) -> str | None:
+        """What was recorded for a command, or `None`."""
+        with storing(self._path):
+            row = self._db.execute("SELECT outcome FROM ledger WHERE id = ?", (command_id,)).fetchone()
+            return None if row is None else str(row["outcome"])
+
+    def record(self, command_id: str, digest: str, outcome: str) -> None:
+        """Enter a command and what came of it; a later outcome of the same command replaces the earlier."""
+        with self._writing() as db:
+            _enter(db, command_id, digest, outcome)
+
+    def add_job(self, job_id: str, digest: str, kind: str, spec: Mapping[str, object], now: float) -> JobRecord:
+        """Enter a command and its job, RECEIVED, in one commit; the oldest finished jobs beyond `JOBS_KEPT` go.
+
+        Args:
+            job_id: the id of the command that asked for it.
+            digest: of the signed bytes.
+            kind: command type.
+            spec: plain JSON values.
+            now: seconds since 1970.
+
+        Raises:
+            ValueError: there is a job with this id.
+        """
+        with self._writing() as db:
+            if self.job(job_id) is not None:
+                raise ValueError(f"job {job_id} is already in the journal")
+            _enter(db, job_id, digest, "job")
+            db.execute(
+                "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, 1, 1, NULL, '', '', NULL, NULL, ?, ?, 0)",
+                (job_id, digest, kind, _dump(spec), State.RECEIVED, now, now),
+            )
+            db.execute(
+                f"DELETE FROM jobs WHERE state IN ({_marks(TERMINAL)}) AND status_published = 1 AND id <"  # noqa: S608 - only question marks are put in
+                " (SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (*TERMINAL, JOBS_KEPT - 1),
+            )
+            return self._job(job_id)
+
+    def update(
+        self,
+        job_id: str,
+        now: float,
+        *,
+        standing: Standing | None = None,
+        plan: Mapping[str, object] | None = None,
+        result: Mapping[str, object] | None = None,
+        energy_j: float | None = None,
+    ) -> JobRecord:
+        """Change what is given, count the version up and mark the status as not yet published.
+
+        Raises:
+            KeyError: no such job.
+        """
+        fields: dict[str, object] = {}
+        if standing is not None:
+            fields |= {"state": standing.state, "attempt": standing.attempt}
+            fields |= {"reason_code": standing.reason_code, "reason": standing.reason}
+        fields |= {key: _dump(value) for key, value in (("plan", plan), ("result", result)) if value is not None}
+        if energy_j is not None:
+            fields["energy_j"] = energy_j
+        changes = "".join(f", {key} = ?" for key in fields)
+        with self._writing() as db:
+            db.execute(
+                f"UPDATE jobs SET version = version + 1, status_published = 0, updated = ?{changes} WHERE id = ?",  # noqa: S608 - column names are literals above
+                (now, *fields.values(), job_id),
+            )
+            return self._job(job_id)
+
+    def mark_published(self, job_id: str, version: int) -> None:
+        """The broker confirmed the status of `version`; without effect when the job changed since."""
+        with self._writing() as db:
+            db.execute("UPDATE jobs SET status_published = 1 WHERE id = ? AND version = ?", (job_id, version))
+
+    def forget_published(self) -> None:
+        """The broker lost what it kept: every status is to be published again."""
+        with self._writing() as db:
+            db.execute("UPDATE jobs SET status_published = 0")
+
+    def job(self, job_id: str) -> JobRecord | None:
+        """The job with this id, or `None`."""
+        rows = self._jobs("WHERE id = ?", job_id)
+        return rows[0] if rows else None
+
+    def jobs(self, most: int = 100) -> list[JobRecord]:
+        """The newest jobs, newest first."""
+        return self._jobs("ORDER BY id DESC LIMIT ?", most)
+
+    def unfinished(self) -> list[JobRecord]:
+        """Jobs that have not ended, oldest first."""
+        return self._jobs(f"WHERE state NOT IN ({_marks(TERMINAL)}) ORDER BY id", *TERMINAL)
+
+    def interrupted(self) -> list[JobRecord]:
+        """Jobs that had a worker when the daemon went away, oldest first: each is due `Event.RESTART`."""
+        return self._jobs(f"WHERE state IN ({_marks(WORKING)}) ORDER BY id", *WORKING)
+
+    def unpublished(self) -> list[JobRecord]:
+        """Jobs whose latest status the broker has not confirmed, oldest first."""
+        return self._jobs("WHERE status_published = 0 ORDER BY id")
+
+    def _job(self, job_id: str) -> JobRecord:
+        job = self.job(job_id)
+        if job is None:
+            raise KeyError(job_id)
+        return job
+
+    def _jobs(self, rest: str, *values: object) -> list[JobRecord]:
+        with storing(self._path):
+            rows = self._db.execute(f"SELECT * FROM jobs {rest}", values)  # noqa: S608 - literals of this module
+            return [_record(row) for row in rows]
+
+    def _start_after(self, now: float) -> None:
+        with self._writing() as db:
+            db.execute(_RAISE_HIGH_WATER, (new_id(max(0, int(now * 1000)), lambda count: b"\xff" * count),))
+            db.execute("INSERT INTO counters VALUES ('session', ?)", (max(0, int(now)),))
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with storing(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+def _enter(db: sqlite3.Connection, command_id: str, digest: str, outcome: str) -> None:
+    db.execute(
+        "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome",
+        (command_id, digest, outcome),
+    )
+    dropped = db.execute(
+        "DELETE FROM ledger WHERE id < (SELECT id FROM ledger ORDER BY id DESC LIMIT 1 OFFSET ?) RETURNING id",
+        (LEDGER_KEPT - 1,),
+    ).fetchall()
+    if dropped:
+        db.execute(_RAISE_HIGH_WATER, (max(row["id"] for row in dropped),))
+
+
+def _record(row: sqlite3.Row) -> JobRecord:
+    return JobRecord(
+        id=row["id"],
+        digest=row["digest"],
+        type=row["type"],
+        spec=json.loads(row["spec"]),
+        standing=Standing(State(row["state"]), row["attempt"], row["reason_code"], row["reason"]),
+        version=row["version"],
+        plan=_load(row["plan"]),
+        result=_load(row["result"]),
+        energy_j=row["energy_j"],
+        created=row["created"],
+        updated=row["updated"],
+        status_published=bool(row["status_published"]),
+    )
+
+
+def _dump(value: Mapping[str, object]) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _load(text: str | None) -> dict[str, object] | None:
+    return None if text is None else dict(json.loads(text))
+
+
+def _marks(values: frozenset[State]) -> str:
+    return ", ".join("?" * len(values))

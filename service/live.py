@@ -1,0 +1,54 @@
+"""The live view: a small file in memory-backed storage that `temperd status` reads, written once a second."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent import strict_json
+from agent.errors import ArtifactError, BoardError
+
+FILE_NAME = "live.json"
+MAX_LIVE_BYTES = 64 << 10  # about 2 KB
+STALE_S = 10.0  # written once a second; after ten missed writes nobody is at home
+
+
+def runtime_folder(state_dir: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the file lies: systemd's runtime directory (memory-backed), else `run` in the state folder."""
+    return Path(environ.get("RUNTIME_DIRECTORY", "") or state_dir / "run")
+
+
+def write_live(folder: Path, view: Mapping[str, object]) -> None:
+    """Replace the view at once; it is worth nothing after a power cut, so nothing is synced."""
+    path = folder / FILE_NAME
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(view, separators=(",", ":"), allow_nan=False), encoding="utf-8")
+    fresh.replace(path)
+
+
+def remove_live(folder: Path) -> None:
+    """The daemon goes: nobody shall believe the last view."""
+    (folder / FILE_NAME).unlink(missing_ok=True)
+
+
+def read_live(folder: Path, mono_s: float) -> dict[str, object]:
+    """The view of a daemon that runs now.
+
+    Args:
+        folder: see `runtime_folder`.
+        mono_s: monotonic clock, seconds, of this boot.
+
+    Raises:
+        BoardError: there is none, or it is stale: the daemon does not run.
+    """
+    try:
+        with (folder / FILE_NAME).open("rb") as stream:
+            view = strict_json.loads(stream.read(MAX_LIVE_BYTES + 1), what="live view", max_bytes=MAX_LIVE_BYTES)
+    except (OSError, ArtifactError) as error:
+        raise BoardError("temperd does not run here", where=str(folder), fix="Start it: temperd run") from error
+    written = view.get("mono_s") if isinstance(view, dict) else None
+    if not isinstance(view, dict) or not isinstance(written, int | float) or not 0 <= mono_s - written <= STALE_S:
+        raise BoardError("temperd does not answer", where=str(folder), fix="Start it: temperd run", reason="stale")
+    return view

@@ -1,0 +1,91 @@
+"""The worker as the daemon sees it: a child process that speaks messages and may end in any way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from agent.errors import EngineError
+from agent.messages import MAX_LINE_BYTES, Message, Order, decode, encode
+
+STOP_GRACE_S = 5.0  # for a worker to write its checkpoint and leave
+MAX_LOG_LINE = 500  # characters of one line of the worker's standard error
+
+
+class WorkerProcess:
+    """One worker. Everything it writes to standard error is told to `on_log`, line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process, on_log: Callable[[str], None]) -> None:
+        self._child, self._on_log = process, on_log
+        self._logs = asyncio.ensure_future(self._read_logs())
+
+    @classmethod
+    async def start(cls, order: Order, nice: int, on_log: Callable[[str], None]) -> WorkerProcess:
+        """Start a worker and give it its order."""
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "agent.worker", "--nice", str(nice)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+            env=_environment(),
+        )
+        worker = cls(child, on_log)
+        await worker.send(order)
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._child.pid
+
+    async def send(self, message: Message) -> None:
+        """Send a message; without effect when the worker has gone."""
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._child.stdin.write(encode(message))
+            await self._child.stdin.drain()
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """What the worker says, until it closes its output.
+
+        Raises:
+            EngineError: a line is too long or no message.
+        """
+        assert self._child.stdout is not None
+        while True:
+            try:
+                line = await self._child.stdout.readline()
+            except ValueError as error:
+                raise EngineError("the worker wrote an overlong line") from error
+            if not line:
+                return
+            yield decode(line)
+
+    async def end(self, grace_s: float = STOP_GRACE_S) -> int:
+        """Wait for the process, kill it after `grace_s`; its exit code, negative for a signal."""
+        try:
+            await asyncio.wait_for(self._child.wait(), grace_s)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.kill()
+            await self._child.wait()
+        await self._logs
+        assert self._child.returncode is not None
+        return self._child.returncode
+
+    async def _read_logs(self) -> None:
+        assert self._child.stderr is not None
+        with contextlib.suppress(ValueError):  # an overlong line ends the reading, never the job
+            while line := await self._child.stderr.readline():
+                self._on_log(line.decode(errors="replace").rstrip()[:MAX_LOG_LINE])
+
+
+def _environment() -> dict[str, str]:
+    """The daemon's environment, with this installation first on the import path."""
+    here = str(Path(__file__).resolve().parents[1])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
