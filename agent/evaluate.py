@@ -60,7 +60,7 @@ def gate(tuned: Score, before: Score, running: Score | None, floor: float, least
         before: the model the job started from, with its fresh or kept head.
         running: the model in the active slot on the same held-out set; `None` when there is none for these classes.
         floor: `majority_share` of the held-out labels.
-        least_gain: accuracy that the candidate must add to the running model.
+        least_gain: accuracy that the candidate must add to both; a negative one lets a worse candidate pass.
     """
     if not tuned.finite:
         return Verdict(accepted=False, reason="gate-not-finite", evidence="held-out logits are not finite")
@@ -69,9 +69,15 @@ def gate(tuned: Score, before: Score, running: Score | None, floor: float, least
         return Verdict(
             accepted=False, reason="gate-majority", evidence=f"{shown}, the largest class alone gives {floor:.4f}"
         )
-    if tuned.accuracy < before.accuracy:
-        return Verdict(accepted=False, reason="gate-base", evidence=f"{shown}, the base had {before.accuracy:.4f}")
-    if running is not None and tuned.accuracy < running.accuracy + least_gain:
-        needed = running.accuracy + least_gain
-        return Verdict(accepted=False, reason="gate-running", evidence=f"{shown}, promotion needs {needed:.4f}")
+    for name, other in (("gate-base", before), ("gate-running", running)):
+        if other is not None and not _better(tuned, other, least_gain):
+            needed = f"{name.removeprefix('gate-')} model has {other.accuracy:.4f} at loss {other.loss:.4f}"
+            evidence = f"{shown} at loss {tuned.loss:.4f}, the {needed}, least_gain is {least_gain:g}"
+            return Verdict(accepted=False, reason=name, evidence=evidence)
     return Verdict(accepted=True, reason="", evidence=shown)
+
+
+def _better(tuned: Score, other: Score, least_gain: float) -> bool:
+    """More accurate by more than the gain asked for; at exactly that, the lower loss decides."""
+    gained = tuned.accuracy - other.accuracy - least_gain
+    return gained > 0 or (gained == 0 and tuned.loss < other.loss)

@@ -19,7 +19,7 @@ from agent.engine import choose_engine
 from agent.engine.base import OptimizerSpec, TrainingRun, TrainingSetup
 from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import Graph, parse, serialize
-from agent.errors import BoardError, SpecError, TemperdError
+from agent.errors import BoardError, EngineError, SealedFileError, SpecError, TemperdError
 from agent.keys import DeviceIdentity, load_identity
 from agent.messages import Finished, Message, Order, Planned, Progress, Steer, Warned
 from agent.model import BaseModel, choose_head, load_base, with_head
@@ -109,7 +109,7 @@ class FineTune:
         repository = ModelRepository(self._order.repository_url, root, self._state / "repository")
         repository.refresh()
         kept = (self._order.resume_plan or {}).get("version")
-        target = repository.find(self._spec.model, str(kept or self._spec.version))
+        target = repository.find(self._spec.model, str(kept or self._spec.version), self._order.board)
         path = repository.fetch(target)
         self._ask("VERIFYING", f"{target.name} {target.version}")
         verify_sealed(path, target)
@@ -169,16 +169,14 @@ class FineTune:
         self, run: TrainingRun, plan: Plan, data: dataset.Dataset, target: Target, store: Store, graph: Graph
     ) -> Finished:
         rule = target.card.preprocess
-        checkpoint = f"{self._order.job_id}"
+        job_id = self._order.job_id
         world = World(
             self._steer, lambda seen: self._emit(_progress(seen, self._spec, plan)),
-            lambda data: store.seal_checkpoint(checkpoint, data), time.monotonic, time.sleep,
+            lambda data: store.seal_checkpoint(job_id, data), time.monotonic, time.sleep,
         )  # fmt: skip
         trainer = Trainer(run, plan, self._spec, data, rule, world)
         before = trainer.evaluate()
-        saved = store.open_checkpoint(checkpoint) if self._order.attempt > 1 else None
-        if saved is not None:
-            trainer.resume(saved)
+        self._go_on(trainer, store)
         self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         after = trainer.train()
         self._ask("EVALUATING", "")
@@ -186,7 +184,6 @@ class FineTune:
         verdict = evaluate.gate(after, before, running, evaluate.majority_share(data.y_test), self._spec.least_gain)
         result = self._result(trainer, plan, data, before, after, running)
         if not verdict.accepted:
-            store.drop_checkpoint(checkpoint)
             raise RefusedError(verdict, result)
         self._ask("SEALING", "")
         tuned = graph.with_weights(dict(run.parameters()))
@@ -201,8 +198,18 @@ class FineTune:
             store.roll_back(problem)
             return Finished("ROLLED_BACK", problem, result)
         store.mark_good()
-        store.drop_checkpoint(checkpoint)
+        store.drop_checkpoint(job_id)
         return Finished("SUCCEEDED", "", result)
+
+    def _go_on(self, trainer: Trainer, store: Store) -> None:
+        """Resume from the checkpoint of an earlier attempt; a broken one costs the work, not the job."""
+        try:
+            saved = store.open_checkpoint(self._order.job_id)
+            if saved is not None:
+                trainer.resume(saved)
+        except (SealedFileError, EngineError) as error:
+            store.drop_checkpoint(self._order.job_id)
+            self._emit(Warned(f"training starts over, the checkpoint is of no use: {error}"))
 
     # --- parts -------------------------------------------------------------------------------------------------------
 

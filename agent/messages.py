@@ -31,6 +31,8 @@ class Order:
     policy: str
     """Path of the policy file in force."""
     threads: int
+    board: str = ""
+    """Name of the board's profile; models may be for some boards only."""
     attempt: int = 1
     resume_plan: dict[str, object] | None = None
     """The plan of an earlier attempt, so that a resumed job keeps its depth, split and batch."""

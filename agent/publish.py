@@ -117,7 +117,9 @@ def _signature(graph: Graph, rule: Preprocess, source_images: str) -> tuple[tupl
 
 
 def publish(publisher: Publisher, source: str, about: Description, devices: Sequence[PublicDocument]) -> Target:
-    """Publish a model version and grant it to devices; publishing the same bytes again adds the grants only.
+    """Publish a model version and grant it to devices.
+
+    Publishing the same bytes again adds the grants, or renews the dates where no device is named.
 
     Raises:
         SpecError: the version exists with other bytes, or a value is out of bounds.
@@ -133,4 +135,6 @@ def publish(publisher: Publisher, source: str, about: Description, devices: Sequ
         target = publisher.publish(model, card)
     for device in devices:
         publisher.grant(device, target.name, target.version)
+    if same and not devices:
+        publisher.renew()
     return target

@@ -59,6 +59,11 @@ class Status:
             raise TableError("active", "is empty or the same as previous")
 
 
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """Where the checkpoint `name` lies below the state folder `folder` of the store."""
+    return folder / "checkpoints" / f"{name}.sealed"
+
+
 def read_status(folder: Path) -> Status:
     """The store's status; needs no key.
 

@@ -40,7 +40,7 @@ class FineTuneSpec:
     held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))
     """Share kept apart for the gate where the data has no test part of its own."""
     least_gain: float = field(default=0.0, metadata=limits(-1.0, 1.0))
-    """Promote only when held-out accuracy exceeds that of the running model by at least this much."""
+    """Promote only when held-out accuracy exceeds that of the base and of the running model by at least this much."""
     most_samples: int = field(default=20_000, metadata=limits(2, 1_000_000))
     seed: int = field(default=0, metadata=limits(0, 2**31 - 1))
 

@@ -42,6 +42,7 @@ from agent.slots import (
     SLOTS,
     SlotView,
     Status,
+    checkpoint_path,
     read_active,
     read_manifest,
     read_status,
@@ -262,7 +263,7 @@ class Store:
     def _checkpoint_path(self, name: str) -> Path:
         if not NAME.fullmatch(name):
             raise SpecError(f"checkpoint name {name[:64]!r} does not match {NAME.pattern}")
-        return self._checkpoints / f"{name}.sealed"
+        return checkpoint_path(self._folder, name)
 
     def _load(self, slot: str) -> tuple[bytes, dict[str, object]]:
         read = read_manifest(self._folder, slot)

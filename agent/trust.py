@@ -171,7 +171,7 @@ class ModelRepository:
         if info is None or info.length > MAX_GRANT_BYTES:
             raise GrantError(
                 f"no grant of {target.name} {target.version} for device {identity.device}",
-                fix=f"Publish one: temperd publish --for {identity.device}",
+                fix=f"Publish it again: temperd publish ... --for {identity.device}.device.json",
                 reason="grant-missing",
             )
         with self._judged(path), tempfile.TemporaryDirectory(dir=self._bases) as scratch:

@@ -111,7 +111,8 @@ def _last_word(error: Exception) -> Failed:
     """How the job ends for an error."""
     if isinstance(error, TemperdError):
         outcome = "CANCELED" if isinstance(error, JobEndedError) and error.code == "canceled" else "FAILED"
-        return Failed(error.code, str(error)[:MAX_MESSAGE], outcome, getattr(error, "result", {}))
+        result = {**getattr(error, "result", {}), "exit_code": error.exit_code}
+        return Failed(error.code, str(error)[:MAX_MESSAGE], outcome, result)
     if isinstance(error, MemoryError):
         return Failed("out-of-memory", "not enough memory for this job. Lower batch or image_size, or freeze deeper")
     if isinstance(error, ImportError):

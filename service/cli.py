@@ -165,6 +165,7 @@ def _laptop_verbs(verbs: Verbs) -> None:
     publish.add_argument("--offset", type=float, default=-1.0, help="see --scale (-1)")
     publish.add_argument("--source-images", metavar="DIR", default="", help="images the model was trained on, for R2")
     publish.add_argument("--security-floor", type=int, default=0, help="withdraw versions with a lower floor")
+    publish.add_argument("--boards", metavar="PROFILE", nargs="+", default=[], help="board profiles it is for (any)")
     publish.add_argument("--for", dest="devices", metavar="FILE", nargs="+", default=[], help="device documents")
     fleet = verbs.add_parser(
         "fleet",

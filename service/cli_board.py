@@ -9,12 +9,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.errors import BoardError
+from agent import strict_json
+from agent.errors import ArtifactError, ConfigError
 from service.cli import config_path, say_json
 from service.config import Config, example_text, load_config
 
 if TYPE_CHECKING:
     from service.journal import JobRecord
+
+MAX_IDENTITY_BYTES = 4096  # three keys and a name have 300 bytes
+SYSTEM_RUNTIME = Path("/run/temperd")  # where systemd and the container put the live view
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,14 +43,19 @@ def fine_tune(options: argparse.Namespace) -> int:
         say_json(record.status(ts=record.updated, clock=""))
     else:
         _print_record(record)
-    return 0 if record.standing.state == "SUCCEEDED" else 1
+    if record.standing.state == "SUCCEEDED":
+        return 0
+    code = (record.result or {}).get("exit_code", 1)
+    return code if isinstance(code, int) else 1
 
 
 def status(options: argparse.Namespace) -> int:
     """The live view of the running daemon."""
-    from service.live import read_live, runtime_folder  # noqa: PLC0415 - see `_daemon`
+    from service.live import FILE_NAME, read_live, runtime_folder  # noqa: PLC0415 - see `_daemon`
 
     folder = runtime_folder(Path(load_config(config_path(options)).device.state_dir))
+    if not (folder / FILE_NAME).exists() and (SYSTEM_RUNTIME / FILE_NAME).exists():
+        folder = SYSTEM_RUNTIME
     if not options.watch:
         view = read_live(folder, time.monotonic())
         if options.json:
@@ -88,14 +97,35 @@ def _daemon(config: Config):  # type: ignore[no-untyped-def]  # noqa: ANN202 - t
     logs.configure(config.log.level, config.log.format)
     from service.daemon import Daemon  # noqa: PLC0415
 
-    if not Path(config.device.state_dir, "keys", "identity.json").exists():
-        raise BoardError(
+    _check_identity(config)
+    return Daemon(config)
+
+
+def _check_identity(config: Config) -> None:
+    """The identity must be there and carry the configured name: grants and commands are bound to it.
+
+    Raises:
+        ConfigError: it is missing or somebody else's.
+    """
+    path = Path(config.device.state_dir, "keys", "identity.json")
+    try:
+        table = strict_json.loads(path.read_bytes(), what="identity", max_bytes=MAX_IDENTITY_BYTES)
+    except FileNotFoundError as error:
+        raise ConfigError(
             "this board has no identity yet",
             where=config.device.state_dir,
             fix=f"Make one: temperd keys init {config.device.name}",
             reason="key-missing",
+        ) from error
+    except (OSError, ArtifactError) as error:
+        raise ConfigError("the identity cannot be read", where=f"{path}: {error}") from error
+    name = table.get("device") if isinstance(table, dict) else None
+    if name != config.device.name:
+        raise ConfigError(
+            f"the identity is that of {name!r}, the configuration names {config.device.name!r}",
+            where=str(path),
+            fix="Set device.name to the identity's, or make a new identity",
         )
-    return Daemon(config)
 
 
 def _print_record(record: JobRecord) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 from agent.errors import SpecError
 from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
+from policies.strict import TableError
 from service.cli import say_json
 from service.commands import Request, new_id, sign_command
 from service.config import Mqtt
 from service.console_link import ConsoleLink
 from service.device_link import Address
+from service.logs import configure
 
 CONNECT_S = 10.0
 MAX_SPEC_BYTES = 64 << 10
@@ -48,12 +50,16 @@ def make_request(device: str, kind: str, args: dict[str, object], now: float, va
 def send(options: argparse.Namespace) -> int:
     """Send one command; with --watch, follow it to its end."""
     args = read_spec(Path(options.argument)) if options.type == "fine-tune" else {"job": options.argument}
+    configure("warning", "text")
     request = make_request(options.device, options.type, args, time.time(), options.valid)
     envelope = sign_command(request, load_console_key(Path(options.key)))
     host, _, port = options.broker.partition(":")
     if port and not port.isdecimal():
         raise SpecError("the broker's port is no number", where=options.broker)
-    settings = Mqtt(host=host, port=int(port or 1883))
+    try:
+        settings = Mqtt(host=host, port=int(port or 1883))
+    except TableError as error:
+        raise SpecError(error.what, where=f"--broker {options.broker}") from error
     return asyncio.run(_send(options, settings, request, envelope))
 
 

@@ -36,7 +36,8 @@ def show(options: argparse.Namespace) -> int:
     if not options.state:
         trusted = sorted(load_trusted_consoles(Path(load_config(config_path(options)).commands.trusted_consoles)))
     if options.json:
-        say_json({"device": public.device, "fingerprint": public.fingerprint, "trusted_consoles": trusted})
+        table = {"device": public.device, "fingerprint": public.fingerprint, "document": public.to_table()}
+        say_json({**table, "trusted_consoles": trusted})
     else:
         print(f"device   {public.device}\nidentity {public.fingerprint}")
         for keyid in trusted:
@@ -64,7 +65,7 @@ def trust(options: argparse.Namespace) -> int:
         raise SpecError("the document cannot be read", where=str(source)) from error
     folder = Path(load_config(config_path(options)).commands.trusted_consoles)
     make_folder(folder, 0o755)
-    target = folder / source.name
+    target = folder / (source.name if source.suffix == ".json" else f"{source.name}.json")
     before = target.read_bytes() if target.exists() else None
     write_atomic(target, data, 0o644)
     try:

@@ -27,6 +27,7 @@ def publish(options: argparse.Namespace) -> int:
         scale=options.scale,
         offset=options.offset,
         security_floor=options.security_floor,
+        boards=tuple(options.boards),
         source_images=options.source_images,
     )
     fresh = not (repo / "metadata").exists()
@@ -38,7 +39,9 @@ def publish(options: argparse.Namespace) -> int:
         say_json({**table, "length": target.sealed_length, "root": str(publisher.root_path), "signature": origin})
     else:
         print(f"published {target.name} {target.version}: {target.sealed_length} bytes, sha256 {target.sealed_sha256}")
-        print(f"source signature from {origin}; granted to {', '.join(d.device for d in devices) or 'nobody yet'}")
+        print(f"source signature from {origin}")
+        for device in devices:
+            print(f"granted to {device.device}, fingerprint {device.fingerprint}")
         print(f"pin {publisher.root_path} on every board; serve {repo} with any web server")
     return 0
 

@@ -18,17 +18,19 @@ from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
 from agent.durable import make_folder, write_atomic
 from agent.errors import BoardError, ConfigError
 from agent.messages import Message, Order, Progress
-from agent.slots import read_active
+from agent.slots import checkpoint_path, read_active
 from agent.spec import FineTuneSpec
 from policies.policy import Policy, PolicyError, parse_policy
 from service.commands import SUPPORTED, new_id
 from service.config import Config
-from service.desk import Desk, Surroundings
+from service.desk import Desk
 from service.device_link import Address, Connected, Disconnected, Incoming, Link
 from service.emulation import EmulatedBoardProcess
 from service.journal import JobRecord, Journal
 from service.live import remove_live, runtime_folder, write_live
 from service.logs import logger
+from service.runner import Runner, Workshop
+from service.statuses import Clock
 from service.steering import Steering
 from service.systemd import Notifier
 
@@ -121,7 +123,9 @@ class Daemon:
         steering.restore()
         link = self._link = self._make_link(steering, model)
         device = self._config.device.name
-        desk = Desk(self._journal, steering, policy, _Statuses(link), self._trusted, device, self._surroundings())
+        clock = Clock(self._now, self._mono, self._clock_synchronised)
+        shop = Workshop(self._order, self._config.worker.nice, self._watch, self._forget)
+        desk = Desk(self._journal, steering, policy, _Statuses(link), self._trusted, device, clock, shop)
         try:
             await run(desk)  # type: ignore[operator]  # a coroutine function of this class
         finally:
@@ -168,7 +172,11 @@ class Daemon:
         )
 
     def _birth(self, steering: Steering, model: str) -> dict[str, object]:
-        active = read_active(self._state / "store")
+        try:
+            active = read_active(self._state / "store")
+        except BoardError as error:  # the next worker sets a broken status aside and rebuilds it
+            log.warning("the active model is not known", why=str(error))
+            active = None
         return {
             "schema": 1,
             "agent": __version__,
@@ -177,16 +185,6 @@ class Daemon:
             "active_model": active.manifest if active else None,
             "clock": "synchronised" if self._clock_synchronised() else "unsynchronised",
         }
-
-    def _surroundings(self) -> Surroundings:
-        return Surroundings(
-            make_order=self._order,
-            nice=self._config.worker.nice,
-            now=self._now,
-            mono=self._mono,
-            clock_synchronised=self._clock_synchronised,
-            watch=self._watch,
-        )
 
     def _order(self, record: JobRecord) -> Order:
         threads = self._config.worker.threads or os.cpu_count() or 1
@@ -199,6 +197,7 @@ class Daemon:
             device=self._config.device.name,
             policy=str(self._policy_path),
             threads=threads,
+            board=self._board_name,
             attempt=record.standing.attempt,
             resume_plan=record.plan,
         )
@@ -224,7 +223,7 @@ class Daemon:
                 await self._stopping.wait()
                 self._notifier.stopping()
                 log.info("stopping")
-                await desk.stop()
+                await desk.runner.stop()
                 for task in running:
                     task.cancel()
         finally:
@@ -247,22 +246,24 @@ class Daemon:
         """Once a second: read, decide, act, tell. The watchdog is fed here, by progress and not by a timer."""
         ticks = 0
         while True:
-            working = desk.current is not None
+            runner = desk.runner
+            working = runner.current is not None
             self._steering.tick(
-                self._mono(), working=working, training=desk.training, plan_depth_percent=desk.plan_depth_percent
+                self._mono(), working=working, training=runner.training, plan_depth_percent=runner.plan_depth_percent
             )
-            await desk.steer()
+            await runner.steer()
+            desk.wake()
             if link and (working or ticks % IDLE_METRICS_EVERY == 0):
                 link.publish_metrics("board", self._steering.board_metrics())
-            if link and desk.training:
-                link.publish_metrics("energy", desk.energy_metrics())
-            self._show(desk, link)
+            if link and runner.training:
+                link.publish_metrics("energy", runner.energy_metrics())
+            self._show(runner, link)
             self._notifier.watchdog()
             ticks += 1
             await asyncio.sleep(TICK_S)
 
-    def _show(self, desk: Desk, link: Link | None) -> None:
-        current = desk.current
+    def _show(self, runner: Runner, link: Link | None) -> None:
+        current = runner.current
         view = {
             "mono_s": self._mono(),
             "device": self._config.device.name,
@@ -270,11 +271,16 @@ class Daemon:
             "connected": bool(link and link.connected),
             "board": self._steering.board_metrics(),
             "job": current.status(ts=self._now(), clock="") if current else None,
-            "training": _training(desk.progress) if desk.progress else None,
-            "energy": desk.energy_metrics() if desk.training else None,
+            "training": _training(runner.progress) if runner.progress else None,
+            "energy": runner.energy_metrics() if runner.training else None,
         }
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
             write_live(runtime_folder(self._state), view)
+
+    def _forget(self, job_id: str) -> None:
+        """An ended job needs its checkpoint no more."""
+        with contextlib.suppress(OSError):
+            checkpoint_path(self._state / "store", job_id).unlink(missing_ok=True)
 
     def _watch(self, message: Message, _record: JobRecord) -> None:
         if isinstance(message, Progress):

@@ -63,6 +63,7 @@ class Event(StrEnum):
     TIME_OUT = "time-out"
     ROLL_BACK = "roll-back"
     RESTART = "restart"
+    SUSPEND = "suspend"
 
 
 S, E = State, Event
@@ -118,7 +119,6 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.PAUSED, E.TIME_OUT): S.TIMED_OUT,
     (S.PAUSED, E.RESTART): S.PULLING,
     (S.EVALUATING, E.SEAL): S.SEALING,
-    (S.EVALUATING, E.ROLL_BACK): S.ROLLED_BACK,  # the gate said no: the running model stays
     (S.EVALUATING, E.FAIL): S.FAILED,
     (S.EVALUATING, E.CANCEL): S.CANCELED,
     (S.EVALUATING, E.TIME_OUT): S.TIMED_OUT,
@@ -128,6 +128,16 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.SEALING, E.CANCEL): S.CANCELED,
     (S.SEALING, E.TIME_OUT): S.TIMED_OUT,
     (S.SEALING, E.RESTART): S.PULLING,
+    # Stopped on purpose, or its network is away: no attempt is lost, the checkpoint is kept.
+    (S.PULLING, E.SUSPEND): S.DEFERRED,
+    (S.VERIFYING, E.SUSPEND): S.DEFERRED,
+    (S.UNSEALING, E.SUSPEND): S.DEFERRED,
+    (S.PLANNING, E.SUSPEND): S.DEFERRED,
+    (S.COMPILING, E.SUSPEND): S.DEFERRED,
+    (S.TRAINING, E.SUSPEND): S.DEFERRED,
+    (S.PAUSED, E.SUSPEND): S.DEFERRED,
+    (S.EVALUATING, E.SUSPEND): S.DEFERRED,
+    (S.SEALING, E.SUSPEND): S.DEFERRED,
     # Promotion is neither canceled nor timed out: it ends in seconds, with the new model good or the old one back.
     (S.PROMOTING, E.SUCCEED): S.SUCCEEDED,
     (S.PROMOTING, E.ROLL_BACK): S.ROLLED_BACK,

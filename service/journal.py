@@ -158,6 +158,19 @@ class Journal:
         with self._writing() as db:
             _enter(db, command_id, digest, outcome)
 
+    def remember(self, name: str, value: str) -> None:
+        """Keep a small text under a name of the daemon's choice."""
+        with self._writing() as db:
+            db.execute(
+                "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
+            )
+
+    def recall(self, name: str) -> str:
+        """What was kept under `name`; empty when nothing was."""
+        with storing(self._path):
+            row = self._db.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
+            return "" if row is None else str(row["value"])
+
     def add_job(self, job_id: str, digest: str, kind: str, spec: Mapping[str, object], now: float) -> JobRecord:
         """Enter a command and its job, RECEIVED, in one commit; the oldest finished jobs beyond `JOBS_KEPT` go.
 

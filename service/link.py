@@ -92,7 +92,7 @@ class Connection:
         self._jitter = jitter or random.SystemRandom().uniform
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._keep_session = keep_session
-        self.connected = False
+        self.connected, self._stopping = False, False
         self.epoch = 0
         """Rises with every connection made and every connection lost."""
         self._failures = 0
@@ -135,6 +135,7 @@ class Connection:
 
     async def stop(self) -> None:
         """Disconnect without the last will and end the thread."""
+        self._stopping = True
         self._client.disconnect()
         ending = asyncio.ensure_future(asyncio.to_thread(self._client.loop_stop))
         while not (await asyncio.wait([ending], timeout=GRACE_S))[0]:
@@ -269,8 +270,9 @@ class Connection:
     def _down(self, reason: str) -> None:
         was, self.connected = self.connected, False
         self._drop()
-        if was:
+        if was and not self._stopping:
             log.warning("connection lost", reason=reason)
+        if was:
             self._on_down(reason)
 
     def _confirm(self, mid: int, accepted: bool) -> None:  # noqa: FBT001 - called through the hand-over only

@@ -24,6 +24,7 @@ from agent.engine.optimizers import (
     Update,
     emit_update,
     materialized,
+    rides_in_gradient,
     state_names,
 )
 from agent.engine.passes import Split, split
@@ -65,7 +66,7 @@ def step_graph(
         ModelError: an operator on the path has no rule.
     """
     cut = split(graph, frozen_layers)
-    tape = _differentiate(graph, cut, shapes(graph, batch))
+    tape = _differentiate(graph, cut, shapes(graph, batch), LEARNING_RATE if rides_in_gradient(spec) else "")
     parameters = [name for layer in cut.trainable for name in layer.parameters]
     updates = tuple(Update(name, state_names(spec, name), (groups or {}).get(name, 0)) for name in parameters)
     for update in updates:
@@ -80,7 +81,7 @@ def step_graph(
         for name in (update.parameter, *update.states):
             inputs[name] = (np.float32, tape.shapes[update.parameter])
             outputs[NEW + name] = (np.float32, tape.shapes[update.parameter])
-    model = model_proto(tape.nodes, _constants(graph, tape, parameters), inputs, outputs)
+    model = model_proto(tape.nodes, _constants(graph, tape, parameters), inputs, outputs, opset=graph.opset)
     return StepGraph(model, cut, updates, {name: tape.shapes[name] for name in cut.crossing})
 
 
@@ -93,15 +94,15 @@ def gradient_graph(graph: Graph, frozen_layers: int, batch: int) -> tuple[onnx.M
     names = tuple(materialized(tape, tape.weight_gradients[name]) for name in parameters)
     outputs |= {name: (np.float32, tape.shapes[p]) for name, p in zip(names, parameters, strict=True)}
     inputs = _inputs(tape, cut, batch) | {p: (np.float32, tape.shapes[p]) for p in parameters}
-    return model_proto(tape.nodes, _constants(graph, tape, parameters), inputs, outputs), names
+    return model_proto(tape.nodes, _constants(graph, tape, parameters), inputs, outputs, opset=graph.opset), names
 
 
-def _differentiate(graph: Graph, cut: Split, known: dict[str, tuple[int, ...]]) -> Tape:
+def _differentiate(graph: Graph, cut: Split, known: dict[str, tuple[int, ...]], factor: str = "") -> Tape:
     learning = {name for layer in cut.trainable for name in layer.parameters}
     needed = learning | {name for node in cut.suffix for name in node.outputs}
     frozen = {name: value for name, value in graph.initializers.items() if name not in learning}
     tape = Tape(known, frozen, needed, list(cut.suffix))
-    tape.add(graph.output, cross_entropy(tape, graph.output))
+    tape.add(graph.output, cross_entropy(tape, graph.output, factor))
     for node in reversed(cut.suffix):
         dy = tape.gradient(node.outputs[0])
         if dy is not None:

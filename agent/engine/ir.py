@@ -20,7 +20,8 @@ from agent.errors import ModelError
 Array = npt.NDArray[np.generic]
 Attribute = int | float | str | bytes | list[int] | list[float]
 
-IR_VERSION = 9  # the newest that onnxruntime 1.19 (the last training wheel) and every later release read
+IR_VERSION = 9  # up to opset 20; onnxruntime 1.19, the last training wheel, reads up to 10
+FIRST_OPSET_OF_IR_10 = 21
 OPSET = 17  # operators as of opset 17: LayerNormalization exists, ReduceSum takes axes as input
 OLDEST_OPSET, NEWEST_OPSET = 13, 21
 MAX_MODEL_BYTES = 256 << 20  # boards hold weights, gradients and optimizer state in memory at once
@@ -36,6 +37,7 @@ CONSTANT_TYPES = (
     TensorProto.BOOL,
 )
 NODE_FIELDS = frozenset(NodeProto.DESCRIPTOR.fields_by_name) | {"inputs", "outputs"}  # names no attribute may have
+PLAIN = "Export a plain graph, without control flow or functions"
 PARAMETRIC = ("Conv", "Gemm", "MatMul")
 
 
@@ -94,6 +96,8 @@ class Graph:
     input_shape: tuple[int, ...]
     output: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    opset: int = OPSET
+    """The opset whose meaning the nodes have; what is added in training means the same in all that are read."""
 
     def layers(self) -> tuple[Layer, ...]:
         """Parametric layers in execution order."""
@@ -153,7 +157,9 @@ def parse(data: bytes) -> Graph:
             fix="Export the model without auxiliary inputs",
         )
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    graph = Graph(tuple(nodes), initializers, inputs[0].name, _sample_shape(inputs[0]), proto.output[0].name, metadata)
+    opset = next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+    shape = _sample_shape(inputs[0])
+    graph = Graph(tuple(nodes), initializers, inputs[0].name, shape, proto.output[0].name, metadata, opset)
     _check_order(graph)
     return graph
 
@@ -177,15 +183,14 @@ def _attributes(item: onnx.NodeProto) -> dict[str, Attribute]:
         raise ModelError(f"{item.op_type} makes nothing", where=item.name)
     try:
         attrs = {a.name: helper.get_attribute_value(a) for a in item.attribute}
-    except ValueError as error:
-        raise ModelError("attribute of an unknown kind", where=item.name) from error
+    except ValueError:
+        attrs = {"": None}
     for value in attrs.values():
+        first = value[0] if isinstance(value, list) and value else value
         if isinstance(value, TensorProto):
             _constant(value)  # what is refused of a weight is refused here too
-        elif not isinstance(value[0] if isinstance(value, list) and value else value, int | float | str | bytes | list):
-            raise ModelError(
-                f"{item.op_type} holds a graph or a list of tensors", where=item.name, fix="Export a plain graph"
-            )
+        elif not isinstance(first, int | float | str | bytes | list):
+            raise ModelError(f"{item.op_type} has an attribute of a kind that is not read", where=item.name, fix=PLAIN)
     return attrs
 
 
@@ -201,7 +206,7 @@ def _check_header(model: onnx.ModelProto) -> None:
                 fix="Convert with onnx.version_converter",
             )
     if len(model.functions) or len(model.graph.sparse_initializer):
-        raise ModelError("model-local functions and sparse initializers are not read", fix="Export a plain graph")
+        raise ModelError("model-local functions and sparse initializers are not read", fix=PLAIN)
     if len(model.graph.node) > MAX_NODES:
         raise ModelError(f"model has {len(model.graph.node)} nodes, at most {MAX_NODES} are read")
 
@@ -280,6 +285,7 @@ def model_proto(
     inputs: Mapping[str, tuple[type[np.generic], tuple[int | str, ...]]],
     outputs: Mapping[str, tuple[type[np.generic], tuple[int | str, ...]] | None],
     metadata: Mapping[str, str] | None = None,
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """Build an ONNX model; an output given as `None` gets a float tensor of unknown shape."""
     protos = [
@@ -294,10 +300,15 @@ def model_proto(
         [_value_info(name, spec) for name, spec in outputs.items()],
         [numpy_helper.from_array(value, name) for name, value in initializers.items() if name in used],
     )
-    domains = [helper.make_opsetid("", OPSET)]
+    domains = [helper.make_opsetid("", opset)]
     if any(node.domain == MICROSOFT for node in protos):
         domains.append(helper.make_opsetid(MICROSOFT, 1))
-    model = helper.make_model(graph, opset_imports=domains, producer_name="temperd", ir_version=IR_VERSION)
+    model = helper.make_model(
+        graph,
+        opset_imports=domains,
+        producer_name="temperd",
+        ir_version=IR_VERSION if opset < FIRST_OPSET_OF_IR_10 else IR_VERSION + 1,
+    )
     if metadata:
         helper.set_model_props(model, dict(metadata))
     return model
@@ -318,6 +329,7 @@ def serialize(graph: Graph) -> bytes:
         {graph.input: (np.float32, ("N", *graph.input_shape))},
         {graph.output: None},
         graph.metadata,
+        graph.opset,
     )
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -329,9 +341,8 @@ def shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | None = None)
         ModelError: the graph does not fit the input shape, or a shape depends on data.
     """
     sample = input_shape or graph.input_shape
-    model = model_proto(
-        graph.nodes, graph.initializers, {graph.input: (np.float32, (batch, *sample))}, {graph.output: None}
-    )
+    inputs: dict[str, tuple[type[np.generic], tuple[int | str, ...]]] = {graph.input: (np.float32, (batch, *sample))}
+    model = model_proto(graph.nodes, graph.initializers, inputs, {graph.output: None}, opset=graph.opset)
     try:
         inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (shape_inference.InferenceError, ValueError) as error:

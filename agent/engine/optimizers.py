@@ -32,9 +32,16 @@ def state_names(spec: OptimizerSpec, parameter: str) -> tuple[str, ...]:
     return (f"momentum/{parameter}",) if spec.momentum > 0 else ()
 
 
+def rides_in_gradient(spec: OptimizerSpec) -> bool:
+    """Whether the loss gradient is scaled by the learning rate: plain SGD is then w - g, one pass over each weight."""
+    return spec.kind == "sgd" and spec.momentum == 0 and spec.weight_decay == 0
+
+
 def emit_update(tape: Tape, spec: OptimizerSpec, update: Update, gradient: WeightGradient) -> None:
     """Emit nodes that make `new:<name>` for the parameter and each of its state tensors."""
-    if spec.kind == "adamw":
+    if rides_in_gradient(spec):
+        _plain(tape, update.parameter, gradient)
+    elif spec.kind == "adamw":
         _adamw(tape, spec, update, materialized(tape, gradient))
     elif update.states:
         _momentum(tape, spec, update, gradient)
@@ -63,6 +70,16 @@ def _decayed(tape: Tape, spec: OptimizerSpec, parameter: str, gradient: WeightGr
     if spec.weight_decay == 0:
         return value
     return tape.emit("Add", value, tape.emit("Mul", parameter, tape.scalar(spec.weight_decay)))
+
+
+def _plain(tape: Tape, parameter: str, gradient: WeightGradient) -> None:
+    """The update w - g inside the product that makes g, where it is one."""
+    if isinstance(gradient, str):
+        _output(tape, parameter, "Sub", parameter, gradient)
+        return
+    before = tape.reshape(parameter, gradient.rows, gradient.columns)
+    after = tape.emit("Gemm", gradient.a, gradient.b, before, transA=int(gradient.transpose_a), alpha=-1.0, beta=1.0)
+    _output(tape, parameter, "Reshape", after, tape.ints(*gradient.shape))
 
 
 def _momentum(tape: Tape, spec: OptimizerSpec, update: Update, gradient: WeightGradient) -> None:

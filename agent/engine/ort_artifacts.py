@@ -147,6 +147,7 @@ def write_artifacts(graph: Graph, parameters: Collection[str], trainable: Sequen
         constants,
         {graph.input: (np.float32, ("N", *graph.input_shape))},
         {graph.output: (np.float32, ("N", "K"))},
+        opset=graph.opset,
     )
     artifacts = library().artifacts
     with _quiet_stderr():

@@ -94,6 +94,7 @@ class Program:
             graph.initializers,
             {graph.input: (np.float32, ("N", *graph.input_shape))},
             {name: (np.float32, ("N", *shapes[name][1:])) for name in self._made_by_prefix()},
+            opset=graph.opset,
         )
 
     def _made_by_prefix(self) -> tuple[str, ...]:
@@ -107,7 +108,9 @@ class Program:
         }
         inputs |= {name: (np.float32, weights[name].shape) for name in sorted(learning)}
         constants = {name: value for name, value in weights.items() if name not in learning}
-        return model_proto(self.step_graph.cut.suffix, constants, inputs, {self._graph.output: None})
+        return model_proto(
+            self.step_graph.cut.suffix, constants, inputs, {self._graph.output: None}, opset=self._graph.opset
+        )
 
     def _allocate(self, batch: int) -> None:
         starts: dict[str, Float32] = {}

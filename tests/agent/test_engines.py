@@ -18,6 +18,7 @@ from tests.simulators.small_models import colour_images, mobile_block_net
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 MOBILENET = SHARED / "mobilenetv2-1.0-224.onnx"
+FLOWERS = SHARED / "flowers5-96.npz"
 HAS_ORT_TRAINING = importlib.util.find_spec("onnxruntime.training") is not None
 OPTIMIZERS = (
     OptimizerSpec("sgd", momentum=0.9),
@@ -33,11 +34,10 @@ def ort_training() -> TrainingEngine:
     return OrtTrainingEngine()
 
 
+needs_ort_training = pytest.mark.skipif(not HAS_ORT_TRAINING, reason="needs onnxruntime-training")
 ENGINES = [
     pytest.param(GraphEngine, id="graph"),
-    pytest.param(
-        ort_training, id="ort-training", marks=pytest.mark.skipif(not HAS_ORT_TRAINING, reason="needs onnxruntime-training")
-    ),
+    pytest.param(ort_training, id="ort-training", marks=needs_ort_training),
 ]
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 each_optimizer = pytest.mark.parametrize(
@@ -99,9 +99,7 @@ def test_head_only_follows_the_formulas(engine: type[TrainingEngine], optimizer:
 @each_engine
 @each_optimizer
 @pytest.mark.parametrize("frozen", [0, 3, 7])
-def test_frozen_weights_stay_bit_identical(
-    engine: type[TrainingEngine], optimizer: OptimizerSpec, frozen: int
-) -> None:
+def test_frozen_weights_stay_bit_identical(engine: type[TrainingEngine], optimizer: OptimizerSpec, frozen: int) -> None:
     net = mobile_block_net()
     run = engine().start(setup(frozen, optimizer, net))
     for samples, labels in batches(3):
@@ -190,19 +188,49 @@ def test_bad_calls_are_refused(engine: type[TrainingEngine]) -> None:
 
 
 def mobilenet(frozen: int, optimizer: OptimizerSpec, batch: int) -> TrainingSetup:
-    graph = replace_head(parse(MOBILENET.read_bytes()), 10, seed=1)
+    graph = replace_head(parse(MOBILENET.read_bytes()), 5, seed=1)
     return TrainingSetup(graph, batch, (3, 96, 96), frozen, optimizer, threads=2)
 
 
-@pytest.mark.skipif(not HAS_ORT_TRAINING, reason="needs onnxruntime-training")
-@pytest.mark.skipif(not MOBILENET.exists(), reason="needs ../shared/data/mobilenetv2-1.0-224.onnx")
-@pytest.mark.parametrize("optimizer", [OPTIMIZERS[0], OPTIMIZERS[3]], ids=["sgd-momentum", "adamw"])
-def test_both_engines_agree_for_twenty_steps_on_mobilenet(optimizer: OptimizerSpec) -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.standard_normal((20, 4, 3, 96, 96)).astype(np.float32) * 0.5
-    labels = rng.integers(0, 10, (20, 4))
-    ours, theirs = (engine.start(mobilenet(26, optimizer, 4)) for engine in (GraphEngine(), ort_training()))
-    rate = 0.01 if optimizer.kind == "sgd" else 0.001
-    for samples, wanted in zip(pixels, labels, strict=True):
-        mine, other = ours.step(samples, wanted, rate), theirs.step(samples, wanted, rate)
-        assert mine == pytest.approx(other, rel=1e-3)
+def photographs(count: int, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    with np.load(FLOWERS) as data:
+        order = np.random.default_rng(0).permutation(len(data["y_train"]))
+        pixels, labels = data["x_train"][order], data["y_train"][order].astype(np.int64)
+    inputs = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    starts = [i * batch % (len(labels) - batch) for i in range(count)]
+    return [(inputs[i : i + batch], labels[i : i + batch]) for i in starts]
+
+
+needs_photographs = pytest.mark.skipif(
+    not (MOBILENET.exists() and FLOWERS.exists()), reason="needs ../shared/data: MobileNetV2 and flowers"
+)
+
+
+@needs_ort_training
+@needs_photographs
+@pytest.mark.parametrize(
+    ("optimizer", "frozen", "rate"),
+    [(OPTIMIZERS[0], 46, 1e-4), (OPTIMIZERS[3], 26, 3e-5)],
+    ids=["sgd-momentum", "adamw"],
+)
+def test_both_engines_run_freely_alike_for_twenty_steps(optimizer: OptimizerSpec, frozen: int, rate: float) -> None:
+    """Where training is not chaotic; docs/engines.md says why it is elsewhere."""
+    ours, theirs = (engine.start(mobilenet(frozen, optimizer, 16)) for engine in (GraphEngine(), ort_training()))
+    for samples, labels in photographs(20, 16):
+        assert ours.step(samples, labels, rate) == pytest.approx(theirs.step(samples, labels, rate), rel=1e-3)
+
+
+@needs_ort_training
+@needs_photographs
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [(OPTIMIZERS[0], 0.001), (OPTIMIZERS[3], 0.0003)], ids=["sgd-momentum", "adamw"]
+)
+def test_both_engines_agree_step_by_step_with_nothing_frozen(optimizer: OptimizerSpec, rate: float) -> None:
+    """Twenty steps on the same batches; before each, both stand on the same weights and optimizer state."""
+    ours, theirs = (engine.start(mobilenet(0, optimizer, 16)) for engine in (GraphEngine(), ort_training()))
+    for samples, labels in photographs(20, 16):
+        theirs.load_state(ours.state())
+        assert ours.step(samples, labels, rate) == pytest.approx(theirs.step(samples, labels, rate), rel=1e-3)
+        mine, other = ours.parameters(), theirs.parameters()
+        moved = max(float(np.abs(mine[name] - other[name]).max() / (np.abs(mine[name]).max() + 1e-6)) for name in mine)
+        assert moved < (1e-3 if optimizer.kind == "sgd" else 5e-3)  # AdamW's first step is lr times the gradient's sign

@@ -177,12 +177,12 @@ class World:
         return self.send_envelope(kind, request.id, sign_command(request, self.console_key), until=until)
 
     def send_envelope(
-        self, kind: str, command_id: str, envelope: bytes, *, until: tuple[str, ...] = ENDED
+        self, kind: str, command_id: str, envelope: bytes, *, until: tuple[str, ...] = ENDED, seconds: float = 90.0
     ) -> dict[str, Any]:
         """Send any bytes as a command; the first fresh status among `until`."""
 
         async def play() -> dict[str, Any]:
-            async with self.console() as link, asyncio.timeout(90):
+            async with self.console() as link, asyncio.timeout(seconds):
                 await link.wait_connected(10)
                 await link.send(kind, command_id, envelope, expires_s=600)
                 async for seen in link.watch():

@@ -1,0 +1,236 @@
+"""Runs one job: a worker at a time, followed to its last word, through crashes and stops."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container
+
+from agent.errors import BoardError, TemperdError
+from agent.messages import Failed, Finished, Go, Message, Order, Planned, Progress, Stage, Steer, Warned
+from service.job import STAGE_EVENTS, TERMINAL, WORKING, Event, State
+from service.journal import JobRecord, Journal
+from service.logs import logger
+from service.statuses import Clock, Statuses
+from service.steering import Steering
+from service.worker_process import WorkerProcess
+
+PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a fleet
+STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is stopped
+MAX_WARNINGS = 20  # kept with the result
+OPERATIONS_PER_MAC = 2
+STOPPING = "stopping"  # rule of the order with which a stopped daemon ends its worker
+
+log = logger("jobs")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workshop:
+    """How workers are made.
+
+    Attributes:
+        make_order: the worker's order for a job.
+        nice: scheduling priority of the worker.
+        watch: called with (message, record) for everything the worker says.
+        forget: removes what an ended job left on the disk.
+    """
+
+    make_order: Callable[[JobRecord], Order]
+    nice: int
+    watch: Callable[[Message, JobRecord], None]
+    forget: Callable[[str], None]
+
+
+class Runner:
+    """At most one job at a time.
+
+    Args:
+        journal: written before each effect.
+        statuses: moves and publishes.
+        steering: the governor's present decision, and the job's energy.
+        clock: see `Clock`.
+        shop: see `Workshop`.
+        held: ids of jobs that an operator paused.
+        canceled: ids of jobs that an operator canceled.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        statuses: Statuses,
+        steering: Steering,
+        clock: Clock,
+        shop: Workshop,
+        held: Container[str],
+        canceled: Container[str],
+    ) -> None:
+        self._journal, self._statuses, self._steering = journal, statuses, steering
+        self._clock, self._shop, self._held, self._canceled = clock, shop, held, canceled
+        self._worker: WorkerProcess | None = None
+        self._sent: Steer | None = None
+        self._told_at = 0.0
+        self._operations = 0.0
+        self._warnings: list[str] = []
+        self.stopping = False
+        self.current: JobRecord | None = None
+        self.progress: Progress | None = None
+
+    @property
+    def training(self) -> bool:
+        """Whether energy counts for the job now."""
+        return self.current is not None and self.current.standing.state in (State.TRAINING, State.PAUSED)
+
+    @property
+    def plan_depth_percent(self) -> int:
+        """Freeze depth the current job planned; 0 without one."""
+        depth = self._plan().get("depth_percent", 0)
+        return depth if isinstance(depth, int) else 0
+
+    def energy_metrics(self) -> dict[str, object]:
+        """The `energy` group of the telemetry for the current job."""
+        return self._steering.energy_metrics(self.progress.samples if self.progress else 0, self._operations)
+
+    async def run(self, record: JobRecord) -> JobRecord:
+        """Run a job to its end, or to the daemon's.
+
+        Raises:
+            BoardError: the journal cannot be written; the worker was ended.
+        """
+        self._steering.start_energy(record.energy_j or 0.0)
+        self._warnings, self._operations = [], 0.0
+        try:
+            if record.standing.state not in WORKING:
+                record = self._statuses.move(record, Event.PULL)
+            while record.standing.state in WORKING and not self.stopping:
+                self.current, self.progress, self._sent = record, None, None
+                record = await self._attempt(record)
+        finally:
+            self.current, self.progress = None, None
+        if record.standing.state in TERMINAL:
+            self._shop.forget(record.id)
+        ended = record.standing
+        log.info("job ended", job_id=record.id, state=ended.state, reason=ended.reason_code, why=ended.reason)
+        return record
+
+    async def _attempt(self, record: JobRecord) -> JobRecord:
+        """One worker: follow it until it says the last word or vanishes."""
+        order = self._shop.make_order(record)
+        worker = self._worker = await WorkerProcess.start(
+            order, self._shop.nice, lambda line: log.info("worker", line=line)
+        )
+        log.info("worker started", pid=worker.pid, attempt=record.standing.attempt)
+        last: Message | None = None
+        try:
+            await self.steer()
+            async for message in worker.messages():
+                last = await self._hear(message)
+        except BoardError:
+            raise
+        except TemperdError as error:
+            log.warning("worker misbehaved", why=str(error))
+        finally:
+            self._worker = None
+            code = await worker.end(0.0 if last is None else STOP_GRACE_S)
+        assert self.current is not None
+        return self._conclude(self.current, last, code)
+
+    def _conclude(self, record: JobRecord, last: Message | None, code: int) -> JobRecord:
+        """What the end of a worker means for its job."""
+        promoting = record.standing.state is State.PROMOTING
+        if isinstance(last, Failed) and last.code == STOPPING and not promoting:
+            return self._statuses.move(
+                record,
+                Event.SUSPEND,
+                "daemon-stopped",
+                "goes on when the daemon runs again",
+                energy_j=self._steering.joules,
+            )
+        if isinstance(last, Failed) and last.code == "network" and record.plan:
+            return self._statuses.move(record, Event.SUSPEND, "network", last.message, energy_j=self._steering.joules)
+        if isinstance(last, Finished | Failed):
+            return self._finish(record, last)
+        if record.id in self._canceled and not promoting:
+            return self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator")
+        if self.stopping:
+            return record  # killed by the stop: the next start counts it as an interrupted attempt
+        return self._statuses.move(record, Event.RESTART, "worker-crashed", f"the worker ended with code {code}")
+
+    async def _hear(self, message: Message) -> Message:
+        assert self.current is not None
+        match message:
+            case Stage(stage=stage):
+                state = State(stage)
+                if state is not self.current.standing.state:
+                    self.current = self._statuses.move(self.current, STAGE_EVENTS[state])
+                log.info("stage", stage=stage, detail=message.detail)
+                if self._worker is not None:
+                    await self._worker.send(Go(stage))
+            case Planned(plan=plan):
+                self.current = self._journal.update(self.current.id, self._clock.now(), plan=plan)
+            case Progress():
+                self._follow(message)
+            case Warned(what=what):
+                log.warning("job warns", what=what)
+                self._warnings = [*self._warnings, what][:MAX_WARNINGS]
+        self._shop.watch(message, self.current)
+        return message
+
+    def _follow(self, message: Progress) -> None:
+        assert self.current is not None
+        self._count_operations(message)
+        self.progress = message
+        state = self.current.standing.state
+        if message.event == "paused" and state is State.TRAINING:
+            self.current = self._statuses.move(self.current, Event.PAUSE, message.rule, "training is paused")
+        elif message.event == "resumed" and state is State.PAUSED:
+            self.current = self._statuses.move(self.current, Event.RESUME)
+        elif message.event == "checkpoint":
+            self.current = self._journal.update(self.current.id, self._clock.now(), energy_j=self._steering.joules)
+        elif self._clock.mono() - self._told_at >= PROGRESS_EVERY_S:
+            self._told_at = self._clock.mono()
+            done = message.epoch * message.steps + message.step
+            self._statuses.publish(self.current, min(1.0, done / max(1, message.epochs * message.steps)))
+
+    def _finish(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
+        result = {**last.result, "energy": self.energy_metrics(), "warnings": self._warnings}
+        if isinstance(last, Finished):
+            succeeded = last.outcome == "SUCCEEDED"
+            event = Event.SUCCEED if succeeded else Event.ROLL_BACK
+            code, reason = ("", "") if succeeded else ("self-test", last.reason)
+        else:
+            event = Event.CANCEL if last.outcome == "CANCELED" else Event.FAIL
+            code, reason = last.code, last.message
+        return self._statuses.move(record, event, code, reason, result=result, energy_j=self._steering.joules)
+
+    async def steer(self) -> None:
+        """Pass the present decision on, unless the worker has it already."""
+        if self._worker is None or self.current is None:
+            return
+        order = self._steering.steer()
+        if self.current.id in self._canceled:
+            order = dataclasses.replace(order, action="ABORT", rule="canceled")
+        elif self.stopping:
+            order = dataclasses.replace(order, action="ABORT", rule=STOPPING)
+        elif self.current.id in self._held and order.action != "ABORT":
+            order = dataclasses.replace(order, action="PAUSE", rule="held")
+        if order != self._sent or order.reverify:
+            self._sent = order
+            await self._worker.send(order)
+
+    async def stop(self) -> None:
+        """The daemon goes: the worker writes its checkpoint and leaves, or is killed after `STOP_GRACE_S`."""
+        self.stopping = True
+        worker = self._worker
+        if worker is not None:
+            await self.steer()
+            await worker.end(STOP_GRACE_S)
+
+    def _plan(self) -> dict[str, object]:
+        plan = self.current.plan.get("plan") if self.current and self.current.plan else None
+        return plan if isinstance(plan, dict) else {}
+
+    def _count_operations(self, message: Progress) -> None:
+        """Arithmetic operations of the steps since the last message, by the plan's cost table."""
+        ladder = self._plan().get("ladder")
+        macs = {rung["percent"]: rung["step_macs"] for rung in ladder} if isinstance(ladder, list) else {}
+        new = message.samples - (self.progress.samples if self.progress else 0)
+        self._operations += max(0, new) * macs.get(message.depth_percent, 0) * OPERATIONS_PER_MAC

@@ -1,0 +1,96 @@
+"""Moving jobs through the table and telling the fleet: the journal first, then the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.errors import BoardError
+from service.job import Event, TransitionError, advance
+from service.journal import JobRecord, Journal
+from service.logs import logger
+
+MAX_REASON = 500
+
+log = logger("jobs")
+
+
+class Uplink(Protocol):
+    """Where statuses go: the MQTT link, or nowhere for a job without a broker."""
+
+    def publish_status(
+        self, command_type: str, command_id: str, status: Mapping[str, object]
+    ) -> asyncio.Future[bool] | None:
+        """Publish a retained status; a future that gives True once confirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Time as the daemon hands it out.
+
+    Attributes:
+        now: wall clock, seconds since 1970.
+        mono: monotonic clock, seconds.
+        synchronised: whether `now` can be believed.
+    """
+
+    now: Callable[[], float]
+    mono: Callable[[], float]
+    synchronised: Callable[[], bool]
+
+    def word(self) -> str:
+        """How far `ts` can be believed, as on the wire."""
+        return "synchronised" if self.synchronised() else "unsynchronised"
+
+
+class Statuses:
+    """Journal and uplink as one: a status is never published before it is journaled."""
+
+    def __init__(self, journal: Journal, uplink: Uplink, clock: Clock) -> None:
+        self._journal, self._uplink, self._clock = journal, uplink, clock
+
+    def move(
+        self,
+        record: JobRecord,
+        event: Event,
+        code: str = "",
+        reason: str = "",
+        *,
+        result: Mapping[str, object] | None = None,
+        energy_j: float | None = None,
+    ) -> JobRecord:
+        """Advance a job and publish; an impossible event is logged and changes nothing."""
+        try:
+            standing = advance(record.standing, event, code, reason)
+        except TransitionError as error:
+            log.warning("wrong transition", job_id=record.id, why=str(error))
+            return record
+        record = self._journal.update(record.id, self._clock.now(), standing=standing, result=result, energy_j=energy_j)
+        self.publish(record)
+        return record
+
+    def publish(self, record: JobRecord, progress: float | None = None) -> None:
+        """Publish a job's status as journaled; confirmed ones are marked."""
+        status = record.status(ts=self._clock.now(), clock=self._clock.word(), progress=progress)
+        done = self._uplink.publish_status(record.type, record.id, status)
+        if done is not None:
+            done.add_done_callback(lambda future: self._confirmed(record) if future.result() else None)
+
+    def publish_pending(self) -> None:
+        """Publish every status that the broker has not confirmed."""
+        for record in self._journal.unpublished():
+            self.publish(record)
+
+    def publish_plain(self, kind: str, command_id: str, status: str, code: str, reason: str) -> None:
+        """Publish the status of a command that is no job."""
+        body = {"id": command_id, "status": status, "step": "", "version": 1, "attempt": 1, "reason_code": code}
+        rest = {"reason": reason[:MAX_REASON], "progress": None, "energy_j": None, "result": None}
+        when = {"ts": self._clock.now(), "clock": self._clock.word()}
+        self._uplink.publish_status(kind, command_id, {**body, **rest, **when})
+
+    def _confirmed(self, record: JobRecord) -> None:
+        with contextlib.suppress(BoardError):  # on a full disk it stays unconfirmed and is published once more
+            self._journal.mark_published(record.id, record.version)

@@ -1,0 +1,166 @@
+"""What outlives a stop, a crash or a broken file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from agent.slots import checkpoint_path
+from service.commands import Request, sign_command
+from tests.simulators.fleet import ROOT, World, as_json
+
+LONG = 300  # epochs of the small net that take some ten seconds
+pytestmark = pytest.mark.e2e
+
+
+def begun(fleet: World, epochs: int = LONG) -> Request:
+    """A job that is training now."""
+    request = fleet.request("fine-tune", fleet.job(fleet.images(samples=240), epochs=epochs))
+    fleet.send_envelope("fine-tune", request.id, sign_command(request, fleet.console_key), until=("running",))
+    fleet.wait(lambda: fleet.record(request.id).standing.state == "TRAINING")
+    return request
+
+
+def test_a_stop_in_mid_training_costs_neither_the_work_nor_an_attempt(fleet: World) -> None:
+    request = begun(fleet)
+    worker = fleet.worker_pid()
+    assert fleet.stop() == 0
+    assert not (ROOT / f"/proc/{worker}").exists()
+    stopped = fleet.record(request.id)
+    assert (stopped.standing.state, stopped.standing.reason_code) == ("DEFERRED", "daemon-stopped")
+    assert checkpoint_path(fleet.state / "store", request.id).exists()
+    fleet.start()
+    record = fleet.ended(request.id)
+    assert (record.standing.state, record.standing.attempt) == ("SUCCEEDED", 1)
+    assert record.result["samples"] == LONG * 24 * 8, "every step was done exactly once"
+
+
+def test_a_pause_outlives_the_daemon(fleet: World) -> None:
+    request = begun(fleet)
+    fleet.send("pause", {"job": request.id})
+    fleet.wait(lambda: fleet.record(request.id).standing.state == "PAUSED")
+    fleet.kill()
+    fleet.start()
+    fleet.wait(lambda: (r := fleet.record(request.id)).standing.state == "PAUSED" and r.standing.attempt == 2)
+    fleet.send("cancel", {"job": request.id})
+    assert fleet.ended(request.id).standing.state == "CANCELED"
+    fleet.wait(lambda: not list((fleet.state / "store" / "checkpoints").iterdir()))
+
+
+def test_a_job_canceled_while_it_waits_never_runs(fleet: World) -> None:
+    first, second = begun(fleet), fleet.request("fine-tune", fleet.job(fleet.images("others")))
+    fleet.send_envelope("fine-tune", second.id, sign_command(second, fleet.console_key), until=("accepted",))
+    fleet.send("cancel", {"job": second.id})
+    assert fleet.record(second.id).standing.state == "CANCELED"
+    fleet.send("cancel", {"job": first.id})
+    assert fleet.ended(first.id).standing.state == "CANCELED"
+
+
+def test_a_broken_checkpoint_costs_the_work_and_not_the_job(fleet: World) -> None:
+    request = begun(fleet)
+    fleet.send("pause", {"job": request.id})
+    fleet.wait(lambda: fleet.record(request.id).standing.state == "PAUSED")
+    fleet.kill()
+    checkpoint = checkpoint_path(fleet.state / "store", request.id)
+    data = bytearray(checkpoint.read_bytes())
+    data[-5] ^= 1
+    checkpoint.write_bytes(data)
+    fleet.start()
+    fleet.wait(lambda: fleet.record(request.id).standing.attempt == 2)
+    fleet.send("resume", {"job": request.id})
+    record = fleet.ended(request.id)
+    assert record.standing.state == "SUCCEEDED"
+    assert "training starts over" in record.result["warnings"][0]
+
+
+def test_a_job_begun_waits_for_its_repository(fleet: World) -> None:
+    request = begun(fleet)
+    fleet.web.shutdown()
+    fleet.web.server_close()
+    os.kill(fleet.worker_pid(), signal.SIGKILL)
+    fleet.wait(lambda: fleet.record(request.id).standing.reason_code == "network")
+    assert fleet.record(request.id).standing.state == "DEFERRED"
+
+
+def test_a_broken_key_file_stops_commands_and_nothing_else(fleet: World) -> None:
+    broken = fleet.folder / "trusted" / "mallory.json"
+    broken.write_text("{")
+    request = fleet.request("fine-tune", fleet.job(fleet.images()))
+    envelope = sign_command(request, fleet.console_key)
+    with pytest.raises(TimeoutError):
+        fleet.send_envelope("fine-tune", request.id, envelope, seconds=3)
+    assert fleet.daemon.poll() is None
+    assert b"trusted consoles cannot be read" in fleet.log()
+    broken.unlink()
+    fleet.broker.kill()
+    fleet.broker.start()  # what was never acknowledged comes again with the next connection
+    assert fleet.send_envelope("fine-tune", request.id, envelope)["status"] == "succeeded"
+
+
+def test_a_broken_slot_status_is_rebuilt_by_the_next_job(fleet: World) -> None:
+    images = fleet.images()
+    assert fleet.send("fine-tune", fleet.job(images))["status"] == "succeeded"
+    fleet.stop()
+    (fleet.state / "store" / "slots" / "status.json").write_text("garbage")
+    fleet.start()
+    status = fleet.send("fine-tune", fleet.job(images, least_gain=-1.0))
+    assert status["status"] == "succeeded", status
+    assert any("status" in warning for warning in status["result"]["warnings"])
+
+
+def test_fleet_send_speaks_json_and_nothing_else(fleet: World) -> None:
+    job = fleet.folder / "job.toml"
+    lines = [f'{k} = "{v}"' if isinstance(v, str) else f"{k} = {v}" for k, v in fleet.job(fleet.images()).items()]
+    job.write_text("\n".join(lines))
+    where = ("--key", str(fleet.folder / "console" / "alice.key"), "--broker", f"127.0.0.1:{fleet.broker.port}")
+    done = fleet.cli("fleet", "send", "board-1", "fine-tune", str(job), *where, "--json")
+    assert done.returncode == 0, done.stderr
+    job_id = as_json(done.stdout)["id"]
+    assert fleet.ended(job_id).standing.state == "SUCCEEDED"
+    wrong = fleet.cli("fleet", "send", "board-1", "cancel", job_id, "--key", where[1], "--broker", "bad host")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+    followed = fleet.cli("fleet", "send", "board-1", "cancel", job_id, *where, "--watch")
+    assert followed.returncode == 3
+    assert "wrong-state" in followed.stdout
+
+
+def test_an_orphaned_worker_does_not_stay(fleet: World) -> None:
+    begun(fleet)
+    worker = fleet.worker_pid()
+    fleet.kill()
+    fleet.wait(lambda: not os.path.exists(f"/proc/{worker}"), 10)  # noqa: PTH110 - a process, not a file
+
+
+def test_the_daemon_idles_small(fleet: World) -> None:
+    status = (ROOT / f"/proc/{fleet.daemon.pid}/status").read_text()
+    assert int(status.split("VmRSS:")[1].split()[0]) <= 35 * 1024
+
+
+def test_status_shows_a_running_daemon_and_only_that(fleet: World) -> None:
+    fleet.wait(lambda: fleet.cli("status", "--json").returncode == 0, 10)
+    view = as_json(fleet.cli("status", "--json").stdout)
+    assert view["device"] == "board-1"
+    assert view["board"]["power_is_modelled"] is True
+    fleet.stop()
+    done = fleet.cli("status")
+    assert done.returncode == 1
+    assert "does not run here" in done.stderr
+
+
+def test_the_command_line_teaches() -> None:
+    for words in (
+        ["--help"],
+        ["run", "--help"],
+        ["fleet", "send", "--help"],
+        ["publish", "--help"],
+        ["keys", "--help"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "service.cli", *words], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        assert "example" in done.stdout or "usage" in done.stdout
