@@ -50,6 +50,8 @@ example: temperd publish model.onnx --repo ./repo --keys ./keys --name mobilenet
                  --for my-board.device.json""",
     "fleet": """Commands to boards over MQTT, signed with a console key.
 example: temperd fleet send my-board fine-tune job.toml --key alice.key --broker broker.local --watch""",
+    "bench": """Figures measured on this machine, side by side in one run, as medians and ratios.
+example: temperd bench train --model mobilenetv2.onnx""",
     "demo": """The whole story on this machine: broker, repository, emulated board, real model, real images, heat.
 example: temperd demo --images ./my-images""",
 }
@@ -183,6 +185,21 @@ def _laptop_verbs(verbs: Verbs) -> None:
     send.add_argument("--tenant", default="default")
     send.add_argument("--valid", type=int, default=3600, metavar="SECONDS", help="the command expires after (3600)")
     send.add_argument("--watch", action="store_true", help="follow until the job ends; the exit code is its outcome")
+    bench = verbs.add_parser(
+        "bench",
+        help="figures, measured here",
+        description=_EXAMPLES["bench"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = bench.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    train = _verb(kinds, "train", "bench:train", config=False, text="Step times of the engines installed, in turns.")
+    train.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
+    train.add_argument("--engines", nargs="+", default=["graph", "ort-training"], help="engines to compare")
+    train.add_argument("--batch", type=int, default=16)
+    train.add_argument("--size", type=int, default=96, help="side of the images, in pixels")
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    train.add_argument("--threads", type=int, default=2)
+    train.add_argument("--rounds", type=int, default=4, help="turns of five counted steps each")
     demo = _verb(verbs, "demo", "demo:main", config=False)
     demo.add_argument("--images", metavar="DIR", help="your images: one folder a class (default: scanned digits)")
     demo.add_argument("--out", metavar="DIR", default="temperd-demo", help="where everything is kept (./temperd-demo)")
