@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from agent.card import Preprocess
 from agent.engine.base import Float32, Int64
@@ -133,8 +133,11 @@ def _decode(file: Path, size: int) -> Pixels:
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+        if image.mode.startswith(("I", "F")):  # Pillow would cut all above 255 to white
+            raise ValueError(f"pixels of mode {image.mode} are not 8 bits deep")
         image.draft("RGB", (size, size))
-        small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        upright = ImageOps.exif_transpose(image)  # cameras store how they were held beside the pixels
+        small = upright.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
         return np.asarray(small, np.uint8)
 
 

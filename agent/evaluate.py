@@ -8,6 +8,8 @@ import numpy as np
 
 from agent.engine.base import Float32, Int64
 
+ROUNDING = 1e-9  # far below one sample in a million: differences of accuracies are not exact
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -80,4 +82,6 @@ def gate(tuned: Score, before: Score, running: Score | None, floor: float, least
 def _better(tuned: Score, other: Score, least_gain: float) -> bool:
     """More accurate by more than the gain asked for; at exactly that, the lower loss decides."""
     gained = tuned.accuracy - other.accuracy - least_gain
-    return gained > 0 or (gained == 0 and tuned.loss < other.loss)
+    if abs(gained) < ROUNDING:
+        return tuned.loss < other.loss
+    return gained > 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from agent.card import ModelCard
 from agent.engine.ir import Graph, parse, shapes
-from agent.engine.passes import fold_batch_norm, replace_head
+from agent.engine.passes import fold_batch_norm, replace_head, unshare_parameters
 from agent.errors import ModelError, SpecError
 
 CHANNELS_FIRST_RANK, COLORS = 3, 3
@@ -48,7 +48,7 @@ def load_base(plaintext: bytes, card: ModelCard, image_size: int) -> BaseModel:
             f"the model has outputs {list(outputs)}, its card names {len(card.labels)} labels", where=card.name
         )
     norms = any(node.op == "BatchNormalization" for node in sized.nodes)
-    return BaseModel(fold_batch_norm(sized) if norms else sized, card)
+    return BaseModel(unshare_parameters(fold_batch_norm(sized) if norms else sized), card)
 
 
 def choose_head(wanted: str, classes: tuple[str, ...], known: tuple[str, ...]) -> str:

@@ -9,8 +9,10 @@ import numpy as np
 
 from agent.card import Preprocess
 from agent.dataset import decode_one, preprocessed
+from agent.engine.base import Float32
 from agent.engine.infer import Inference
 from agent.engine.ir import parse
+from agent.engine.sessions import FORWARD_CHUNK
 from agent.store import Store
 
 
@@ -35,13 +37,20 @@ def predict(store: Store, images: list[Path], threads: int) -> tuple[list[Predic
     size = int(manifest["image_size"])  # type: ignore[call-overload]  # written by the job, bound to the model
     rule = Preprocess(float(manifest["scale"]), float(manifest["offset"]))  # type: ignore[arg-type]  # same
     classes = [str(name) for name in manifest["classes"]]  # type: ignore[attr-defined]  # same
-    pixels = np.stack([decode_one(path, size) for path in images])
-    logits = Inference(parse(model), threads).run(preprocessed(pixels, rule)).astype(np.float64)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares = weights / weights.sum(axis=1, keepdims=True)
-    best = shares.argmax(axis=1)
-    found = [
-        Prediction(str(path), classes[index], float(share[index]))
-        for path, index, share in zip(images, best, shares, strict=True)
-    ]
+    inference = Inference(parse(model), threads)
+    found: list[Prediction] = []
+    for start in range(0, len(images), FORWARD_CHUNK):  # decoded images of a whole folder may not fit into memory
+        chunk = images[start : start + FORWARD_CHUNK]
+        pixels = np.stack([decode_one(path, size) for path in chunk])
+        found += _answers(chunk, inference.run(preprocessed(pixels, rule)), classes)
     return found, manifest
+
+
+def _answers(images: list[Path], logits: Float32, classes: list[str]) -> list[Prediction]:
+    wide = logits.astype(np.float64)
+    weights = np.exp(wide - wide.max(axis=1, keepdims=True))
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    return [
+        Prediction(str(path), classes[index], float(share[index]))
+        for path, index, share in zip(images, shares.argmax(axis=1), shares, strict=True)
+    ]

@@ -132,7 +132,12 @@ def main(argv: list[str] | None = None) -> int:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     mailbox = Mailbox(sys.stdin.fileno())
-    last = carry_out(mailbox.first(), mailbox, out)
+    try:
+        order = mailbox.first()
+    except EngineError as error:
+        sys.stderr.write(f"temperd-worker: {error}; it is started by the daemon\n")
+        return EXIT_ORPHANED
+    last = carry_out(order, mailbox, out)
     out.write(encode(last))
     out.flush()
     return 1 if isinstance(last, Failed) else 0

@@ -74,6 +74,24 @@ def _reader_counts(graph: Graph) -> dict[str, int]:
     return counts
 
 
+def unshare_parameters(graph: Graph) -> Graph:
+    """Give every layer parameters of its own, so that freezing one layer never freezes or moves another.
+
+    Postcondition: no initializer is a parameter of two layers; the function computed is the same.
+    """
+    constants, seen = dict(graph.initializers), set[str]()
+    nodes = list(graph.nodes)
+    place = {id(node): index for index, node in enumerate(nodes)}
+    for layer in graph.layers():
+        names = {name: f"{name}.of.{layer.node.outputs[0]}" for name in layer.parameters if name in seen}
+        constants |= {fresh: constants[name].copy() for name, fresh in names.items()}
+        seen.update(layer.parameters)
+        index = place[id(layer.node)]
+        inputs = (nodes[index].inputs[0], *(names.get(name, name) for name in nodes[index].inputs[1:]))
+        nodes[index] = replace(nodes[index], inputs=inputs)
+    return replace(graph, nodes=tuple(nodes), initializers=constants)
+
+
 def replace_head(graph: Graph, classes: int, seed: int) -> Graph:
     """Give the classifier `classes` outputs with fresh weights.
 

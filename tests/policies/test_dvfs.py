@@ -32,7 +32,11 @@ def test_clock_follows_the_freezing_level(percent: int, ratio: float) -> None:
     assert ratio_for_depth(DvfsPolicy(), percent) == ratio
 
 
-@given(st.lists(st.integers(1, 10**10), min_size=1, max_size=40), st.floats(0, 1), st.floats(0, 1))
+@given(
+    st.lists(st.integers(1, 10**10), min_size=1, max_size=40),
+    st.floats(0, 1, allow_subnormal=False),
+    st.floats(0, 1, allow_subnormal=False),
+)
 def test_cap_is_a_point_of_the_table_within_the_ratio_and_grows_with_it(
     frequencies: list[int], one: float, other: float
 ) -> None:

@@ -170,16 +170,16 @@ def test_rules_are_documented() -> None:
 
 
 def celsius() -> st.SearchStrategy[float | None]:
-    return st.none() | st.floats(-20, 130)
+    return st.none() | st.floats(-20, 130, allow_subnormal=False)
 
 
 READINGS = st.builds(
     Reading,
-    mono_s=st.floats(0, 1e6),
+    mono_s=st.floats(0, 1e6, allow_subnormal=False),
     temperature_celsius=celsius(),
     ambient_celsius=celsius(),
     operating_points=st.sampled_from([POINTS, POINTS[:1], ()]),
-    charge=st.none() | st.floats(0, 1),
+    charge=st.none() | st.floats(0, 1, allow_subnormal=False),
     on_mains=st.sampled_from([None, True, False]),
     undervoltage=st.booleans(),
     throttled=st.booleans(),
@@ -218,7 +218,12 @@ def test_a_decision_keeps_every_bound(before: list[Reading], reading: Reading, d
     assert load_state(json.loads(json.dumps(dataclasses.asdict(state)))) == state
 
 
-@given(st.lists(READINGS, max_size=6), READINGS, st.floats(-20, 130), st.floats(-20, 130))
+@given(
+    st.lists(READINGS, max_size=6),
+    READINGS,
+    st.floats(-20, 130, allow_subnormal=False),
+    st.floats(-20, 130, allow_subnormal=False),
+)
 def test_hotter_is_never_faster(before: list[Reading], reading: Reading, one: float, other: float) -> None:
     state = run_states(before)
     low, high = sorted((one, other))
@@ -231,7 +236,11 @@ def test_hotter_is_never_faster(before: list[Reading], reading: Reading, one: fl
 
 
 @settings(max_examples=50)
-@given(st.sampled_from([30.0, 33.0, 35.0]), st.booleans(), st.lists(st.floats(0.001, 1.0), min_size=1, max_size=30))
+@given(
+    st.sampled_from([30.0, 33.0, 35.0]),
+    st.booleans(),
+    st.lists(st.floats(0.001, 1.0, allow_subnormal=False), min_size=1, max_size=30),
+)
 def test_no_chatter_inside_the_hysteresis(trip: float, entered: bool, shares: list[float]) -> None:  # noqa: FBT001 - a drawn value
     # Between the trip and the nearest lower border nothing may change, from above or from below. The bands of
     # neighbouring trips overlap, so only the part above the next trip down belongs to this trip alone.

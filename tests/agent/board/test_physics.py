@@ -57,7 +57,13 @@ def test_one_long_step_is_the_same_as_many_short_ones() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, TOP), st.integers(0, 4), st.floats(0, 20))
+@given(
+    st.floats(0, 1, allow_subnormal=False),
+    st.floats(0, 1, allow_subnormal=False),
+    st.integers(0, TOP),
+    st.integers(0, 4),
+    st.floats(0, 20, allow_subnormal=False),
+)
 def test_more_load_is_hotter_and_more_fan_cooler(one: float, other: float, index: int, fan: int, heat: float) -> None:
     low, high = sorted((one, other))
     slack = 1e-6

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.engine.infer import Inference
+from agent.engine.ir import Array, Graph, Node, shapes
+from agent.engine.passes import fold_batch_norm, replace_head, split, unshare_parameters
+from agent.errors import ModelError
+from tests.simulators.small_models import mobile_block_net
+
+NET = mobile_block_net()
+LAYERS = len(NET.layers())
+
+
+def norm(rng: np.random.Generator, name: str, channels: int, constants: dict[str, Array]) -> tuple[str, ...]:
+    constants[f"{name}.scale"] = rng.uniform(-2, 2, channels).astype(np.float32)
+    constants[f"{name}.shift"] = rng.standard_normal(channels).astype(np.float32)
+    constants[f"{name}.mean"] = rng.standard_normal(channels).astype(np.float32)
+    constants[f"{name}.variance"] = rng.uniform(0.01, 4, channels).astype(np.float32)
+    return tuple(f"{name}.{part}" for part in ("scale", "shift", "mean", "variance"))
+
+
+def normalised(seed: int = 0) -> Graph:
+    """The small net with a batch normalization behind every Conv, every other one without a bias."""
+    rng = np.random.default_rng(seed)
+    constants = dict(NET.initializers)
+    nodes: list[Node] = []
+    for index, node in enumerate(NET.nodes):
+        if node.op != "Conv":
+            nodes.append(node)
+            continue
+        biased = node.inputs if index % 2 else (*node.inputs[:2], "")[: 2 + index % 4 // 2]
+        nodes.append(replace(node, inputs=biased, outputs=(f"{node.name}.raw",)))
+        parameters = norm(rng, node.name, constants[node.inputs[1]].shape[0], constants)
+        attrs = {"epsilon": 1e-3} if index % 3 else {}
+        nodes.append(
+            Node("BatchNormalization", (f"{node.name}.raw", *parameters), node.outputs, attrs, f"{node.name}.bn")
+        )
+    return replace(NET, nodes=tuple(nodes), initializers=constants)
+
+
+def samples(count: int = 3, seed: int = 1, shape: tuple[int, ...] = NET.input_shape) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def run(graph: Graph) -> np.ndarray:
+    return Inference(graph, 1).run(samples(shape=graph.input_shape))
+
+
+# --- batch normalization ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_folding_keeps_the_function(seed: int) -> None:
+    graph = normalised(seed)
+    folded = fold_batch_norm(graph)
+    assert not [node for node in folded.nodes if node.op == "BatchNormalization"]
+    assert [node.name for node in folded.nodes] == [node.name for node in NET.nodes]
+    assert all(layer.bias for layer in folded.layers())
+    assert {name for node in folded.nodes for name in node.inputs} >= set(folded.initializers)
+    expected = run(graph)
+    np.testing.assert_allclose(run(folded), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def one_conv(nodes: tuple[Node, ...], constants: dict[str, Array], output: str = "y") -> Graph:
+    weight = {"w": np.random.default_rng(3).standard_normal((4, 2, 3, 3)).astype(np.float32)}
+    return Graph(nodes, weight | constants, "x", (2, 5, 5), output)
+
+
+def test_two_convs_that_share_a_weight_keep_their_own_normalizations() -> None:
+    constants: dict[str, Array] = {}
+    rng = np.random.default_rng(0)
+    first, second = norm(rng, "a", 4, constants), norm(rng, "b", 4, constants)
+    graph = one_conv(
+        (
+            Node("Conv", ("x", "w"), ("c1",), {}, "conv1"),
+            Node("BatchNormalization", ("c1", *first), ("n1",), {}, "bn1"),
+            Node("Conv", ("x", "w"), ("c2",), {}, "conv2"),
+            Node("BatchNormalization", ("c2", *second), ("n2",), {}, "bn2"),
+            Node("Sub", ("n1", "n2"), ("y",), {}, "sub"),
+        ),
+        constants,
+    )
+    np.testing.assert_allclose(run(fold_batch_norm(graph)), run(graph), rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_without_normalization_is_left_alone() -> None:
+    assert fold_batch_norm(NET).nodes == NET.nodes
+
+
+@pytest.mark.parametrize(
+    "case", ["no conv", "read twice", "is the output", "computed weight", "computed bias", "first"]
+)
+def test_a_normalization_that_cannot_be_folded_is_refused_by_name(case: str) -> None:
+    constants: dict[str, Array] = {"one": np.float32(1).reshape(())}
+    parameters = norm(np.random.default_rng(0), "bn", 4, constants)
+    conv, bn = (
+        Node("Conv", ("x", "w"), ("c",), {}, "conv"),
+        Node("BatchNormalization", ("c", *parameters), ("y",), {}, "bn"),
+    )
+    own = Node("Mul", ("w", "one"), ("w2",), {}, "own")
+    mean = Node("Mul", ("bn.mean", "one"), ("b2",), {}, "bias")
+    graph = {
+        "no conv": one_conv((conv, Node("Relu", ("c",), ("r",)), replace(bn, inputs=("r", *parameters))), constants),
+        "read twice": one_conv((conv, replace(bn, outputs=("n",)), Node("Add", ("n", "c"), ("y",))), constants),
+        "is the output": one_conv((conv, bn), constants, "c"),
+        "computed weight": one_conv((own, replace(conv, inputs=("x", "w2")), bn), constants),
+        "computed bias": one_conv((mean, replace(conv, inputs=("x", "w", "b2")), bn), constants),
+        "first": one_conv((replace(bn, inputs=("x", *parameters)),), constants),
+    }[case]
+    with pytest.raises(ModelError, match="does not follow a Conv with constant weights") as caught:
+        fold_batch_norm(graph)
+    assert caught.value.where == "bn"
+
+
+# --- head -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_a_new_head_has_its_classes_and_touches_nothing_else(classes: int) -> None:
+    graph = replace_head(NET, classes, seed=5)
+    assert shapes(graph, 2)["logits"] == (2, classes)
+    assert run(graph).shape == (3, classes)
+    weight = graph.initializers["head.w"]
+    assert weight.dtype == np.float32
+    assert np.abs(weight).max() <= 1 / np.sqrt(8)
+    np.testing.assert_array_equal(graph.initializers["head.b"], np.zeros(classes, np.float32))
+    for name, value in NET.initializers.items():
+        assert name.startswith("head.") or graph.initializers[name] is value
+    assert graph.nodes == NET.nodes
+
+
+def test_a_new_head_follows_its_seed() -> None:
+    a, b, c = (replace_head(NET, 3, seed).initializers["head.w"] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_a_head_of_the_other_layout_without_bias_gets_both_right() -> None:
+    head = replace(NET.nodes[-1], inputs=("features", "head.w"), attrs={})
+    constants = dict(NET.initializers) | {"head.w": np.ones((8, 3), np.float32)}
+    graph = replace_head(replace(NET, nodes=(*NET.nodes[:-1], head), initializers=constants), 5, 0)
+    assert graph.initializers["head.w"].shape == (8, 5)
+    assert graph.layers()[-1].bias == "head.w.bias"
+    assert run(graph).shape == (3, 5)
+
+
+def test_a_node_behind_the_head_that_nothing_reads_is_no_harm() -> None:
+    graph = replace(NET, nodes=(*NET.nodes, Node("Relu", ("pooled",), ("unread",), {}, "extra")))
+    fresh = replace_head(graph, 4, 0)
+    assert [node.name for node in fresh.nodes] == [node.name for node in graph.nodes]
+    assert run(fresh).shape == (3, 4)
+
+
+def test_a_model_without_such_a_head_is_refused() -> None:
+    softmax = replace(NET, nodes=(*NET.nodes, Node("Softmax", ("logits",), ("p",))), output="p")
+    features = replace(NET, nodes=NET.nodes[:-1], output="features")
+    empty = Graph((Node("Relu", ("x",), ("y",)),), {}, "x", (3,), "y")
+    for graph in (softmax, features, empty):
+        with pytest.raises(ModelError, match="does not end in a fully connected classifier"):
+            replace_head(graph, 3, 0)
+
+
+# --- split ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", range(LAYERS))
+def test_a_split_is_the_graph_in_two(frozen: int) -> None:
+    cut = split(NET, frozen)
+    assert Counter(node.name for node in (*cut.prefix, *cut.suffix)) == Counter(node.name for node in NET.nodes)
+    order = {node.name: index for index, node in enumerate(NET.nodes)}
+    for part in (cut.prefix, cut.suffix):
+        assert [order[node.name] for node in part] == sorted(order[node.name] for node in part)
+    made_late = {name for node in cut.suffix for name in node.outputs}
+    assert not [node for node in cut.prefix if made_late & set(node.inputs)]
+    assert [layer.index for layer in cut.trainable] == list(range(frozen, LAYERS))
+    learning = {name for layer in cut.trainable for name in layer.parameters}
+    assert not [node for node in cut.prefix if learning & set(node.inputs)]
+    frozen_nodes = [layer.node for layer in NET.layers()[:frozen]]
+    assert [node for node in cut.prefix if node in frozen_nodes] == frozen_nodes
+
+
+@pytest.mark.parametrize("frozen", range(LAYERS))
+def test_what_crosses_is_all_that_the_suffix_needs(frozen: int) -> None:
+    """Run both halves apart and get what the whole gives."""
+    cut = split(NET, frozen)
+    values = {"image": samples()}
+    for name in cut.crossing:
+        if name != "image":
+            values[name] = Inference(replace(NET, nodes=cut.prefix), 1, name).run(values["image"])
+    made = {name for node in cut.suffix for name in node.outputs}
+    read = {name for node in cut.suffix for name in node.inputs} - set(NET.initializers) - made
+    assert read == set(cut.crossing)
+    assert len(set(cut.crossing)) == len(cut.crossing)
+    if len(cut.crossing) == 1:
+        name = cut.crossing[0]
+        half = replace(NET, nodes=cut.suffix, input=name, input_shape=values[name].shape[1:])
+        np.testing.assert_allclose(Inference(half, 1).run(values[name]), run(NET), rtol=1e-5, atol=1e-5)
+
+
+def test_a_node_that_nobody_reads_is_not_computed() -> None:
+    unread = Node("Relu", ("stem.r",), ("unread",), {}, "extra")
+    cut = split(replace(NET, nodes=(*NET.nodes[:2], unread, *NET.nodes[2:])), 4)
+    assert "extra" not in {node.name for node in (*cut.prefix, *cut.suffix)}
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(-20, 40).filter(lambda k: not 0 <= k < LAYERS))
+def test_a_boundary_outside_the_layers_is_refused(frozen: int) -> None:
+    with pytest.raises(ModelError, match=f"cannot freeze {frozen} of 8 layers"):
+        split(NET, frozen)
+
+
+def test_layers_that_share_a_parameter_get_their_own() -> None:
+    net = mobile_block_net()
+    nodes = tuple(
+        replace(node, inputs=(*node.inputs[:2], "expand.b")) if node.name == "expand2" else node for node in net.nodes
+    )
+    apart = unshare_parameters(replace(net, nodes=nodes))
+    owners: dict[str, str] = {}
+    for layer in apart.layers():
+        for name in layer.parameters:
+            assert owners.setdefault(name, layer.node.name) == layer.node.name
+    by_name = {layer.node.name: layer for layer in apart.layers()}
+    bias = by_name["expand2"].bias
+    assert bias not in (None, "expand.b")
+    np.testing.assert_array_equal(apart.initializers[bias], net.initializers["expand.b"])

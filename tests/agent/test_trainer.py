@@ -1,0 +1,482 @@
+"""The step loop with the real graph engine, on a clock that only moves when told to."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.card import Preprocess
+from agent.cost import cost_table
+from agent.dataset import Dataset
+from agent.engine import choose_engine
+from agent.engine.base import Float32, Int64, OptimizerSpec, TrainingRun, TrainingSetup
+from agent.engine.ir import Graph
+from agent.errors import BoardError, EngineError
+from agent.messages import Steer
+from agent.plan import Plan, make_plan
+from agent.spec import FineTuneSpec
+from agent.trainer import (
+    CHECKPOINT_EVERY_S,
+    FREE,
+    MAX_NAP_S,
+    JobEndedError,
+    Position,
+    Seen,
+    Trainer,
+    World,
+    read_checkpoint,
+    write_checkpoint,
+)
+from policies.policy import Policy
+from tests.simulators.small_models import colour_images, mobile_block_net
+
+RULE = Preprocess(1 / 127.5, -1.0)
+HAS_ORT_TRAINING = importlib.util.find_spec("onnxruntime.training") is not None
+SPEC = FineTuneSpec("net", "/data", depth="25", epochs=2, batch=6, learning_rate=0.02, seed=3)
+STEPS = 4  # an epoch: 22 samples in batches of 6, the last one filled up
+
+
+def images() -> Dataset:
+    pixels, labels = colour_images(34)
+    return Dataset(pixels[:22], labels[:22], pixels[22:], labels[22:], ("red", "green", "blue"))
+
+
+DATA = images()
+
+
+@dataclass
+class TimedRun:
+    """A real run whose steps take simulated time; notes the learning rates and frozen layers of its steps."""
+
+    inner: TrainingRun
+    scene: Scene
+    rates: list[float] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+
+    @property
+    def frozen_layers(self) -> int:
+        return self.inner.frozen_layers
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        return self.inner.trainable
+
+    def step(self, samples: Float32, labels: Int64, learning_rate: float) -> float:
+        self.rates.append(learning_rate)
+        self.depths.append(self.inner.frozen_layers)
+        self.scene.now += self.scene.step_s
+        self.scene.steps += 1
+        return self.inner.step(samples, labels, learning_rate)
+
+    def set_frozen_layers(self, count: int) -> None:
+        self.inner.set_frozen_layers(count)
+
+    def logits(self, samples: Float32) -> Float32:
+        return self.inner.logits(samples)
+
+    def parameters(self) -> Mapping[str, Float32]:
+        return self.inner.parameters()
+
+    def state(self) -> dict[str, np.ndarray]:
+        return self.inner.state()
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.inner.load_state(state)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@dataclass
+class Scene:
+    """A world: a clock, the governor's orders as a function of the scene, a disk, and what was told."""
+
+    orders: Callable[[Scene], Steer] = lambda _: FREE
+    step_s: float = 1.0
+    full_disk: bool = False
+    now: float = 100.0
+    steps: int = 0
+    naps: list[float] = field(default_factory=list)
+    saved: list[bytes] = field(default_factory=list)
+    told: list[Seen] = field(default_factory=list)
+
+    def save(self, data: bytes) -> None:
+        if self.full_disk:
+            raise BoardError("the disk is full", reason="disk-full")
+        self.saved.append(data)
+
+    def nap(self, seconds: float) -> None:
+        assert seconds > 0
+        self.naps.append(seconds)
+        self.now += seconds
+
+    def events(self) -> list[str]:
+        return [seen.event for seen in self.told if seen.event != "step"]
+
+
+def steer(
+    action: str = "RUN", rule: str = "test.rule", *, duty: float = 1.0, depth: int = 0, reverify: bool = False
+) -> Steer:
+    return Steer(action, duty, depth, reverify=reverify, rule=rule)
+
+
+def plan_for(spec: FineTuneSpec) -> Plan:
+    return make_plan(
+        spec, Policy(), cost_table(mobile_block_net()), None,
+        engine="graph", classes=DATA.classes, head="replace", samples=len(DATA.y_train),
+    )  # fmt: skip
+
+
+def trainer_in(
+    scene: Scene, spec: FineTuneSpec = SPEC, net: Graph | None = None, engine: str = "graph"
+) -> tuple[Trainer, TimedRun]:
+    plan, graph = plan_for(spec), net or mobile_block_net()
+    optimizer = OptimizerSpec(spec.optimizer, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    setup = TrainingSetup(graph, plan.batch, graph.input_shape, plan.frozen_layers(0)[1], optimizer, threads=1)
+    run = TimedRun(choose_engine(engine).start(setup), scene)
+    world = World(lambda: scene.orders(scene), scene.told.append, scene.save, lambda: scene.now, scene.nap)
+    return Trainer(run, plan, spec, DATA, RULE, world), run
+
+
+def weights_after(scene: Scene, spec: FineTuneSpec = SPEC) -> dict[str, np.ndarray]:
+    trainer, run = trainer_in(scene, spec)
+    trainer.train()
+    return dict(run.parameters())
+
+
+def assert_same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> None:
+    assert set(a) == set(b)
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+# --- the undisturbed job ----------------------------------------------------------------------------------------------
+
+
+def test_a_job_learns_and_tells_of_itself() -> None:
+    scene = Scene()
+    trainer, run = trainer_in(scene, replace(SPEC, epochs=6))
+    before = trainer.evaluate()
+    after = trainer.train()
+    assert after.accuracy > before.accuracy
+    assert after.loss < before.loss
+    assert after == trainer.evaluate()
+    assert trainer.position == Position(epoch=6, step=0, samples=6 * STEPS * 6, depth_changes=0, busy_s=6.0 * STEPS)
+    assert scene.events() == ["epoch"] * 6
+    assert [seen.accuracy for seen in scene.told if seen.event == "epoch"][-1] == after.accuracy
+    steps = [seen for seen in scene.told if seen.event == "step"]
+    assert [(seen.epoch, seen.step) for seen in steps] == [(e, s + 1) for e in range(6) for s in range(STEPS)]
+    assert {(seen.step_s, seen.rule, seen.depth_percent, seen.frozen_layers) for seen in steps} == {
+        (1.0, "run", 25, run.frozen_layers)
+    }
+    assert all(math.isfinite(seen.loss) for seen in steps)
+    assert scene.naps == []
+
+
+def test_the_rate_warms_up_and_falls_along_half_a_cosine() -> None:
+    scene = Scene()
+    trainer, run = trainer_in(scene, replace(SPEC, epochs=10))
+    trainer.train()
+    peak, total, warm = SPEC.learning_rate, 10 * STEPS, 2
+    assert run.rates[:warm] == pytest.approx([peak / 2, peak])
+    expected = [peak / 2 * (1 + math.cos(math.pi * k / (total - warm))) for k in range(total - warm)]
+    assert run.rates[warm:] == pytest.approx(expected)
+    assert 0 < run.rates[-1] < peak / 100
+
+
+def test_progress_is_told_at_most_four_times_a_second_and_work_is_saved_every_half_minute() -> None:
+    quick, slow = Scene(step_s=0.1), Scene(step_s=CHECKPOINT_EVERY_S / 2)
+    trainer_in(quick)[0].train()
+    assert [seen.step for seen in quick.told if seen.event == "step"] == [1, 4, 3]
+    trainer_in(slow)[0].train()
+    assert slow.events() == (["checkpoint"] * (STEPS // 2) + ["epoch"]) * 2
+
+
+def test_the_same_job_twice_gives_the_same_weights_and_another_seed_others() -> None:
+    first = weights_after(Scene())
+    assert_same(first, weights_after(Scene()))
+    assert not np.array_equal(first["head.w"], weights_after(Scene(), replace(SPEC, seed=4))["head.w"])
+
+
+# --- orders -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_saves_waits_and_goes_on_as_if_nothing_had_been() -> None:
+    scene = Scene(lambda s: steer("PAUSE", "thermal.delta-t-pause") if 103 <= s.now < 105 else FREE)
+    weights = weights_after(scene)
+    assert scene.events()[:3] == ["checkpoint", "paused", "resumed"]
+    assert 2.0 <= sum(scene.naps) < 2.0 + MAX_NAP_S
+    assert max(scene.naps) <= MAX_NAP_S
+    paused, resumed = (next(seen for seen in scene.told if seen.event == name) for name in ("paused", "resumed"))
+    assert (paused.step, paused.rule) == (3, "thermal.delta-t-pause")
+    assert (resumed.step, resumed.rule) == (3, "run")
+    assert read_checkpoint(scene.saved[0])[1].step == 3
+    assert_same(weights, weights_after(Scene()))
+
+
+@pytest.mark.parametrize("paused_first", [False, True])
+def test_an_abort_saves_and_ends_with_its_rule(*, paused_first: bool) -> None:
+    def orders(scene: Scene) -> Steer:
+        if scene.now < 105:
+            return FREE
+        return steer("PAUSE") if paused_first and scene.now < 106 else steer("ABORT", "canceled")
+
+    scene = Scene(orders)
+    trainer, run = trainer_in(scene)
+    with pytest.raises(JobEndedError) as caught:
+        trainer.train()
+    assert caught.value.code == "canceled"
+    assert scene.steps == 5
+    state, position, depth = read_checkpoint(scene.saved[-1])
+    assert (position.epoch, position.step, depth) == (1, 1, 25)
+    assert_same(dict(run.state()), state)
+
+
+@pytest.mark.parametrize("duty", [1.0, 0.75, 0.5, 0.25, 0.05, 0.0])
+def test_a_duty_leaves_training_its_share_of_the_time(duty: float) -> None:
+    scene = Scene(lambda _: steer("SLOW", duty=duty), step_s=0.5)
+    weights = weights_after(scene)
+    busy = scene.steps * 0.5
+    share = max(duty, 0.01)  # a duty of nothing would never end
+    assert sum(scene.naps) == pytest.approx(busy * (1 / share - 1))
+    assert busy / (scene.now - 100) == pytest.approx(share)
+    assert max(scene.naps, default=0) <= MAX_NAP_S
+    assert_same(weights, weights_after(Scene()))
+
+
+def test_a_stricter_order_ends_a_rest() -> None:
+    def orders(scene: Scene) -> Steer:
+        return steer("SLOW", duty=0.01) if scene.now < 103 else steer("ABORT", "canceled")
+
+    scene = Scene(orders)
+    with pytest.raises(JobEndedError):
+        trainer_in(scene)[0].train()
+    assert scene.naps == [1.0, 1.0]  # of 99 seconds
+
+
+def test_depth_follows_the_orders_and_comes_back() -> None:
+    def orders(scene: Scene) -> Steer:
+        if 2 <= scene.steps < 4:
+            return steer("SLOW", "thermal.delta-t-slow", depth=50)
+        return steer("SLOW", "thermal.delta-t-hot", depth=100) if 4 <= scene.steps < 6 else FREE
+
+    scene = Scene(orders)
+    trainer, run = trainer_in(scene)
+    trainer.train()
+    planned, half, head = (plan_for(SPEC).frozen_layers(percent)[1] for percent in (0, 50, 100))
+    assert run.depths == [planned] * 2 + [half] * 2 + [head] * 2 + [planned] * 2
+    assert trainer.position.depth_changes == 3
+    told = [(s.step, s.depth_percent, s.frozen_layers, s.rule) for s in scene.told if s.event == "depth"]
+    assert told == [
+        (2, 50, half, "thermal.delta-t-slow"),
+        (0, 100, head, "thermal.delta-t-hot"),
+        (2, 25, planned, "run"),
+    ]
+
+
+def test_an_order_never_thaws_what_the_plan_froze() -> None:
+    spec = replace(SPEC, depth="75")
+    trainer, run = trainer_in(Scene(lambda _: steer(depth=0)), spec)
+    trainer.train()
+    assert set(run.depths) == {plan_for(spec).frozen_layers(0)[1]}
+    assert trainer.position.depth_changes == 0
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_the_job() -> None:
+    scene = Scene()
+    trainer, _ = trainer_in(scene, replace(SPEC, learning_rate=1e30))
+    with pytest.raises(EngineError, match=r"the loss is (nan|inf) at epoch \d, step \d") as caught:
+        trainer.train()
+    assert caught.value.code == "not-finite"
+    assert "active slot is untouched" in caught.value.fix
+    assert trainer.position.samples == 6 * (scene.steps - 1)  # the last step's samples do not count
+
+
+def test_reverification_passes_over_sound_memory_and_notices_a_flipped_bit() -> None:
+    net = mobile_block_net()
+    scene = Scene(lambda _: steer(reverify=True))
+    trainer, _ = trainer_in(scene, net=net)
+    trainer.train()
+    assert scene.events().count("verified") == 2 * STEPS
+
+    bits = net.initializers["stem.w"].view(np.uint8).reshape(-1)
+    flipped = bits[17] ^ 4
+
+    def orders(scene: Scene) -> Steer:
+        if scene.steps == 3:
+            bits[17] = flipped
+        return steer(reverify=scene.steps == 3)
+
+    trainer, _ = trainer_in(Scene(orders), net=net)
+    with pytest.raises(EngineError, match="frozen weights changed in memory") as caught:
+        trainer.train()
+    assert (caught.value.code, caught.value.where) == ("memory-corrupt", "stem.w")
+
+
+def test_reverification_knows_what_was_learnt_before_the_boundary_moved() -> None:
+    """Weights that learnt and were frozen later are not taken for changed ones."""
+    scene = Scene(lambda s: steer(depth=100 if s.steps % 4 > 1 else 0, reverify=True))
+    trainer_in(scene, replace(SPEC, depth="0"))[0].train()
+    assert scene.events().count("depth") == 3
+    assert scene.events().count("verified") == 2 * STEPS
+
+
+def test_reverification_covers_what_an_order_froze() -> None:
+    def orders(scene: Scene) -> Steer:
+        if scene.steps == 3:
+            weights = runs[0].inner._graph.initializers["project2.w"]  # type: ignore[attr-defined]
+            weights.reshape(-1)[5] = 1e-3
+        return steer(depth=100, reverify=scene.steps == 3)
+
+    trainer, run = trainer_in(Scene(orders), replace(SPEC, depth="0"))
+    runs = [run]
+    with pytest.raises(EngineError, match="frozen weights changed in memory") as caught:
+        trainer.train()
+    assert caught.value.where == "project2.w"
+
+
+def test_a_full_disk_does_not_end_a_job() -> None:
+    scene = Scene(full_disk=True, step_s=CHECKPOINT_EVERY_S)
+    weights = weights_after(scene)
+    assert scene.events() == (["no-checkpoint"] * STEPS + ["epoch"]) * 2
+    assert {seen.rule for seen in scene.told if seen.event == "no-checkpoint"} == {"disk-full"}
+    assert_same(weights, weights_after(Scene()))
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def interrupted(step: int, spec: FineTuneSpec, engine: str = "graph", depth: int = 0) -> dict[str, np.ndarray]:
+    """Weights of a job that was ended before `step`, and resumed in a new process from its checkpoint."""
+    first = Scene(lambda s: steer("ABORT") if s.steps == step else steer(depth=depth if s.steps > 2 else 0))
+    with pytest.raises(JobEndedError):
+        trainer_in(first, spec, engine=engine)[0].train()
+    second = Scene(lambda s: steer(depth=depth if s.steps + step > 2 else 0))
+    trainer, run = trainer_in(second, spec, engine=engine)
+    trainer.resume(first.saved[-1])
+    assert trainer.position.epoch * STEPS + trainer.position.step == step
+    trainer.train()
+    assert second.steps == spec.epochs * STEPS - step
+    assert trainer.position.samples == spec.epochs * STEPS * 6
+    return dict(run.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_job_resumed_at_any_step_ends_with_the_same_weights(optimizer: str) -> None:
+    spec = replace(SPEC, optimizer=optimizer, weight_decay=0.01)
+    whole = weights_after(Scene(), spec)
+    for step in range(2 * STEPS):
+        assert_same(interrupted(step, spec), whole)
+
+
+@pytest.mark.skipif(not HAS_ORT_TRAINING, reason="needs onnxruntime-training")
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_the_other_engine_resumes_as_well(step: int) -> None:
+    trainer, run = trainer_in(Scene(), engine="ort-training")
+    trainer.train()
+    assert_same(interrupted(step, SPEC, "ort-training"), dict(run.parameters()))
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 6])
+def test_a_job_resumed_at_another_depth_ends_with_the_same_weights(step: int) -> None:
+    def orders(scene: Scene) -> Steer:
+        return steer(depth=75 if scene.steps > 2 else 0)
+
+    assert_same(interrupted(step, SPEC, depth=75), weights_after(Scene(orders)))
+
+
+def test_a_job_resumed_behind_its_last_step_is_only_scored() -> None:
+    scene = Scene(step_s=CHECKPOINT_EVERY_S)
+    trainer, _ = trainer_in(scene)
+    score = trainer.train()
+    again, _ = trainer_in(Scene())
+    again.resume(scene.saved[-1])
+    assert again.train() == score
+    assert again.position == trainer.position
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    scene = Scene(step_s=CHECKPOINT_EVERY_S)
+    trainer_in(scene)[0].train()
+    trainer, _ = trainer_in(Scene(), net=mobile_block_net(classes=4))
+    with pytest.raises(EngineError, match="does not fit this model"):
+        trainer.resume(scene.saved[-1])
+
+
+numbers = st.integers(0, 2**40)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(
+    st.builds(Position, numbers, numbers, numbers, numbers, st.floats(0, 1e9, allow_subnormal=False)),
+    st.sampled_from([0, 25, 50, 75, 100]),
+    st.dictionaries(st.text(st.characters(codec="ascii", exclude_characters="\0\\:"), min_size=1), st.integers(0, 9)),
+)
+def test_a_checkpoint_reads_back(position: Position, depth: int, sizes: dict[str, int]) -> None:
+    state = {name: np.arange(size, dtype=np.float32) for name, size in sizes.items()}
+    found, where, percent = read_checkpoint(write_checkpoint(state, position, depth))
+    assert (where, percent) == (position, depth)
+    assert_same(found, state)
+
+
+def saved(**arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def plain_array() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(6))
+    return stream.getvalue()
+
+
+GOOD = write_checkpoint({"weight/a": np.ones(4, np.float32)}, Position(1, 2, 3, 4, 5.0), 50)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"checkpoint",
+        GOOD[:-30],
+        plain_array(),
+        saved(other=np.zeros(6)),
+        saved(position=np.zeros(3)),
+        saved(position=np.float64(1)),
+        saved(position=np.full(6, np.nan)),
+        saved(position=np.full(6, np.inf)),
+        saved(position=np.asarray(["x"] * 6)),
+        saved(position=np.zeros((6, 2))),
+    ],
+    ids=lambda data: repr(data[:8]),
+)
+def test_what_is_no_checkpoint_is_an_engine_error(data: bytes) -> None:
+    with pytest.raises(EngineError, match="checkpoint cannot be read"):
+        read_checkpoint(data)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
+def test_a_damaged_checkpoint_is_read_or_an_engine_error(place: int, value: int) -> None:
+    raw = bytearray(GOOD)
+    raw[place] = value
+    try:
+        state, position, depth = read_checkpoint(bytes(raw))
+    except EngineError as error:
+        assert error.fix  # noqa: PT017 - both ends are allowed
+        return
+    assert (position, depth) == (Position(1, 2, 3, 4, 5.0), 50)  # archives carry check sums
+    assert all(np.array_equal(array, np.ones(4)) for array in state.values())
