@@ -8,9 +8,9 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from agent import __version__
 from agent.board.profile import named_policy_text, named_profile, pick_profile
@@ -43,6 +43,8 @@ EARLIEST_TIME = 1_790_000_000  # 2026-09-21, before the first release: an earlie
 MAX_POLICY_BYTES = 64 << 10
 
 log = logger("daemon")
+
+Run: TypeAlias = Callable[[Desk], Awaitable[None]]
 
 
 class Daemon:
@@ -84,16 +86,18 @@ class Daemon:
 
     # --- setting up --------------------------------------------------------------------------------------------------
 
-    async def _with_desk(self, run: object) -> None:
+    async def _with_desk(self, run: Run) -> None:
         make_folder(self._state)
         make_folder(runtime_folder(self._state))
         with _alone(self._state / "lock"):
             emulated = await self._start_board()
+            keeper = asyncio.ensure_future(emulated.keep()) if emulated else None
             try:
                 await self._wired(run, emulated)
             finally:
                 remove_live(runtime_folder(self._state))
-                if emulated:
+                if emulated and keeper:
+                    keeper.cancel()
                     await emulated.stop()
 
     async def _start_board(self) -> EmulatedBoardProcess | None:
@@ -105,7 +109,7 @@ class Daemon:
             runtime_folder(self._state) / "board", board.emulated, board.emulated_speed
         )
 
-    async def _wired(self, run: object, emulated: EmulatedBoardProcess | None) -> None:
+    async def _wired(self, run: Run, emulated: EmulatedBoardProcess | None) -> None:
         board_config = self._config.board
         roots = emulated.roots if emulated else BoardRoots(Path(board_config.sys_root), Path(board_config.proc_root))
         model = read_model(roots)
@@ -127,7 +131,7 @@ class Daemon:
         shop = Workshop(self._order, self._config.worker.nice, self._watch, self._forget)
         desk = Desk(self._journal, steering, policy, _Statuses(link), self._trusted, device, clock, shop)
         try:
-            await run(desk)  # type: ignore[operator]  # a coroutine function of this class
+            await run(desk)
         finally:
             steering.restore()
             self._journal.close()

@@ -146,16 +146,19 @@ start
 expect "the second start keeps the identity" "$first" "$(fingerprint)"
 kill -TERM "$(status --json | field '["pid"]')"; wait "$daemon" || failed "second stop"; daemon=
 
-refused() { # WHAT VARIABLE=VALUE
-    code=0
-    in_container --env "$2" "$c" -- temperd run >"$work/log" 2>&1 || code=$?
-    expect "$1 is refused: $(grep -o 'temperd: .*' "$work/log" | cut -c 1-120)" 78 "$code"
+refused() { # WHAT WORD-IN-THE-ANSWER VARIABLE=VALUE...
+    local what=$1 word=$2 code=0 variables=()
+    shift 2
+    for variable; do variables+=(--env "$variable"); done
+    in_container "${variables[@]}" "$c" -- temperd run >"$work/log" 2>&1 || code=$?
+    expect "$what is refused: $(grep -o 'temperd: .*' "$work/log" | cut -c 1-120)" 78 "$code"
+    expect "  and named: $word" yes "$(grep -q -- "$word" "$work/log" && echo yes || echo no)"
 }
-refused "a wrong name" "TEMPERD_DEVICE=My Board"
-refused "a wrong port" "TEMPERD_MQTT_PORT=99999"
-refused "a port that adds a key" $'TEMPERD_MQTT_PORT=1883\nusername = "x"'
-refused "a host that adds a key" $'TEMPERD_MQTT_HOST=x"\nport = 1 #'
-refused "an unknown board" "TEMPERD_EMULATED=no-such-board"
+refused "a wrong name" device.name "TEMPERD_DEVICE=My Board"
+refused "a wrong port" mqtt.port "TEMPERD_MQTT_PORT=99999"
+refused "a port that adds a key" mqtt.port $'TEMPERD_MQTT_PORT=1883\nusername = "x"'
+refused "a host that adds a key" "neither a host name" $'TEMPERD_MQTT_HOST=x"\nport = 1 #'
+refused "an unknown board" no-such-board "TEMPERD_DEVICE=shelf-7" "TEMPERD_EMULATED=no-such-board"
 
 # --- as process 1, with nothing it does not need ----------------------------------------------------------------------
 

@@ -164,3 +164,14 @@ def test_the_command_line_teaches() -> None:
             [sys.executable, "-m", "service.cli", *words], capture_output=True, text=True, check=True, cwd=ROOT
         )
         assert "example" in done.stdout or "usage" in done.stdout
+
+
+def test_a_lost_emulated_board_is_started_again(fleet: World) -> None:
+    def boards() -> set[int]:
+        wanted = ["pgrep", "-f", f"agent.board.emulated.*--load-of {fleet.daemon.pid}"]
+        return {int(pid) for pid in subprocess.run(wanted, capture_output=True, text=True, check=False).stdout.split()}
+
+    (first,) = boards()
+    os.kill(first, signal.SIGKILL)
+    fleet.wait(lambda: boards() - {first}, 20)
+    assert fleet.send("fine-tune", fleet.job(fleet.images()))["status"] == "succeeded"
