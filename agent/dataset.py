@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -264,6 +265,15 @@ def _split(samples: _Samples, held_out: float, seed: int, where: str) -> Dataset
         len(samples.skipped),
         samples.skipped[:NAMED_BAD],
     )
+
+
+def fingerprint(data: Dataset) -> str:
+    """SHA-256 over classes, labels and pixels as split, in hexadecimal."""
+    digest = hashlib.sha256("\0".join(data.classes).encode())
+    for array in (data.y_train, data.y_test, data.x_train, data.x_test):
+        digest.update(f"{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def preprocessed(pixels: Pixels, rule: Preprocess) -> Float32:

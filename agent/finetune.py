@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from agent.keys import DeviceIdentity, load_identity
 from agent.messages import Finished, Message, Order, Planned, Progress, Steer, Warned
 from agent.model import BaseModel, choose_head, load_base, with_head
 from agent.plan import Plan, make_plan, parse_plan, plan_table
+from agent.promote import active_slot, load_active, promote, settle
 from agent.sealed import Binding, unseal
 from agent.similarity import cosine_of_means
 from agent.spec import FineTuneSpec, parse_spec
@@ -34,7 +36,6 @@ from policies.policy import Policy, PolicyError, parse_policy
 
 SIMILARITY_SAMPLES = 128  # the mean of 128 feature vectors is stable to about 0.01 in cosine
 SELF_TEST_SAMPLES = 64
-SELF_TEST_TOLERANCE = 1e-3  # of the largest logit: constants are folded in another order than in training
 
 Ask = Callable[[str, str], None]
 Emit = Callable[[Message], None]
@@ -50,11 +51,21 @@ def open_store(state: Path, identity: DeviceIdentity) -> Store:
     return Store(state / "store", identity.storage_key)
 
 
+class Orders(Protocol):
+    """Where the daemon's orders arrive."""
+
+    def steer(self) -> Steer:
+        """The latest order."""
+
+    def verified(self) -> None:
+        """The frozen weights were verified as ordered."""
+
+
 class FineTune:
     """Carries out one order."""
 
-    def __init__(self, order: Order, ask: Ask, emit: Emit, steer: Callable[[], Steer]) -> None:
-        self._order, self._ask, self._emit, self._steer = order, ask, emit, steer
+    def __init__(self, order: Order, ask: Ask, emit: Emit, orders: Orders) -> None:
+        self._order, self._ask, self._emit, self._orders = order, ask, emit, orders
         self._spec: FineTuneSpec = parse_spec(order.spec)
         self._state = Path(order.state_dir)
         self._began = time.monotonic()
@@ -67,15 +78,16 @@ class FineTune:
         """
         identity = load_identity(identity_folder(self._state))
         store = open_store(self._state, identity)
-        done = self._settle(store)
+        done = settle(store, self._order.job_id, self._warn)
         if done is not None:
-            return done
+            result = {"model_sha256": done.plaintext_sha256, "slot": done.slot, "recovered": True}
+            return Finished("SUCCEEDED", "", result)
         target, plaintext = self._pull(identity)
         self._ask("PLANNING", "")
         base = load_base(plaintext, target.card, self._spec.image_size)
         del plaintext
         data = self._load_data()
-        plan, data = self._plan(base, data, target)
+        plan, data = self._plan(base, data, target, store)
         graph, _ = with_head(base, plan.head, plan.classes, self._spec.seed)
         self._ask("COMPILING", f"{plan.engine}, {plan.depth_percent} % frozen")
         run = self._compile(graph, plan)
@@ -85,23 +97,6 @@ class FineTune:
             run.close()
 
     # --- stages ------------------------------------------------------------------------------------------------------
-
-    def _settle(self, store: Store) -> Finished | None:
-        """Clear what a crash left in the store; the job's end, when an earlier attempt had promoted its model."""
-        for sentence in store.recover():
-            self._emit(Warned(sentence))
-        active = store.active()
-        if active is None or active.manifest.get("job") != self._order.job_id:
-            if active is not None and active.trial:  # nobody is left to judge another job's trial
-                store.roll_back("interrupted trial")
-            return None
-        if active.trial:
-            store.roll_back("interrupted trial")
-            return None
-        store.drop_checkpoint(self._order.job_id)
-        return Finished(
-            "SUCCEEDED", "", {"model_sha256": active.plaintext_sha256, "slot": active.slot, "recovered": True}
-        )
 
     def _pull(self, identity: DeviceIdentity) -> tuple[Target, bytes]:
         self._ask("PULLING", f"{self._spec.model} {self._spec.version}")
@@ -125,21 +120,35 @@ class FineTune:
         data = dataset.load(spec.data, spec.image_size, spec.held_out, spec.seed, spec.most_samples)
         if data.skipped:
             named = "; ".join(data.skipped_names)
-            self._emit(Warned(f"{data.skipped} unreadable image{'s' * (data.skipped > 1)} skipped: {named}"))
+            self._warn(f"{data.skipped} unreadable image{'s' * (data.skipped > 1)} skipped: {named}")
         return data
 
-    def _plan(self, base: BaseModel, data: dataset.Dataset, target: Target) -> tuple[Plan, dataset.Dataset]:
-        head = choose_head(self._spec.head, data.classes, base.card.labels)
-        if self._order.resume_plan:
-            plan = parse_plan(self._order.resume_plan["plan"])  # type: ignore[arg-type]  # parse_plan judges it
-        else:
+    def _plan(
+        self, base: BaseModel, data: dataset.Dataset, target: Target, store: Store
+    ) -> tuple[Plan, dataset.Dataset]:
+        plan = self._kept_plan(data, store)
+        if plan is None:
+            head = choose_head(self._spec.head, data.classes, base.card.labels)
             graph, classes = with_head(base, head, data.classes, self._spec.seed)
             plan = make_plan(
                 self._spec, self._policy(), cost_table(graph), self._similarity(base, data),
                 engine=choose_engine(self._spec.engine).name, classes=classes, head=head, samples=len(data.y_train),
+                data_sha256=dataset.fingerprint(data),
             )  # fmt: skip
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
         return plan, _relabelled(data, plan.classes)
+
+    def _kept_plan(self, data: dataset.Dataset, store: Store) -> Plan | None:
+        """The plan of an earlier attempt, if the data are still those it was made for."""
+        kept = (self._order.resume_plan or {}).get("plan")
+        if not isinstance(kept, dict):
+            return None
+        plan = parse_plan(kept)
+        if plan.data_sha256 == dataset.fingerprint(data):
+            return plan
+        store.drop_checkpoint(self._order.job_id)
+        self._warn("the data changed since the job began: it starts over with a new plan")
+        return None
 
     def _policy(self) -> Policy:
         try:
@@ -168,36 +177,34 @@ class FineTune:
     def _learn(
         self, run: TrainingRun, plan: Plan, data: dataset.Dataset, target: Target, store: Store, graph: Graph
     ) -> Finished:
-        rule = target.card.preprocess
-        job_id = self._order.job_id
+        job_id, rule = self._order.job_id, target.card.preprocess
         world = World(
-            self._steer, lambda seen: self._emit(_progress(seen, self._spec, plan)),
+            self._orders.steer, self._orders.verified, lambda seen: self._emit(_progress(seen, self._spec, plan)),
             lambda data: store.seal_checkpoint(job_id, data), time.monotonic, time.sleep,
         )  # fmt: skip
         trainer = Trainer(run, plan, self._spec, data, rule, world)
+        self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         before = trainer.evaluate()
         self._go_on(trainer, store)
-        self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         after = trainer.train()
         self._ask("EVALUATING", "")
-        running = self._running_score(store, plan, data)
+        running = self._running_score(store, plan, trainer)
         verdict = evaluate.gate(after, before, running, evaluate.majority_share(data.y_test), self._spec.least_gain)
         result = self._result(trainer, plan, data, before, after, running)
         if not verdict.accepted:
             raise RefusedError(verdict, result)
         self._ask("SEALING", "")
-        tuned = graph.with_weights(dict(run.parameters()))
-        model = serialize(tuned)
+        model = serialize(graph.with_weights(dict(run.parameters())))
         manifest = self._manifest(plan, target, model, after)
-        slot = store.stage(model, manifest)
-        result |= {"slot": slot, "model_sha256": manifest["model_sha256"], "base_sha256": target.sealed_sha256}
-        self._ask("PROMOTING", f"slot {slot}")
-        store.activate(slot)
-        problem = self._self_test(store, run, data, target)
+        result |= {"model_sha256": manifest["model_sha256"], "base_sha256": target.sealed_sha256}
+        samples = dataset.preprocessed(data.x_test[:SELF_TEST_SAMPLES], rule)
+        slot, problem = promote(
+            store, model, manifest, samples, run.logits(samples), self._order.threads,
+            lambda slot: self._ask("PROMOTING", f"slot {slot}"),
+        )  # fmt: skip
+        result["slot"] = slot
         if problem:
-            store.roll_back(problem)
             return Finished("ROLLED_BACK", problem, result)
-        store.mark_good()
         store.drop_checkpoint(job_id)
         return Finished("SUCCEEDED", "", result)
 
@@ -213,25 +220,22 @@ class FineTune:
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    def _running_score(self, store: Store, plan: Plan, data: dataset.Dataset) -> evaluate.Score | None:
+    def _running_score(self, store: Store, plan: Plan, trainer: Trainer) -> evaluate.Score | None:
         """The active model on the same held-out samples, when it knows the same classes."""
-        active = store.active()
+        active = active_slot(store, self._warn)
         if active is None or tuple(active.manifest.get("classes", ())) != plan.classes:  # type: ignore[arg-type]  # a list of names
             return None
         if active.manifest.get("image_size") != self._spec.image_size:
             return None
-        model, manifest = store.load_active()
+        loaded = load_active(store, self._warn)
+        if loaded is None:
+            return None
+        model, manifest = loaded
         rule = Preprocess(float(manifest["scale"]), float(manifest["offset"]))  # type: ignore[arg-type]  # numbers
-        logits = Inference(parse(model), self._order.threads).run(dataset.preprocessed(data.x_test, rule))
-        return evaluate.score(logits, data.y_test)
+        return trainer.score_with(Inference(parse(model), self._order.threads).run, rule)
 
-    def _self_test(self, store: Store, run: TrainingRun, data: dataset.Dataset, target: Target) -> str:
-        """What is wrong with the promoted file as read back from its slot; empty when it answers as trained."""
-        model, _ = store.load_active()
-        samples = dataset.preprocessed(data.x_test[:SELF_TEST_SAMPLES], target.card.preprocess)
-        expected, found = run.logits(samples), Inference(parse(model), self._order.threads).run(samples)
-        worst = float(np.abs(expected - found).max() / max(1.0, float(np.abs(expected).max())))
-        return "" if worst <= SELF_TEST_TOLERANCE else f"self-test: logits differ by {worst:.2g}"
+    def _warn(self, what: str) -> None:
+        self._emit(Warned(what))
 
     def _result(
         self, trainer: Trainer, plan: Plan, data: dataset.Dataset, before: evaluate.Score, after: evaluate.Score,

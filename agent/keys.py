@@ -26,6 +26,7 @@ from agent.strict_json import canonical, loads
 from policies.strict import TableError, build, limits
 
 KEY_BYTES = 32  # X25519, Ed25519 and AES-256 alike
+KEY_SUFFIX = ".key"
 MAX_KEY_FILE_BYTES = 4096  # a few keys in hexadecimal
 MAX_GRANT_BYTES = 4096  # a wrapped key in hexadecimal, two names and a hash
 MAX_CONSOLES = 64  # people who may command one board
@@ -169,7 +170,7 @@ def create_console_key(folder: Path, name: str) -> Path:
     if not NAME.fullmatch(name):
         raise SpecError(f"console name {name[:64]!r} does not match {NAME.pattern}")
     make_folder(folder)
-    private, public = folder / f"{name}.key", folder / f"{name}.pub.json"
+    private, public = folder / f"{name}{KEY_SUFFIX}", folder / f"{name}.pub.json"
     _refuse_existing(private, "this console key exists")
     key = Ed25519PrivateKey.generate()
     write_atomic(private, key.private_bytes_raw().hex().encode() + b"\n")
@@ -183,8 +184,11 @@ def load_console_key(path: Path) -> Ed25519PrivateKey:
 
     Raises:
         BoardError: `key-missing`, `key-permissions` or `disk`.
+        SpecError: the file's name is not that of a private key.
         ArtifactError: the file is broken.
     """
+    if path.suffix != KEY_SUFFIX:
+        raise SpecError("not a console's private key file", where=str(path), fix=f"Give the file NAME{KEY_SUFFIX}")
     text = read_secret(path).decode("ascii", "replace").strip()
     return Ed25519PrivateKey.from_private_bytes(_key_bytes(text, path))
 

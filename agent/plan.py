@@ -39,6 +39,7 @@ class Plan:
         head: `keep` or `replace`.
         batch: samples a step.
         steps: steps an epoch.
+        data_sha256: fingerprint of the data it was made for.
     """
 
     engine: str
@@ -51,6 +52,7 @@ class Plan:
     head: str
     batch: int
     steps: int
+    data_sha256: str
 
     def frozen_layers(self, least_depth_percent: int) -> tuple[int, int]:
         """Depth in percent and boundary when at least `least_depth_percent` must be frozen."""
@@ -73,6 +75,7 @@ def make_plan(
     classes: tuple[str, ...],
     head: str,
     samples: int,
+    data_sha256: str,
 ) -> Plan:
     """Choose depth and batch for a job on `samples` training samples."""
     crossing = (*costs.crossing_bytes, 0)
@@ -83,7 +86,17 @@ def make_plan(
         percent, rule = HEAD_ONLY_PERCENT if spec.depth == "head" else int(spec.depth), "spec"
     batch = min(spec.batch, samples)
     return Plan(
-        engine, percent, rule, similarity, ladder, len(costs.layers), classes, head, batch, -(-samples // batch)
+        engine,
+        percent,
+        rule,
+        similarity,
+        ladder,
+        len(costs.layers),
+        classes,
+        head,
+        batch,
+        -(-samples // batch),
+        data_sha256,
     )
 
 

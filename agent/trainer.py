@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from agent.card import Preprocess
 from agent.dataset import Dataset, epoch_batches, preprocessed
-from agent.engine.base import TrainingRun
+from agent.engine.base import Float32, TrainingRun
+from agent.engine.sessions import FORWARD_CHUNK
 from agent.errors import BoardError, EngineError, TemperdError
 from agent.evaluate import Score, score
 from agent.messages import Steer
@@ -73,6 +74,7 @@ class World:
 
     Attributes:
         steer: the latest order; called before every step and while paused.
+        verified: called once frozen weights were verified as ordered.
         tell: receives what happened.
         save: stores a checkpoint durably (sealed by the caller).
         clock: monotonic seconds.
@@ -80,6 +82,7 @@ class World:
     """
 
     steer: Callable[[], Steer]
+    verified: Callable[[], None]
     tell: Callable[[Seen], None]
     save: Callable[[bytes], object]
     clock: Callable[[], float]
@@ -98,6 +101,7 @@ class Trainer:
         self._loss = math.nan
         self._binding = "plan"
         self._saved_at = world.clock()
+        self._begun = False
         self._told_at = -math.inf
         self._digests = self._frozen_digests()
 
@@ -129,6 +133,7 @@ class Trainer:
             JobEndedError: an order said so; a checkpoint was saved before.
             EngineError: the loss is not finite, or frozen weights changed in memory.
         """
+        self._begun = True
         latest: Score | None = None
         for epoch in range(self._at.epoch, self._spec.epochs):
             order = epoch_batches(len(self._data.y_train), self._plan.batch, self._spec.seed, epoch)
@@ -143,11 +148,25 @@ class Trainer:
 
     def evaluate(self) -> Score:
         """Score the current weights on the held-out samples."""
-        return score(self._run.logits(preprocessed(self._data.x_test, self._rule)), self._data.y_test)
+        return self.score_with(self._run.logits, self._rule)
+
+    def score_with(self, logits: Callable[[Float32], Float32], rule: Preprocess) -> Score:
+        """Score any model on the held-out samples, a few at a time; pauses and ends are obeyed in between."""
+        pixels = self._data.x_test
+        parts = []
+        for start in range(0, len(pixels), FORWARD_CHUNK):
+            self._wait_or_end()
+            parts.append(logits(preprocessed(pixels[start : start + FORWARD_CHUNK], rule)))
+        return score(np.concatenate(parts), self._data.y_test)
 
     # --- orders ------------------------------------------------------------------------------------------------------
 
-    def _obey(self) -> None:
+    def _wait_or_end(self) -> Steer:
+        """Wait out a pause; the order that lets work go on.
+
+        Raises:
+            JobEndedError: an order ends the job.
+        """
         order = self._world.steer()
         if order.action == "PAUSE":
             self._checkpoint()
@@ -161,9 +180,14 @@ class Trainer:
         if order.action == "ABORT":
             self._checkpoint()
             raise JobEndedError("the job was ended", where=order.rule, reason=order.rule)
+        return order
+
+    def _obey(self) -> None:
+        order = self._wait_or_end()
         self._binding = order.rule
         if order.reverify:
             self._verify_frozen()
+            self._world.verified()
         depth, boundary = self._plan.frozen_layers(order.least_depth_percent)
         if boundary != self._run.frozen_layers:
             self._run.set_frozen_layers(boundary)
@@ -223,6 +247,8 @@ class Trainer:
         )  # fmt: skip
 
     def _checkpoint(self) -> None:
+        if not self._begun:  # an earlier attempt's checkpoint is worth more than the start
+            return
         try:
             self._world.save(write_checkpoint(self._run.state(), self._at, self._depth))
             self._tell("checkpoint")

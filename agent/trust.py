@@ -76,7 +76,11 @@ class ModelRepository:
         try:
             self._root = read_bounded(pinned_root, MAX_ROOT_BYTES)
         except FileNotFoundError as error:
-            raise ConfigError("pinned root of the repository is missing", where=str(pinned_root)) from error
+            raise ConfigError(
+                "pinned root of the repository is missing",
+                where=str(pinned_root),
+                fix="Copy the publisher's metadata/1.root.json there",
+            ) from error
         self._fetcher = _Fetcher(state_dir, monotonic)
         self._updater: Updater | None = None
 

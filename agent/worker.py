@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from typing import BinaryIO
 
 from agent.errors import EngineError, TemperdError
@@ -33,6 +34,7 @@ class Mailbox:
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._rest = descriptor, b""
         self._latest = FREE
+        self._verify = False
         self._granted: set[str] = set()
         self._news = threading.Condition()
 
@@ -45,8 +47,12 @@ class Mailbox:
         return message
 
     def steer(self) -> Steer:
-        """The latest order; `RUN` before the first."""
-        return self._latest
+        """The latest order, `RUN` before the first; an order to verify stands until `verified`."""
+        return replace(self._latest, reverify=True) if self._verify else self._latest
+
+    def verified(self) -> None:
+        """The frozen weights were verified."""
+        self._verify = False
 
     def wait_for(self, stage: str) -> None:
         """Block until the daemon has written `stage` to its journal."""
@@ -63,6 +69,7 @@ class Mailbox:
                 with self._news:
                     if isinstance(message, Steer):
                         self._latest = message
+                        self._verify = self._verify or message.reverify
                     elif isinstance(message, Go):
                         self._granted.add(message.stage)
                     self._news.notify_all()
@@ -102,7 +109,7 @@ def carry_out(order: Order, mailbox: Mailbox, out: BinaryIO) -> Message:
     try:
         from agent.finetune import FineTune  # noqa: PLC0415 - a broken wheel must end as a message too
 
-        return FineTune(order, ask, emit, mailbox.steer).execute()
+        return FineTune(order, ask, emit, mailbox).execute()
     except Exception as error:  # noqa: BLE001 - the one seam of the process: every end is told, none is lost
         return _last_word(error)
 

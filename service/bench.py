@@ -6,11 +6,12 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.errors import CallerError
+from agent.errors import SpecError
 from service.cli import say_json
 
 if TYPE_CHECKING:
@@ -30,15 +31,19 @@ def train(options: argparse.Namespace) -> int:
     engines = {}
     for name in options.engines:
         try:
-            engines[name] = choose_engine(name)
-            engines[name].start(_setup(options, 100))
-        except CallerError as error:
-            print(f"{name}: left out, {error}")
-            engines.pop(name, None)
+            engine = choose_engine(name)
+            engine.start(_setup(options, 100)).close()
+            engines[name] = engine
+        except SpecError as error:
+            print(f"{name}: left out, {error}", file=sys.stderr)
+    if not engines:
+        raise SpecError("none of these engines is installed here", where=", ".join(options.engines))
     rows = []
     for depth in DEPTHS:
         runs = {name: engine.start(_setup(options, depth)) for name, engine in engines.items()}
         rows.append({"depth_percent": depth, "step_ms": _measure(options, runs)})
+        for run in runs.values():
+            run.close()
     report = {
         "model": options.model,
         "batch": options.batch,

@@ -19,7 +19,7 @@ APT_S = 300  # an update and a small install over a slow line
 START_S = 10.0
 POLL_S = 0.05
 LOOPBACK = "127.0.0.1"
-_NO_RECOMMENDS = ("-o", "APT::Install-Recommends=false")
+_NO_RECOMMENDS = ("-o", "APT::Install-Recommends=false", "-o", "APT::Update::Error-Mode=any")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,11 @@ class Broker:
 
     port: int
     _child: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is still there."""
+        return self._child.poll() is None
 
     def stop(self) -> None:
         """End it."""
@@ -81,8 +86,11 @@ def find_mosquitto(cache: Path, say: Callable[[str], None]) -> Program:
         say("fetching mosquitto's packages into a private folder (no root needed)")
         _fetch(cache)
     except (OSError, subprocess.SubprocessError) as error:
-        fix = "Install it by hand: apt install mosquitto"
-        raise BoardError("mosquitto could not be installed", where=str(error)[:300], fix=fix) from error
+        said = getattr(error, "stderr", "") or str(error)
+        fix = "Install it by hand: sudo apt install mosquitto"
+        raise BoardError(
+            "mosquitto could not be installed", where=said.strip().splitlines()[-1][:300], fix=fix
+        ) from error
     unpacked = _unpacked(cache)
     if unpacked is None:
         raise BoardError("mosquitto's packages hold no broker", where=str(cache), fix="apt install mosquitto")
@@ -99,7 +107,8 @@ def start_broker(program: Program, folder: Path) -> Broker:
     config = folder / "mosquitto.conf"
     config.write_text(f"listener {port} {LOOPBACK}\nallow_anonymous true\npersistence false\n", encoding="ascii")
     with (folder / "mosquitto.log").open("wb") as log:
-        child = subprocess.Popen([program.path, "-c", str(config)], stdout=log, stderr=log, env=program.environment)  # noqa: S603 - found above
+        command = [program.path, "-c", str(config)]
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=program.environment, start_new_session=True)  # noqa: S603 - found above
     for _ in range(int(START_S / POLL_S)):
         if child.poll() is not None:
             break
@@ -142,7 +151,7 @@ def _fetch(cache: Path) -> None:
     _apt("update", "-qq", *private)
     listing = _apt("install", "--print-uris", "-qq", "-y", *private, "mosquitto")
     packages = [line.split()[1].partition("_")[0] for line in listing.splitlines() if line.startswith("'")]
-    _apt("download", "-qq", *private, *packages, cwd=cache / "archives")
+    _apt("download", "-qq", *private, *(packages or ["mosquitto"]), cwd=cache / "archives")
     for package in sorted((cache / "archives").glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", str(package), str(cache / "root")], check=True, timeout=APT_S)  # noqa: S603, S607 - Debian's own tool
 

@@ -52,7 +52,7 @@ def chart(title: str, panels: Sequence[Panel], bands: Sequence[tuple[float, floa
     ]
     bottom = TOP + len(panels) * (PANEL + GAP) - GAP
     for start, stop, name in bands:
-        x, width = _x(start, end), max(2.0, _x(stop, end) - _x(start, end))
+        x, width = _x(start, end), max(2.0, _x(min(stop, end), end) - _x(start, end))
         parts.append(f'<rect x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{bottom - TOP}" fill="#fde8d7"/>')
         parts.append(f'<text x="{x + 3:.1f}" y="{TOP - 5}" fill="#b45309">{html.escape(name)}</text>')
     for index, panel in enumerate(panels):

@@ -64,14 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb = getattr(importlib.import_module(f"service.{module}"), function)
         return int(verb(options))
-    except ConfigError as error:
-        tell(options, error)
-        return EXIT_CONFIG if options.command == "run" else error.exit_code
     except TemperdError as error:
-        tell(options, error)
-        return error.exit_code
+        return _fail(options, error)
+    except BaseExceptionGroup as group:  # what a task of the daemon raised
+        expected, rest = group.split(TemperdError)
+        if expected is None or rest is not None:
+            raise
+        return _fail(options, _first(expected))
     except KeyboardInterrupt:
         return 130
+
+
+def _first(group: BaseExceptionGroup[TemperdError]) -> TemperdError:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _fail(options: argparse.Namespace, error: TemperdError) -> int:
+    tell(options, error)
+    return EXIT_CONFIG if isinstance(error, ConfigError) and options.command == "run" else error.exit_code
 
 
 def tell(options: argparse.Namespace, error: TemperdError) -> None:
@@ -199,10 +210,13 @@ def _laptop_verbs(verbs: Verbs) -> None:
     train.add_argument("--size", type=int, default=96, help="side of the images, in pixels")
     train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     train.add_argument("--threads", type=int, default=2)
-    train.add_argument("--rounds", type=int, default=4, help="turns of five counted steps each")
+    train.add_argument(
+        "--rounds", type=int, choices=range(1, 101), default=4, metavar="N", help="turns of five counted steps each"
+    )
     demo = _verb(verbs, "demo", "demo:main", config=False)
     demo.add_argument("--images", metavar="DIR", help="your images: one folder a class (default: scanned digits)")
     demo.add_argument("--out", metavar="DIR", default="temperd-demo", help="where everything is kept (./temperd-demo)")
+    demo.add_argument("--keep", action="store_true", help="leave board, broker and repository running until Ctrl-C")
     demo.add_argument("--epochs", type=int, default=0, help="epochs (default: chosen so that the demo ends in time)")
     demo.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
     demo.add_argument("--engine", choices=("auto", "graph", "ort-training"), default="auto", help="training engine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -14,13 +15,14 @@ from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
 from policies.strict import TableError
 from service.cli import say_json
-from service.commands import Request, new_id, sign_command
-from service.config import Mqtt
+from service.commands import COMMAND_ID, FINE_TUNE, MAX_LIFETIME_S, Request, new_id, sign_command
+from service.config import NAME, Mqtt
 from service.console_link import ConsoleLink
 from service.device_link import Address
 from service.logs import configure
 
 CONNECT_S = 10.0
+SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, which come at once
 MAX_SPEC_BYTES = 64 << 10
 ENDED = {"succeeded": 0, "rejected": 3, "failed": 1, "canceled": 1, "timed_out": 1, "rolled_back": 1}
 
@@ -36,10 +38,14 @@ def read_spec(path: Path) -> dict[str, object]:
             data = stream.read(MAX_SPEC_BYTES + 1)
         table = tomllib.loads(data.decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SpecError(f"the job cannot be read: {error}", where=str(path)) from error
+        told = error.strerror if isinstance(error, OSError) else error
+        raise SpecError(f"the job cannot be read: {told}", where=str(path)) from error
     if len(data) > MAX_SPEC_BYTES:
         raise SpecError(f"the job is longer than {MAX_SPEC_BYTES} bytes", where=str(path))
-    return spec_table(parse_spec(table))
+    try:
+        return spec_table(parse_spec(table))
+    except SpecError as error:
+        raise SpecError(error.what, where=f"{path}: {error.where}", fix=error.fix) from error
 
 
 def make_request(device: str, kind: str, args: dict[str, object], now: float, valid_s: int) -> Request:
@@ -49,8 +55,14 @@ def make_request(device: str, kind: str, args: dict[str, object], now: float, va
 
 def send(options: argparse.Namespace) -> int:
     """Send one command; with --watch, follow it to its end."""
-    args = read_spec(Path(options.argument)) if options.type == "fine-tune" else {"job": options.argument}
     configure("warning", "text")
+    if not NAME.fullmatch(options.device):
+        raise SpecError(f"{options.device!r} is no device name: 1 to 63 of a-z, 0-9 and dash")
+    if options.type != FINE_TUNE and not COMMAND_ID.fullmatch(options.argument):
+        raise SpecError(f"{options.argument!r} is no job id", fix="A job has the id that `fleet send` printed")
+    if not 0 < options.valid <= MAX_LIFETIME_S:
+        raise SpecError(f"--valid {options.valid} is outside 1..{MAX_LIFETIME_S} seconds")
+    args = read_spec(Path(options.argument)) if options.type == FINE_TUNE else {"job": options.argument}
     request = make_request(options.device, options.type, args, time.time(), options.valid)
     envelope = sign_command(request, load_console_key(Path(options.key)))
     host, _, port = options.broker.partition(":")
@@ -68,20 +80,32 @@ async def _send(options: argparse.Namespace, settings: Mqtt, request: Request, e
     async with ConsoleLink(settings, address, f"console-{request.id}") as link:
         await link.wait_connected(CONNECT_S)
         await link.send(request.type, request.id, envelope, expires_s=options.valid)
-        if not options.watch:
-            if options.json:
-                say_json({"id": request.id})
-            else:
-                print(request.id)
-            return 0
+        if not options.json:
+            print(request.id, flush=True)
+        elif not options.watch:
+            say_json({"id": request.id})
+        return await _watch(options, link, request.id) if options.watch else 0
+
+
+async def _watch(options: argparse.Namespace, link: ConsoleLink, command_id: str) -> int:
+    """Follow a command to its end; the exit code of its outcome."""
+    silence = asyncio.get_running_loop().call_later(SILENCE_S, _say_silence, options.device)
+    try:
         async for seen in link.watch():
-            if seen.kind != "status" or seen.command_id != request.id:
+            silence.cancel()
+            if seen.kind != "status" or seen.command_id != command_id:
                 continue
             _show(options, seen.body)
             code = ENDED.get(str(seen.body.get("status")))
             if code is not None:
                 return code
+    finally:
+        silence.cancel()
     return 1
+
+
+def _say_silence(device: str) -> None:
+    print(f"{device} was never seen on this broker; waiting for it", file=sys.stderr)
 
 
 def _show(options: argparse.Namespace, body: dict[str, object]) -> None:
@@ -90,5 +114,11 @@ def _show(options: argparse.Namespace, body: dict[str, object]) -> None:
         return
     share = body.get("progress")
     progress = f" {share:.0%}" if isinstance(share, float) else ""
-    why = f": {body.get('reason_code')} {body.get('reason')}" if body.get("reason_code") else ""
-    print(f"{body.get('status')} {body.get('step')}{progress}{why}", flush=True)
+    step = f" {body.get('step')}" if body.get("step") else ""
+    why = f" ({body.get('reason_code')}): {body.get('reason')}" if body.get("reason_code") else ""
+    print(f"{body.get('status')}{step}{progress}{why}", flush=True)
+    result = body.get("result")
+    if isinstance(result, dict):
+        for key in ("accuracy_before", "accuracy_after", "warnings"):
+            if result.get(key):
+                print(f"  {key}: {result[key]}")

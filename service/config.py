@@ -161,7 +161,11 @@ def load_config(path: Path) -> Config:
         with path.open("rb") as source:
             data = source.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration: {error.strerror}", where=str(path)) from error
+        raise ConfigError(
+            f"cannot read the configuration: {error.strerror}",
+            where=str(path),
+            fix="Name it with --config or TEMPERD_CONFIG, or make one: temperd run --example",
+        ) from error
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"the configuration is longer than {MAX_CONFIG_BYTES} bytes", where=str(path))
     try:
@@ -169,7 +173,7 @@ def load_config(path: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"not a TOML file: {error}", where=str(path)) from error
     except TableError as error:
-        fix = "The commented example.toml of this package shows every key"
+        fix = "`temperd run --example` shows every key"
         raise ConfigError(error.what, where=f"{path}: {error.key}", fix=fix) from error
     folder = path.absolute().parent
     sections = {item.name: _absolute(getattr(config, item.name), folder) for item in dataclasses.fields(config)}

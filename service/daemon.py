@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from agent import __version__
 from agent.board.profile import named_policy_text, named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
-from agent.durable import make_folder, write_atomic
-from agent.errors import BoardError, ConfigError
+from agent.durable import disk_errors, make_folder, write_atomic
+from agent.errors import BoardError, ConfigError, TemperdError
 from agent.messages import Message, Order, Progress
 from agent.slots import checkpoint_path, read_active
 from agent.spec import FineTuneSpec
@@ -24,7 +24,7 @@ from policies.policy import Policy, PolicyError, parse_policy
 from service.commands import SUPPORTED, new_id
 from service.config import Config
 from service.desk import Desk
-from service.device_link import Address, Connected, Disconnected, Incoming, Link
+from service.device_link import Address, Connected, Disconnected, Incoming, Link, LinkEvent
 from service.emulation import EmulatedBoardProcess
 from service.journal import JobRecord, Journal
 from service.live import remove_live, runtime_folder, write_live
@@ -75,11 +75,15 @@ class Daemon:
         records: list[JobRecord] = []
 
         async def run(desk: Desk) -> None:
-            ids = new_id(int(self._now() * 1000), os.urandom)
+            job_id = new_id(int(self._now() * 1000), os.urandom)
             async with asyncio.TaskGroup() as tasks:
                 governor = tasks.create_task(self._govern(desk, None))
-                records.append(await desk.run(desk.accept(ids, "local", spec)))
-                governor.cancel()
+                stopper = tasks.create_task(self._stop_when_told(desk))
+                try:
+                    records.append(await desk.run(desk.accept(job_id, "local", spec)))
+                finally:
+                    governor.cancel()
+                    stopper.cancel()
 
         await self._with_desk(run)
         return records[0]
@@ -89,6 +93,9 @@ class Daemon:
     async def _with_desk(self, run: Run) -> None:
         make_folder(self._state)
         make_folder(runtime_folder(self._state))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
         with _alone(self._state / "lock"):
             emulated = await self._start_board()
             keeper = asyncio.ensure_future(emulated.keep()) if emulated else None
@@ -125,11 +132,12 @@ class Daemon:
         self._board_name = profile.name
         steering = self._steering = Steering(SysfsBoard(roots, profile, self._state / "undo.json"), policy)
         steering.restore()
-        link = self._link = self._make_link(steering, model)
-        device = self._config.device.name
+        self._model = model
+        self._link = self._make_link()
+        device, uplink = self._config.device.name, _Statuses(self._link)
         clock = Clock(self._now, self._mono, self._clock_synchronised)
-        shop = Workshop(self._order, self._config.worker.nice, self._watch, self._forget)
-        desk = Desk(self._journal, steering, policy, _Statuses(link), self._trusted, device, clock, shop)
+        shop = Workshop(self._order, self._config.worker.nice, self._watch, self._ended)
+        desk = Desk(self._journal, steering, policy, uplink, self._trusted, device, clock, shop)
         try:
             await run(desk)
         finally:
@@ -162,7 +170,7 @@ class Daemon:
         write_atomic(path, text.encode())
         return path, policy
 
-    def _make_link(self, steering: Steering, model: str) -> Link:
+    def _make_link(self) -> Link:
         device = self._config.device
         return Link(
             self._config.mqtt,
@@ -170,21 +178,22 @@ class Daemon:
             session=self._journal.next_session(),
             boot_id=_boot_id(),
             capabilities={kind: {"type": kind, "schema": f"temperd-{kind}-1"} for kind in SUPPORTED},
-            birth=self._birth(steering, model),
+            birth=self._birth(),
             now=self._now,
             monotonic=self._mono,
         )
 
-    def _birth(self, steering: Steering, model: str) -> dict[str, object]:
+    def _birth(self) -> dict[str, object]:
+        steering = self._steering
         try:
             active = read_active(self._state / "store")
-        except BoardError as error:  # the next worker sets a broken status aside and rebuilds it
+        except TemperdError as error:  # the next worker sets a broken status aside and rebuilds it
             log.warning("the active model is not known", why=str(error))
             active = None
         return {
             "schema": 1,
             "agent": __version__,
-            "board": {"model": model, "profile": self._board_name},
+            "board": {"model": self._model, "profile": self._board_name},
             "metrics": {"board": sorted(steering.board_metrics()), "energy": sorted(steering.energy_metrics(0, 0.0))},
             "active_model": active.manifest if active else None,
             "clock": "synchronised" if self._clock_synchronised() else "unsynchronised",
@@ -209,9 +218,6 @@ class Daemon:
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def _serve(self, desk: Desk) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
         link = self._link
         link.start()
         desk.recover()
@@ -224,27 +230,37 @@ class Daemon:
                 ]
                 self._notifier.ready()
                 log.info("ready", device=self._config.device.name, board=self._board_name, version=__version__)
-                await self._stopping.wait()
-                self._notifier.stopping()
-                log.info("stopping")
-                await desk.runner.stop()
+                await self._stop_when_told(desk)
                 for task in running:
                     task.cancel()
         finally:
             await link.stop()
 
+    async def _stop_when_told(self, desk: Desk) -> None:
+        """Wait for SIGTERM or SIGINT, then let the worker write its checkpoint and leave."""
+        await self._stopping.wait()
+        self._notifier.stopping()
+        log.info("stopping")
+        await desk.runner.stop()
+
     async def _listen(self, desk: Desk, link: Link) -> None:
         while True:
-            match await link.receive():
-                case Incoming() as command:
-                    desk.take(command)
-                case Connected(session_present=present):
-                    if not present:
-                        self._journal.forget_published()
-                    link.announce(self._birth(self._steering, ""))
-                    desk.publish_pending()
-                case Disconnected():
-                    pass
+            event = await link.receive()
+            try:
+                self._react(event, desk, link)
+            except BoardError as error:  # what is not journaled stays with the broker, or is published later
+                log.error("the journal cannot be written", why=str(error))  # noqa: TRY400 - said whole
+
+    def _react(self, event: LinkEvent, desk: Desk, link: Link) -> None:
+        match event:
+            case Incoming() as command:
+                desk.take(command)
+            case Connected(session_present=present):
+                link.announce(self._birth())
+                if not present:
+                    self._journal.forget_published()
+            case Disconnected():
+                pass
 
     async def _govern(self, desk: Desk, link: Link | None) -> None:
         """Once a second: read, decide, act, tell. The watchdog is fed here, by progress and not by a timer."""
@@ -257,6 +273,9 @@ class Daemon:
             )
             await runner.steer()
             desk.wake()
+            if link and link.connected:
+                with contextlib.suppress(BoardError):  # a disk that refuses now is asked again in a second
+                    desk.publish_pending()
             if link and (working or ticks % IDLE_METRICS_EVERY == 0):
                 link.publish_metrics("board", self._steering.board_metrics())
             if link and runner.training:
@@ -281,8 +300,10 @@ class Daemon:
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
             write_live(runtime_folder(self._state), view)
 
-    def _forget(self, job_id: str) -> None:
-        """An ended job needs its checkpoint no more."""
+    def _ended(self, job_id: str) -> None:
+        """An ended job needs its checkpoint no more, and may have left another active model."""
+        if self._link.connected:
+            self._link.announce(self._birth())
         with contextlib.suppress(OSError):
             checkpoint_path(self._state / "store", job_id).unlink(missing_ok=True)
 
@@ -327,7 +348,9 @@ def _alone(path: Path) -> Iterator[None]:
     Raises:
         BoardError: another daemon holds it.
     """
-    with path.open("w", encoding="ascii") as stream:
+    with disk_errors(path):
+        stream = path.open("w", encoding="ascii")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

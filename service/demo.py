@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from agent.durable import write_atomic
-from agent.errors import BoardError
+from agent.errors import NetworkError
 from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
 from service.broker import LOOPBACK, Broker, cache_folder, find_mosquitto, start_broker
@@ -25,15 +26,26 @@ from service.cli_fleet import ENDED, make_request
 from service.commands import FINE_TUNE, sign_command
 from service.config import Mqtt
 from service.console_link import ConsoleLink, Seen
-from service.demo_setup import CONSOLE, DEVICE, Scene, default_epochs, fresh_folder, prepare, serve_folder
+from service.demo_setup import (
+    CONSOLE,
+    DEVICE,
+    Scene,
+    check_inputs,
+    default_epochs,
+    fresh_folder,
+    prepare,
+    serve_folder,
+)
 from service.demo_story import Story, chart_of, table_of
 from service.device_link import Address
-from service.live import read_live, runtime_folder
+from service.live import runtime_folder
 from service.logs import configure
+from service.worker_process import environment
 
 COMMAND_VALID_S = 600
 CONNECT_S = 20.0
-STOP_S = 10.0
+STOP_S = 30.0  # the daemon lets its worker write a checkpoint first
+POLL_S = 0.5
 JOB_S = 900.0  # a machine on which the demo takes longer than this cannot show anything
 HEAT_AFTER = 0.3  # of the training: then the board is heated on purpose
 HEAT = {"heat_watts": 8.0, "seconds": 20.0}
@@ -41,10 +53,21 @@ HEAT = {"heat_watts": 8.0, "seconds": 20.0}
 
 def main(options: argparse.Namespace) -> int:
     """Play the demo; the exit code is the job's outcome."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing is left running
     console = Console(stderr=options.json)
-    folder = fresh_folder(Path(options.out).absolute())
-    log = (folder / "demo.log").open("w", encoding="utf-8")
-    configure("warning", "text", stream=log)
+    folder = Path(options.out).absolute()
+    check_inputs(folder, options.model, options.images)
+    with fresh_folder(folder), (folder / "demo.log").open("w", encoding="utf-8") as log:
+        configure("warning", "text", stream=log)
+        try:
+            return _stage(options, console, folder)
+        except KeyboardInterrupt:
+            console.print("stopped; nothing is left running")
+            raise
+
+
+def _stage(options: argparse.Namespace, console: Console, folder: Path) -> int:
+    """Broker, web server, publisher, board and console, one after the other; all are ended at the end."""
     began = time.monotonic()
     program = find_mosquitto(cache_folder(), lambda text: console.print(f"  {text}"))
     broker = start_broker(program, folder)
@@ -56,26 +79,39 @@ def main(options: argparse.Namespace) -> int:
         target = scene.target
         size, digest = f"{target.sealed_length / 1e6:.1f} MB", target.sealed_sha256[:16]
         console.print(f"  {target.name} {target.version}, {size}, sealed sha256 {digest}…")
-        with _daemon(scene):
-            story = asyncio.run(_play(options, scene, broker, console))
+        with _daemon(scene) as daemon:
+            story = asyncio.run(_play(options, scene, broker, daemon, console))
+            code = _finish(options, console, scene, story, time.monotonic() - began)
+            if options.keep and not code:
+                _keep(console, scene, broker)
+        return code
     finally:
         web.shutdown()
         broker.stop()
-        log.close()
-    return _finish(options, console, scene, story, time.monotonic() - began)
+
+
+def _keep(console: Console, scene: Scene, broker: Broker) -> None:
+    """Leave everything running for whoever wants to send jobs of their own."""
+    key = os.path.relpath(scene.console_key)
+    console.print("board, broker and repository stay until Ctrl-C. In another terminal, for example:")
+    line = (
+        f"  {_program()} fleet send {DEVICE} fine-tune JOB.toml --key {key} --broker {LOOPBACK}:{broker.port} --watch"
+    )
+    console.print(line, soft_wrap=True)
+    signal.pause()
 
 
 @contextmanager
-def _daemon(scene: Scene) -> Iterator[None]:
+def _daemon(scene: Scene) -> Iterator[subprocess.Popen[bytes]]:
     """The board's daemon as a process of its own, as a board would run it."""
-    here = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
-    environment.pop("RUNTIME_DIRECTORY", None)
+    variables = environment()
+    variables.pop("RUNTIME_DIRECTORY", None)
     command = [sys.executable, "-m", "service.cli", "run", "--config", str(scene.config)]
     with (scene.folder / "daemon.log").open("wb") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)  # noqa: S603 - our own program
+        # A session of its own: Ctrl-C is for the demo, which ends the daemon in good order.
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)  # noqa: S603 - our own program
     try:
-        yield
+        yield child
     finally:
         child.terminate()
         try:
@@ -85,27 +121,56 @@ def _daemon(scene: Scene) -> Iterator[None]:
             child.wait()
 
 
-async def _play(options: argparse.Namespace, scene: Scene, broker: Broker, console: Console) -> Story:
-    """The console's part: send the command, watch, heat the board once."""
+async def _play(
+    options: argparse.Namespace, scene: Scene, broker: Broker, daemon: subprocess.Popen[bytes], console: Console
+) -> Story:
+    """The console's part: send the command, watch, heat the board once.
+
+    Raises:
+        NetworkError: broker or daemon ended, or the job takes too long.
+    """
     epochs = default_epochs(scene.data, options.epochs)
     job = {"model": scene.target.name, "data": str(scene.data), "epochs": epochs, "engine": options.engine}
     request = make_request(DEVICE, FINE_TUNE, spec_table(parse_spec(job)), time.time(), COMMAND_VALID_S)
     envelope = sign_command(request, load_console_key(scene.console_key))
     story = Story(request.id)
     settings = Mqtt(host=LOOPBACK, port=broker.port)
-    async with ConsoleLink(settings, Address("default", DEVICE), f"{CONSOLE}-demo") as link, asyncio.timeout(JOB_S):
+    async with ConsoleLink(settings, Address("default", DEVICE), f"{CONSOLE}-demo") as link:
         await link.wait_connected(CONNECT_S)
         await link.send(FINE_TUNE, request.id, envelope, expires_s=COMMAND_VALID_S)
         console.print(f"signed command fine-tune {request.id} sent; {epochs} epochs")
         with story.shown_on(console):
-            async for seen in link.watch():
-                _follow(story, seen)
-                if story.share >= HEAT_AFTER and story.heat_at is None:
-                    _heat(scene, story)
-                if story.status in ENDED:
-                    break
-    story.peak_daemon_bytes = _daemon_rss(scene)
+            watching = asyncio.ensure_future(_watch(story, link, scene))
+            end = time.monotonic() + JOB_S
+            while not (await asyncio.wait([watching], timeout=POLL_S))[0]:
+                lost = _lost(scene, broker, daemon, end)
+                if lost is not None:
+                    watching.cancel()
+                    raise lost
+            watching.result()
+    story.daemon_bytes = _daemon_rss(daemon.pid)
     return story
+
+
+async def _watch(story: Story, link: ConsoleLink, scene: Scene) -> None:
+    """Follow the job to its end."""
+    async for seen in link.watch():
+        _follow(story, seen)
+        if story.share >= HEAT_AFTER and story.heat_at is None:
+            _heat(scene, story)
+        if story.status in ENDED:
+            return
+
+
+def _lost(scene: Scene, broker: Broker, daemon: subprocess.Popen[bytes], end: float) -> NetworkError | None:
+    """Why there is nothing left to wait for."""
+    if daemon.poll() is not None:
+        return NetworkError("the board's daemon ended", where=str(scene.folder / "daemon.log"))
+    if not broker.running:
+        return NetworkError("the broker ended", where=str(scene.folder / "mosquitto.log"))
+    if time.monotonic() > end:
+        return NetworkError(f"the job did not end within {JOB_S:g} s", where=str(scene.folder / "daemon.log"))
+    return None
 
 
 def _follow(story: Story, seen: Seen) -> None:
@@ -121,13 +186,12 @@ def _heat(scene: Scene, story: Story) -> None:
     story.heated(HEAT["seconds"])
 
 
-def _daemon_rss(scene: Scene) -> int | None:
+def _daemon_rss(pid: int) -> int | None:
     """Resident size of the daemon right now, in bytes."""
     try:
-        view = read_live(runtime_folder(scene.folder / "state", {}), time.monotonic())
-        pages = Path(f"/proc/{view['pid']}/statm").read_text(encoding="ascii").split()[1]
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
-    except (BoardError, OSError, KeyError):
+    except OSError:
         return None
 
 
@@ -139,17 +203,20 @@ def _finish(options: argparse.Namespace, console: Console, scene: Scene, story: 
     if options.json:
         say_json({**story.status_body, "wall_s": wall_s, "chart": str(picture)})
         return code
-    console.print(table_of(story, wall_s))
     if code:
-        console.print(f"[red]{story.status}[/]: {story.status_body.get('reason')}; see {scene.folder / 'daemon.log'}")
+        reason = story.status_body.get("reason")
+        console.print(f"[red]{story.status}[/]: {reason}; see {os.path.relpath(scene.folder / 'daemon.log')}")
         return code
+    console.print(table_of(story, wall_s))
     console.print(f"chart: {os.path.relpath(picture)}")
+    config, sample = os.path.relpath(scene.config), os.path.relpath(scene.sample)
+    console.print(f"try the tuned model:  {_program()} predict --config {config} {sample}", soft_wrap=True)
+    return code
+
+
+def _program() -> str:
+    """How this very program was started, as a person would type it."""
     program = Path(sys.argv[0])
-    name = (
+    return (
         os.path.relpath(program) if program.name == "temperd" else f"{os.path.relpath(sys.executable)} -m service.cli"
     )
-    sample = os.path.relpath(scene.sample)
-    console.print(
-        f"try the tuned model:  {name} predict --config {os.path.relpath(scene.config)} {sample}", soft_wrap=True
-    )
-    return code

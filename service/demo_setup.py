@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.server
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from agent import publish as publishing
 from agent.card import Target
-from agent.durable import write_atomic
+from agent.durable import disk_errors, write_atomic
 from agent.errors import SpecError
 from agent.keys import create_console_key, create_identity
 from agent.repository import Publisher, utc_now
 from service.broker import LOOPBACK
 
 DEVICE, CONSOLE = "demo-board", "demo-console"
-MARKER = ".temperd-demo"  # a folder without it is somebody's: never emptied
+MARKER = ".temperd-demo"  # a folder without it is somebody's
+MADE_FOLDERS = ("state", "repository", "publisher-keys", "console", "trusted")
+MADE_FILES = (
+    "root.json",
+    "temperd.toml",
+    "digits.npz",
+    "digit-*.png",
+    "job.svg",
+    "result.json",
+    "*.log",
+    "mosquitto.conf",
+)
 DIGITS_TRAIN, DIGITS_HELD_OUT = 600, 300  # enough for 95 % and above within the demo's three minutes
 SAMPLES_SEEN = 2400  # default number of epochs: about so many training samples
 PROFILE, SPEED = "raspberry-pi-4", 8.0  # thermal time runs eight times faster, so that heat shows within a minute
@@ -52,27 +66,63 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-def serve_folder(folder: Path) -> http.server.ThreadingHTTPServer:
+class QuietServer(http.server.ThreadingHTTPServer):
+    """A client that went away in the middle is no news either."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing."""
+
+
+def serve_folder(folder: Path) -> QuietServer:
     """A static web server on a free loopback port, running on a thread of its own; `shutdown()` ends it."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = http.server.ThreadingHTTPServer((LOOPBACK, 0), partial(QuietHandler, directory=str(folder)))
+    server = QuietServer((LOOPBACK, 0), partial(QuietHandler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
 
-def fresh_folder(folder: Path) -> Path:
-    """An empty folder for the demo; an earlier demo's is emptied.
+def check_inputs(folder: Path, model: str, images: str | None) -> None:
+    """Refuse what cannot work before anything is touched.
 
     Raises:
-        SpecError: the folder is not empty and not a demo's.
+        SpecError: the images or the model are missing, or lie where the demo cleans up.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
-        raise SpecError("the folder is not empty and no demo made it", where=str(folder), fix="Choose another: --out")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, mode=0o755)
-    (folder / MARKER).touch()
-    return folder
+    if images is not None:
+        if Path(images).resolve().is_relative_to(folder.resolve()):
+            raise SpecError("the images lie in the demo's own folder", where=images, fix="Choose another: --out")
+        _any_image(Path(images))
+    if model != publishing.EFFICIENTNET_LITE0 and not Path(model).is_file():
+        raise SpecError("no such model", where=model, fix="Give an ONNX file, or efficientnet-lite0")
+
+
+@contextmanager
+def fresh_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder for one demo; what an earlier demo made there is removed, and nothing else.
+
+    Raises:
+        SpecError: the folder is not empty and not a demo's, or a demo runs in it.
+        BoardError: the disk fails.
+    """
+    marker = folder / MARKER
+    with disk_errors(folder):
+        if folder.exists() and any(folder.iterdir()) and not marker.exists():
+            raise SpecError(
+                "the folder is not empty and no demo made it", where=str(folder), fix="Choose another: --out"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = marker.open("w", encoding="ascii")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SpecError(
+                "a demo is running in this folder", where=str(folder), fix="Choose another: --out"
+            ) from error
+        with disk_errors(folder):
+            for name in (*MADE_FOLDERS, *MADE_FILES):
+                for path in folder.glob(name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
 
 
 def prepare(folder: Path, model: str, images: str | None, broker_port: int, repository_port: int) -> Scene:

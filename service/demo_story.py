@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel as Box
 from rich.progress_bar import ProgressBar
@@ -42,13 +42,13 @@ class Story:
         self.share = 0.0
         self.heat_at: float | None = None
         self.heat_s = 0.0
-        self.peak_daemon_bytes: int | None = None
+        self.daemon_bytes: int | None = None
         self.board: dict[str, object] = {}
         self.training: dict[str, object] = {}
         self.energy: dict[str, object] = {}
         self.series: dict[str, list[Point]] = {}
         self._began = time.monotonic()
-        self._last_said = ""
+        self._last_status = ""
         self._console: Console | None = None
         self._live: Live | None = None
 
@@ -75,7 +75,10 @@ class Story:
         self.status, self.step = str(body.get("status")), str(body.get("step"))
         if isinstance(share := body.get("progress"), float | int):
             self.share = float(share)
-        self._say(f"{self.status} {self.step} {body.get('reason_code') or ''}".rstrip())
+        said = " ".join(filter(None, (self.status, self.step, str(body.get("reason_code") or ""))))
+        if said != self._last_status:
+            self._say(said)
+        self._last_status = said
         self._update()
 
     def hear_metrics(self, group: str, body: Mapping[str, object]) -> None:
@@ -114,48 +117,46 @@ class Story:
             Text(name, style="bold reverse" if i == at else "green" if i < at else "dim")
             for i, name in enumerate(STAGES)
         )
-        figures = Table.grid(padding=(0, 3))
-        rows = (self._training_row(), self._board_row(), self._rule_row())
-        for row in rows:
-            figures.add_row(*row)
-        bar = ProgressBar(total=1.0, completed=self.share)
-        return Box(Group(stages, bar, figures), title=f"{self.status} {self.step}", border_style="cyan")
+        rows = Table.grid(expand=True)  # a bar in a plain group would swallow the line after it
+        rows.add_row(stages)
+        rows.add_row(ProgressBar(total=1.0, completed=self.share))
+        for line in (self._training_line(), self._board_line(), self._rule_line()):
+            rows.add_row(Text(line))
+        return Box(rows, title=f"{self.status} {self.step}".strip(), border_style="cyan")
 
-    def _training_row(self) -> tuple[str, ...]:
-        t, e = self.training, self.energy
-        accuracy = self.series.get("accuracy", [])
-        joules = e.get("joules_per_sample")
-        return (
-            f"epoch {t.get('epoch', 0)}/{t.get('epochs', '-')}",
-            f"loss {_number(t, 'loss'):.3f}",
+    def _training_line(self) -> str:
+        t, accuracy = self.training, self.series.get("accuracy", [])
+        parts = (
+            f"epoch {t.get('epoch', '-')}/{t.get('epochs', '-')}",
+            f"loss {_shown(t, 'loss', '.3f')}",
             f"accuracy {accuracy[-1][1]:.3f}" if accuracy else "accuracy -",
             f"{t.get('depth_percent', '-')} % frozen",
-            f"{joules:.3f} J/sample (modelled)" if isinstance(joules, float) else "- J/sample",
+            f"{_shown(self.energy, 'joules_per_sample', '.3f')} J/sample (modelled)",
         )
+        return "  ".join(parts)
 
-    def _board_row(self) -> tuple[str, ...]:
+    def _board_line(self) -> str:
         b = self.board
-        return (
-            f"{_number(b, 'temperature_celsius'):.1f} °C",
-            f"delta-T {_number(b, 'delta_t_celsius'):.1f} K",
-            f"{_number(b, 'frequency_hz') / 1e9:.2f} GHz",
-            f"charge {_number(b, 'charge'):.1%}",
-            f"{_number(b, 'power_watts'):.1f} W (modelled)",
+        parts = (
+            f"{_shown(b, 'temperature_celsius', '.1f')} °C",
+            f"delta-T {_shown(b, 'delta_t_celsius', '.1f')} K",
+            f"{_shown(b, 'frequency_hz', '.2f', 1e-9)} GHz",
+            f"charge {_shown(b, 'charge', '.1f', 100)} %",
+            f"{_shown(b, 'power_watts', '.1f')} W (modelled)",
         )
+        return "  ".join(parts)
 
-    def _rule_row(self) -> tuple[str, ...]:
+    def _rule_line(self) -> str:
         b = self.board
-        return (f"{b.get('action', '-')}", f"rule {b.get('rule', '-')}", f"duty {_number(b, 'duty'):.0%}", "", "")
+        return f"{b.get('action', '-')}  rule {b.get('rule', '-')}  duty {_shown(b, 'duty', '.0f', 100)} %"
 
     def _update(self) -> None:
         if self._live is not None:
             self._live.update(self.view())
 
     def _say(self, line: str) -> None:
-        if line == self._last_said or self._console is None:
-            return
-        self._last_said = line
-        self._console.print(f"[dim]{self._now():6.1f} s[/] {line}")
+        if self._console is not None:
+            self._console.print(f"[dim]{self._now():6.1f} s[/] {line}")
 
     def _now(self) -> float:
         return time.monotonic() - self._began
@@ -171,16 +172,16 @@ def table_of(story: Story, wall_s: float) -> Table:
     table.add_column(overflow="fold")
     before, after = _number(result, "accuracy_before"), _number(result, "accuracy_after")
     depth = f"{result.get('depth_percent')} % by {result.get('depth_rule')}"
-    joules = f"{_number(energy, 'joules'):.1f} J, {_number(energy, 'joules_per_sample'):.3f} J/sample"
+    joules = f"{_shown(energy, 'joules', '.1f')} J, {_shown(energy, 'joules_per_sample', '.3f')} J/sample"
     rows = (
         ("accuracy on held-out images", f"{before:.3f} → {after:.3f} ({result.get('held_out')} images)"),
         ("whole demo / training steps", f"{wall_s:.1f} s / {_number(result, 'busy_s'):.1f} s"),
         ("training speed", f"{_number(result, 'samples_per_s'):.1f} samples/s ({result.get('engine')})"),
         ("peak memory of the worker", f"{_number(result, 'peak_rss_bytes') / 2**20:.0f} MiB"),
-        ("memory of the daemon", f"{(story.peak_daemon_bytes or 0) / 2**20:.1f} MiB"),
-        ("similarity to the source", f"{_number(result, 'similarity'):.3f}"),
+        ("memory of the daemon", f"{(story.daemon_bytes or 0) / 2**20:.1f} MiB"),
+        ("similarity to the source", _shown(result, "similarity", ".3f")),
         ("freeze depth", f"{depth}; changed {result.get('depth_changes')} times"),
-        (f"energy ({note})", f"{joules}, {_number(energy, 'gops_per_watt'):.2f} GOPS/W"),
+        (f"energy ({note})", f"{joules}, {_shown(energy, 'gops_per_watt', '.2f')} GOPS/W"),
         ("tuned model sha256", f"{result.get('model_sha256')}"),
         ("base (sealed) sha256", f"{result.get('base_sha256')}"),
     )
@@ -216,3 +217,9 @@ def _scaled(points: list[Point], factor: float) -> list[Point]:
 def _number(table: Mapping[str, object], key: str) -> float:
     value = table.get(key)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _shown(table: Mapping[str, object], key: str, form: str, factor: float = 1.0) -> str:
+    """The number, or a dash where there is none."""
+    value = table.get(key)
+    return format(value * factor, form) if isinstance(value, int | float) else "-"

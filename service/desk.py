@@ -57,7 +57,7 @@ class Desk:
         shop: Workshop,
     ) -> None:
         self._journal, self._steering, self._policy = journal, steering, policy
-        self._trusted, self._device, self._clock = trusted, device, clock
+        self._trusted, self._device, self._clock, self._ended = trusted, device, clock, shop.ended
         self._statuses = Statuses(journal, uplink, clock)
         self._held, self._canceled = _Names(journal, "held"), _Names(journal, "canceled")
         self._not_before: dict[str, float] = {}
@@ -67,7 +67,7 @@ class Desk:
     # --- commands ----------------------------------------------------------------------------------------------------
 
     def take(self, incoming: Incoming) -> None:
-        """Judge a command, journal it, acknowledge it, act on it: in this order."""
+        """Judge a command, journal it, act on it, acknowledge it: in this order."""
         try:
             trusted = self._trusted()
         except TemperdError as error:  # a broken key file is the owner's to mend; the command stays with the broker
@@ -129,13 +129,16 @@ class Desk:
     def _control(self, command: Command) -> None:
         """Cancel, pause or resume a job."""
         record = self._journal.job(command.job)
-        if record is None or record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
+        done = command.type == CANCEL and record is not None and record.standing.state is State.CANCELED
+        if done:  # a crash came between the act and its record: the answer is the same
+            pass
+        elif record is None or record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
             stands = "unknown" if record is None else record.standing.state.lower()
             self._journal.record(command.id, command.digest, "rejected:wrong-state")
             why = f"job {command.job} is {stands}"
             self._statuses.publish_plain(command.type, command.id, "rejected", "wrong-state", why)
             return
-        if command.type == CANCEL:
+        elif command.type == CANCEL:
             self._canceled.add(record.id)
             self._end_canceled()
         elif command.type == PAUSE:
@@ -147,7 +150,7 @@ class Desk:
         self.wake()
 
     def publish_pending(self) -> None:
-        """Publish every status that the broker has not confirmed."""
+        """Publish some of the statuses that the broker has not confirmed; call again until none is left."""
         self._statuses.publish_pending()
 
     # --- jobs --------------------------------------------------------------------------------------------------------
@@ -157,6 +160,7 @@ class Desk:
         for record in self._journal.interrupted():
             moved = self._statuses.move(record, Event.RESTART, "restarted", "the daemon was restarted")
             log.warning("job interrupted", job_id=record.id, was=record.standing.state, now=moved.standing.state)
+            self._settle(moved)
         self.wake()
 
     def wake(self) -> None:
@@ -166,13 +170,17 @@ class Desk:
     async def work(self) -> None:
         """Run jobs, one at a time, until the runner is stopped."""
         while not self.runner.stopping:
-            record = self._next()
-            if record is None:
-                self._news.clear()
-                await self._news.wait()
-                continue
-            with bind(job_id=record.id):
-                await self.run(record)
+            try:
+                record = self._next()
+                if record is not None:
+                    with bind(job_id=record.id):
+                        await self.run(record)
+                    continue
+            except BoardError as error:
+                log.error("jobs wait for the disk", why=str(error))  # noqa: TRY400 - said whole
+                await asyncio.sleep(RETRY_DISK_S)
+            self._news.clear()
+            await self._news.wait()
 
     async def run(self, record: JobRecord) -> JobRecord:
         """Run one job; on a full disk wait until the journal takes writes again."""
@@ -181,12 +189,18 @@ class Desk:
         except BoardError as error:
             log.error("the journal cannot be written, the job waits", why=str(error))  # noqa: TRY400 - said whole
             return await self._regain(record)
-        if record.standing.state in TERMINAL:
-            self._held.discard(record.id)
-            self._canceled.discard(record.id)
-        elif record.standing.reason_code == "network":
+        self._settle(record)
+        if record.standing.reason_code == "network":
             self._not_before[record.id] = self._clock.mono() + RETRY_NETWORK_S
         return record
+
+    def _settle(self, record: JobRecord) -> None:
+        """Forget what an ended job needs no more."""
+        if record.standing.state in TERMINAL:
+            self._ended(record.id)
+            self._held.discard(record.id)
+            self._canceled.discard(record.id)
+            self._not_before.pop(record.id, None)
 
     async def _regain(self, record: JobRecord) -> JobRecord:
         """The journal takes writes again: the job starts over from its checkpoint."""
@@ -198,20 +212,25 @@ class Desk:
                     kept = self._statuses.move(kept, Event.RESTART, "no-space", "the journal could not be written")
                 return kept
 
+    def _accepted(self, record: JobRecord) -> JobRecord:
+        """A crash or a full disk may have come between a job's entry and its acceptance."""
+        return self._statuses.move(record, Event.ACCEPT) if record.standing.state is State.RECEIVED else record
+
     def _end_canceled(self) -> None:
         """Canceled jobs without a worker end here; the others when their worker does."""
         busy = self.runner.current.id if self.runner.current else ""
         for record in self._journal.unfinished():
             if record.id in self._canceled and record.id != busy:
-                self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator")
-                self._canceled.discard(record.id)
+                self._settle(self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator"))
 
     def _next(self) -> JobRecord | None:
         """The job to run now: an interrupted one first, then by the order of R11."""
         self._end_canceled()
         now = self._clock.mono()
         waiting = {
-            record.id: record for record in self._journal.unfinished() if self._not_before.get(record.id, 0.0) <= now
+            record.id: record
+            for record in map(self._accepted, self._journal.unfinished())
+            if self._not_before.get(record.id, 0.0) <= now
         }
         interrupted = [record for record in waiting.values() if record.standing.state in WORKING]
         if interrupted:

@@ -14,6 +14,7 @@ from service.logs import logger
 
 READY_S = 20.0  # a loaded machine starts an interpreter in a few seconds
 POLL_S = 0.05
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 60.0  # between attempts to start a board that keeps ending
 
 log = logger("board")
 
@@ -37,14 +38,16 @@ class EmulatedBoardProcess:
     async def keep(self) -> None:
         """Start the board again whenever it ends: it also lets go of workers that the lost one had stopped.
 
-        Where it does not start any more its sensors stay silent, and the governor pauses.
+        While it does not start, its sensors stay silent and the governor pauses.
         """
-        with contextlib.suppress(BoardError):
-            while True:
-                code = await self._child.wait()
-                log.error("the emulated board ended, starting it again", code=code)
+        delay = FIRST_DELAY_S
+        while True:
+            code = await self._child.wait()
+            log.error("the emulated board ended, starting it again", code=code, in_s=delay)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LONGEST_DELAY_S)
+            with contextlib.suppress(BoardError, OSError):
                 self._child = await _launch(*self._settings)
-        log.error("the emulated board does not start any more")
 
     async def stop(self) -> None:
         """End it; it lets go of every process that it slows."""
@@ -59,6 +62,7 @@ async def _launch(tree: Path, profile: str, speed: float) -> asyncio.subprocess.
         *(sys.executable, "-m", "agent.board.emulated", "--tree", str(tree), "--profile", profile),
         *("--load-of", str(os.getpid()), "--speed", str(speed)),
         stdin=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in a terminal is for the daemon
     )
     for _ in range(int(READY_S / POLL_S)):
         if _is_ready(tree):

@@ -31,13 +31,13 @@ class Workshop:
         make_order: the worker's order for a job.
         nice: scheduling priority of the worker.
         watch: called with (message, record) for everything the worker says.
-        forget: removes what an ended job left on the disk.
+        ended: called with the id of a job that has ended for good.
     """
 
     make_order: Callable[[JobRecord], Order]
     nice: int
     watch: Callable[[Message, JobRecord], None]
-    forget: Callable[[str], None]
+    ended: Callable[[str], None]
 
 
 class Runner:
@@ -69,6 +69,8 @@ class Runner:
         self._sent: Steer | None = None
         self._told_at = 0.0
         self._operations = 0.0
+        self._counted: int | None = None
+        """Samples whose operations are counted; `None` until a resumed worker says where it stands."""
         self._warnings: list[str] = []
         self.stopping = False
         self.current: JobRecord | None = None
@@ -102,13 +104,13 @@ class Runner:
                 record = self._statuses.move(record, Event.PULL)
             while record.standing.state in WORKING and not self.stopping:
                 self.current, self.progress, self._sent = record, None, None
+                self._counted = None if record.plan else 0
                 record = await self._attempt(record)
         finally:
             self.current, self.progress = None, None
-        if record.standing.state in TERMINAL:
-            self._shop.forget(record.id)
-        ended = record.standing
-        log.info("job ended", job_id=record.id, state=ended.state, reason=ended.reason_code, why=ended.reason)
+        stands = record.standing
+        said = "job ended" if stands.state in TERMINAL else "job put aside"
+        log.info(said, job_id=record.id, state=stands.state, reason=stands.reason_code, why=stands.reason)
         return record
 
     async def _attempt(self, record: JobRecord) -> JobRecord:
@@ -232,5 +234,6 @@ class Runner:
         """Arithmetic operations of the steps since the last message, by the plan's cost table."""
         ladder = self._plan().get("ladder")
         macs = {rung["percent"]: rung["step_macs"] for rung in ladder} if isinstance(ladder, list) else {}
-        new = message.samples - (self.progress.samples if self.progress else 0)
-        self._operations += max(0, new) * macs.get(message.depth_percent, 0) * OPERATIONS_PER_MAC
+        new = 0 if self._counted is None else message.samples - self._counted
+        self._counted = message.samples
+        self._operations += new * macs.get(message.depth_percent, 0) * OPERATIONS_PER_MAC

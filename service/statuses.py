@@ -14,6 +14,7 @@ from service.journal import JobRecord, Journal
 from service.logs import logger
 
 MAX_REASON = 500
+AT_ONCE = 50  # statuses on their way: the client queues a hundred and refuses what is beyond
 
 log = logger("jobs")
 
@@ -51,6 +52,7 @@ class Statuses:
 
     def __init__(self, journal: Journal, uplink: Uplink, clock: Clock) -> None:
         self._journal, self._uplink, self._clock = journal, uplink, clock
+        self._in_flight: set[tuple[str, int]] = set()
 
     def move(
         self,
@@ -77,12 +79,18 @@ class Statuses:
         status = record.status(ts=self._clock.now(), clock=self._clock.word(), progress=progress)
         done = self._uplink.publish_status(record.type, record.id, status)
         if done is not None:
-            done.add_done_callback(lambda future: self._confirmed(record) if future.result() else None)
+            self._in_flight.add((record.id, record.version))
+            done.add_done_callback(lambda future: self._answered(record, confirmed=future.result()))
 
     def publish_pending(self) -> None:
-        """Publish every status that the broker has not confirmed."""
+        """Publish the oldest statuses that the broker has not confirmed, at most `AT_ONCE` on their way at a time."""
+        room = AT_ONCE - len(self._in_flight)
         for record in self._journal.unpublished():
-            self.publish(record)
+            if room <= 0:
+                return
+            if (record.id, record.version) not in self._in_flight:
+                self.publish(record)
+                room -= 1
 
     def publish_plain(self, kind: str, command_id: str, status: str, code: str, reason: str) -> None:
         """Publish the status of a command that is no job."""
@@ -91,6 +99,9 @@ class Statuses:
         when = {"ts": self._clock.now(), "clock": self._clock.word()}
         self._uplink.publish_status(kind, command_id, {**body, **rest, **when})
 
-    def _confirmed(self, record: JobRecord) -> None:
+    def _answered(self, record: JobRecord, *, confirmed: bool) -> None:
+        self._in_flight.discard((record.id, record.version))
+        if not confirmed:
+            return
         with contextlib.suppress(BoardError):  # on a full disk it stays unconfirmed and is published once more
             self._journal.mark_published(record.id, record.version)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from agent.errors import EngineError
+from agent.errors import BoardError, EngineError
 from agent.messages import MAX_LINE_BYTES, Message, Order, decode, encode
 
 STOP_GRACE_S = 5.0  # for a worker to write its checkpoint and leave
@@ -25,15 +25,23 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, order: Order, nice: int, on_log: Callable[[str], None]) -> WorkerProcess:
-        """Start a worker and give it its order."""
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent.worker", "--nice", str(nice)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=MAX_LINE_BYTES,
-            env=_environment(),
-        )
+        """Start a worker and give it its order.
+
+        Raises:
+            BoardError: the system gives no process.
+        """
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "agent.worker", "--nice", str(nice)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=MAX_LINE_BYTES,
+                env=environment(),
+                start_new_session=True,  # Ctrl-C in a terminal is for the daemon: it lets the worker write a checkpoint
+            )
+        except OSError as error:
+            raise BoardError(f"no worker can be started: {error.strerror}") from error
         worker = cls(child, on_log)
         await worker.send(order)
         return worker
@@ -85,7 +93,7 @@ class WorkerProcess:
                 self._on_log(line.decode(errors="replace").rstrip()[:MAX_LOG_LINE])
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The daemon's environment, with this installation first on the import path."""
     here = str(Path(__file__).resolve().parents[1])
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}

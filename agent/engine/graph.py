@@ -39,7 +39,7 @@ class GraphRun:
         self._layers = self._graph.layers()
         self._updates_made: dict[str, int] = {}
         self._frozen = -1
-        self._program = self._compile(setup.frozen_layers)
+        self._program: Program | None = self._compile(setup.frozen_layers)
 
     @property
     def frozen_layers(self) -> int:
@@ -49,7 +49,7 @@ class GraphRun:
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that learn now, in execution order."""
-        return tuple(update.parameter for update in self._program.step_graph.updates)
+        return tuple(update.parameter for update in self._running.step_graph.updates)
 
     def step(self, samples: Float32, labels: Int64, learning_rate: float) -> float:
         """See `TrainingRun.step`."""
@@ -57,7 +57,7 @@ class GraphRun:
         if samples.shape != expected or labels.shape != expected[:1]:
             raise EngineError(f"a batch of shape {samples.shape} and {labels.shape} does not fit {expected}")
         try:
-            loss = self._program.run(samples, labels, self._scalars(learning_rate))
+            loss = self._running.run(samples, labels, self._scalars(learning_rate))
         except Exception as error:  # onnxruntime raises many unrelated types from C++
             raise EngineError("a training step failed", where=first_line(error)) from error
         for name in self.trainable:
@@ -72,18 +72,18 @@ class GraphRun:
         kept = self.state()
         weights = {key.removeprefix(WEIGHT): value for key, value in kept.items() if key.startswith(WEIGHT)}
         self._graph = self._graph.with_weights(weights)
-        del self._program  # two programs at once would double the peak
+        self._program = None  # two programs at once would double the peak
         self._program = self._compile(count)
         self._restore(kept)
 
     def logits(self, samples: Float32) -> Float32:
         """See `TrainingRun.logits`."""
         starts = range(0, len(samples), FORWARD_CHUNK)
-        return np.concatenate([self._program.logits(samples[i : i + FORWARD_CHUNK]) for i in starts])
+        return np.concatenate([self._running.logits(samples[i : i + FORWARD_CHUNK]) for i in starts])
 
     def parameters(self) -> Mapping[str, Float32]:
         """See `TrainingRun.parameters`."""
-        current = self._program.current
+        current = self._running.current
         weights = self._graph.initializers
         return {
             name: np.array(current[name].numpy() if name in current else weights[name], np.float32)
@@ -94,8 +94,8 @@ class GraphRun:
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """See `TrainingRun.state`."""
         found: dict[str, npt.NDArray[np.generic]] = {WEIGHT + k: v for k, v in self.parameters().items()}
-        for update in self._program.step_graph.updates:
-            found |= {name: self._program.current[name].numpy().copy() for name in update.states}
+        for update in self._running.step_graph.updates:
+            found |= {name: self._running.current[name].numpy().copy() for name in update.states}
             made = self._updates_made.get(update.parameter, 0)
             found[UPDATES + update.parameter] = np.asarray(made, np.int64)
         return found
@@ -111,13 +111,19 @@ class GraphRun:
         except ModelError as error:
             raise EngineError("the saved state does not fit this model", where=error.where) from error
         self._updates_made = {k.removeprefix(UPDATES): int(v) for k, v in state.items() if k.startswith(UPDATES)}
-        del self._program
+        self._program = None
         self._program = self._compile(self._frozen)
         self._restore(state)
 
     def close(self) -> None:
         """See `TrainingRun.close`; sessions go with the last reference."""
-        del self._program
+        self._program = None
+
+    @property
+    def _running(self) -> Program:
+        if self._program is None:
+            raise EngineError("the run is closed, or its last compilation failed")
+        return self._program
 
     def _check(self, frozen_layers: int) -> None:
         if not 0 <= frozen_layers < len(self._layers):
@@ -138,8 +144,8 @@ class GraphRun:
 
     def _restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Put saved optimizer state back where the parameter still learns."""
-        current = self._program.current
-        for update in self._program.step_graph.updates:
+        current = self._running.current
+        for update in self._running.step_graph.updates:
             for name in update.states:
                 if name in state:
                     current[name].update_inplace(np.ascontiguousarray(state[name]))
@@ -149,7 +155,7 @@ class GraphRun:
         spec = self._setup.optimizer
         values = {LEARNING_RATE: learning_rate}
         if spec.kind == "adamw":
-            for update in self._program.step_graph.updates:
+            for update in self._running.step_graph.updates:
                 t = self._updates_made.get(update.parameter, 0) + 1
                 values[f"{STEP_SIZE}.{update.group}"] = learning_rate / (1 - spec.beta1**t)
                 values[f"{ROOT_CORRECTION}.{update.group}"] = (1 - spec.beta2**t) ** -0.5

@@ -23,7 +23,7 @@ SPEC = FineTuneSpec("net", "/data")
 
 
 def plan(spec: FineTuneSpec = SPEC, similarity: float | None = None, samples: int = 100, **more: Any) -> Plan:
-    given = {"engine": "graph", "classes": ("a", "b"), "head": "replace"} | more
+    given = {"engine": "graph", "classes": ("a", "b"), "head": "replace", "data_sha256": "0" * 64} | more
     return make_plan(spec, Policy(), COSTS, similarity, samples=samples, **given)
 
 

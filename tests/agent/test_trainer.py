@@ -131,7 +131,7 @@ def steer(
 def plan_for(spec: FineTuneSpec) -> Plan:
     return make_plan(
         spec, Policy(), cost_table(mobile_block_net()), None,
-        engine="graph", classes=DATA.classes, head="replace", samples=len(DATA.y_train),
+        engine="graph", classes=DATA.classes, head="replace", samples=len(DATA.y_train), data_sha256="",
     )  # fmt: skip
 
 
@@ -142,7 +142,9 @@ def trainer_in(
     optimizer = OptimizerSpec(spec.optimizer, momentum=spec.momentum, weight_decay=spec.weight_decay)
     setup = TrainingSetup(graph, plan.batch, graph.input_shape, plan.frozen_layers(0)[1], optimizer, threads=1)
     run = TimedRun(choose_engine(engine).start(setup), scene)
-    world = World(lambda: scene.orders(scene), scene.told.append, scene.save, lambda: scene.now, scene.nap)
+    world = World(
+        lambda: scene.orders(scene), lambda: None, scene.told.append, scene.save, lambda: scene.now, scene.nap
+    )
     return Trainer(run, plan, spec, DATA, RULE, world), run
 
 

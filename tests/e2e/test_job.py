@@ -143,8 +143,16 @@ def test_pause_and_resume(fleet: World) -> None:
     assert fleet.ended(request.id).standing.state == "SUCCEEDED"
 
 
-def test_stop_puts_limits_back_and_says_goodbye(fleet: World) -> None:
+def test_stop_in_the_heat_puts_limits_back_and_says_goodbye(fleet: World) -> None:
+    request = fleet.request("fine-tune", fleet.job(fleet.images(samples=300), epochs=1000))
+    fleet.send_envelope("fine-tune", request.id, sign_command(request, fleet.console_key), until=("running",))
+    fleet.wait(lambda: fleet.record(request.id).standing.state == "TRAINING")
+    tree = fleet.state / "run/board"
+    limit = tree / "sys" / "devices/system/cpu/cpufreq/policy0" / "scaling_max_freq"
+    (tree / "inject.json").write_text('{"heat_watts": 15, "seconds": 30}')
+    fleet.wait(lambda: int(limit.read_text()) < 1_800_000)
     assert fleet.stop() == 0
+    assert int(limit.read_text()) == 1_800_000
     assert [s.body["online"] for s in fleet.seen(1.0) if s.kind == "conn"] == [False]
 
 

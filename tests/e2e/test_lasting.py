@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from agent.slots import checkpoint_path
+from agent.spec import parse_spec, spec_table
 from service.commands import Request, sign_command
+from service.journal import Journal
 from tests.simulators.fleet import ROOT, World, as_json
 
 LONG = 300  # epochs of the small net that take some ten seconds
@@ -28,8 +33,9 @@ def begun(fleet: World, epochs: int = LONG) -> Request:
 def test_a_stop_in_mid_training_costs_neither_the_work_nor_an_attempt(fleet: World) -> None:
     request = begun(fleet)
     worker = fleet.worker_pid()
+    assert worker is not None
     assert fleet.stop() == 0
-    assert not (ROOT / f"/proc/{worker}").exists()
+    assert not Path(f"/proc/{worker}").exists()
     stopped = fleet.record(request.id)
     assert (stopped.standing.state, stopped.standing.reason_code) == ("DEFERRED", "daemon-stopped")
     assert checkpoint_path(fleet.state / "store", request.id).exists()
@@ -84,6 +90,9 @@ def test_a_job_begun_waits_for_its_repository(fleet: World) -> None:
     os.kill(fleet.worker_pid(), signal.SIGKILL)
     fleet.wait(lambda: fleet.record(request.id).standing.reason_code == "network")
     assert fleet.record(request.id).standing.state == "DEFERRED"
+    fleet.send("cancel", {"job": request.id})
+    assert fleet.record(request.id).standing.state == "CANCELED"
+    fleet.wait(lambda: not list((fleet.state / "store" / "checkpoints").iterdir()))
 
 
 def test_a_broken_key_file_stops_commands_and_nothing_else(fleet: World) -> None:
@@ -132,12 +141,13 @@ def test_fleet_send_speaks_json_and_nothing_else(fleet: World) -> None:
 def test_an_orphaned_worker_does_not_stay(fleet: World) -> None:
     begun(fleet)
     worker = fleet.worker_pid()
+    assert worker is not None
     fleet.kill()
-    fleet.wait(lambda: not os.path.exists(f"/proc/{worker}"), 10)  # noqa: PTH110 - a process, not a file
+    fleet.wait(lambda: not Path(f"/proc/{worker}").exists(), 10)
 
 
 def test_the_daemon_idles_small(fleet: World) -> None:
-    status = (ROOT / f"/proc/{fleet.daemon.pid}/status").read_text()
+    status = Path(f"/proc/{fleet.daemon.pid}/status").read_text()
     assert int(status.split("VmRSS:")[1].split()[0]) <= 35 * 1024
 
 
@@ -152,18 +162,11 @@ def test_status_shows_a_running_daemon_and_only_that(fleet: World) -> None:
     assert "does not run here" in done.stderr
 
 
-def test_the_command_line_teaches() -> None:
-    for words in (
-        ["--help"],
-        ["run", "--help"],
-        ["fleet", "send", "--help"],
-        ["publish", "--help"],
-        ["keys", "--help"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "service.cli", *words], capture_output=True, text=True, check=True, cwd=ROOT
-        )
-        assert "example" in done.stdout or "usage" in done.stdout
+@pytest.mark.parametrize("verb", ["run", "fine-tune", "status", "predict", "publish", "keys", "fleet", "bench", "demo"])
+def test_every_verb_teaches_with_an_example(verb: str) -> None:
+    command = [sys.executable, "-m", "service.cli", verb, "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert re.search(r"example", said.partition("options:")[0] if verb != "keys" else said)
 
 
 def test_a_lost_emulated_board_is_started_again(fleet: World) -> None:
@@ -175,3 +178,64 @@ def test_a_lost_emulated_board_is_started_again(fleet: World) -> None:
     os.kill(first, signal.SIGKILL)
     fleet.wait(lambda: boards() - {first}, 20)
     assert fleet.send("fine-tune", fleet.job(fleet.images()))["status"] == "succeeded"
+
+
+def test_a_job_that_was_only_entered_when_the_power_went_runs_at_the_next_start(resting: World) -> None:
+    request = resting.request("fine-tune", resting.job(resting.images()))
+    journal = Journal.open(resting.state / "journal.sqlite", time.time()).journal
+    journal.add_job(request.id, "digest", "fine-tune", spec_table(parse_spec(request.args)), time.time())
+    journal.close()
+    resting.start()
+    assert resting.ended(request.id).standing.state == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.sealed"])
+def test_a_broken_active_model_is_told_left_and_replaced(fleet: World, name: str) -> None:
+    images = fleet.images()
+    slot = fleet.send("fine-tune", fleet.job(images))["result"]["slot"]
+    fleet.stop()
+    path = fleet.state / "store" / "slots" / slot / name
+    path.write_bytes(path.read_bytes()[:-20] + b"x" * 20)
+    fleet.start()
+    status = fleet.send("fine-tune", fleet.job(images))
+    assert status["status"] == "succeeded", status
+    assert any("broken and no longer used" in warning for warning in status["result"]["warnings"])
+    assert fleet.cli("predict", str(images / "red" / "000.png")).returncode == 0
+
+
+def test_the_birth_names_the_board_and_the_model_that_runs(fleet: World) -> None:
+    result = fleet.send("fine-tune", fleet.job(fleet.images()))["result"]
+
+    def birth() -> dict:
+        return next(seen.body for seen in fleet.seen(0.7) if seen.kind == "birth")
+
+    fleet.wait(lambda: birth()["active_model"], 10)
+    assert birth()["active_model"]["model_sha256"] == result["model_sha256"]
+    assert birth()["board"]["model"].startswith("Emulated Raspberry Pi 4")
+
+
+def test_data_that_changed_meanwhile_start_the_job_over(fleet: World) -> None:
+    request = begun(fleet)
+    fleet.stop()
+    (fleet.folder / "images" / "red" / "000.png").unlink()
+    fleet.start()
+    record = fleet.ended(request.id)
+    assert record.standing.state == "SUCCEEDED"
+    assert any("data changed" in warning for warning in record.result["warnings"])
+
+
+def test_ctrl_c_in_a_terminal_puts_a_local_job_aside(resting: World) -> None:
+    job = resting.folder / "job.toml"
+    args = resting.job(resting.images(samples=240), epochs=LONG)
+    job.write_text("\n".join(f'{k} = "{v}"' if isinstance(v, str) else f"{k} = {v}" for k, v in args.items()))
+    command = [sys.executable, "-m", "service.cli", "fine-tune", str(job), "--config", str(resting.config)]
+    with (resting.folder / "daemon.log").open("wb") as log:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    resting.wait(lambda: b"TRAINING" in resting.log())
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    assert child.wait(timeout=15) == 1
+    assert b"Traceback" not in resting.log()
+    resting.start()
+    record = resting.wait(lambda: (j := Journal.peek(resting.state / "journal.sqlite").jobs(1)) and j[0])
+    record = resting.ended(record.id)
+    assert (record.standing.state, record.standing.attempt) == ("SUCCEEDED", 1)
