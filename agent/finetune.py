@@ -126,25 +126,26 @@ class FineTune:
     def _plan(
         self, base: BaseModel, data: dataset.Dataset, target: Target, store: Store
     ) -> tuple[Plan, dataset.Dataset]:
-        plan = self._kept_plan(data, store)
+        data_sha256 = dataset.fingerprint(data)
+        plan = self._kept_plan(data_sha256, store)
         if plan is None:
             head = choose_head(self._spec.head, data.classes, base.card.labels)
             graph, classes = with_head(base, head, data.classes, self._spec.seed)
             plan = make_plan(
                 self._spec, self._policy(), cost_table(graph), self._similarity(base, data),
                 engine=choose_engine(self._spec.engine).name, classes=classes, head=head, samples=len(data.y_train),
-                data_sha256=dataset.fingerprint(data),
+                data_sha256=data_sha256,
             )  # fmt: skip
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
         return plan, _relabelled(data, plan.classes)
 
-    def _kept_plan(self, data: dataset.Dataset, store: Store) -> Plan | None:
+    def _kept_plan(self, data_sha256: str, store: Store) -> Plan | None:
         """The plan of an earlier attempt, if the data are still those it was made for."""
         kept = (self._order.resume_plan or {}).get("plan")
         if not isinstance(kept, dict):
             return None
         plan = parse_plan(kept)
-        if plan.data_sha256 == dataset.fingerprint(data):
+        if plan.data_sha256 == data_sha256:
             return plan
         store.drop_checkpoint(self._order.job_id)
         self._warn("the data changed since the job began: it starts over with a new plan")
@@ -216,7 +217,7 @@ class FineTune:
                 trainer.resume(saved)
         except (SealedFileError, EngineError) as error:
             store.drop_checkpoint(self._order.job_id)
-            self._emit(Warned(f"training starts over, the checkpoint is of no use: {error}"))
+            self._warn(f"training starts over, the checkpoint is of no use: {error}")
 
     # --- parts -------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,6 @@ class Order:
     repository_url: str
     repository_root: str
     """Path of the pinned TUF root metadata."""
-    device: str
     policy: str
     """Path of the policy file in force."""
     threads: int

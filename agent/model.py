@@ -47,8 +47,7 @@ def load_base(plaintext: bytes, card: ModelCard, image_size: int) -> BaseModel:
         raise ModelError(
             f"the model has outputs {list(outputs)}, its card names {len(card.labels)} labels", where=card.name
         )
-    norms = any(node.op == "BatchNormalization" for node in sized.nodes)
-    return BaseModel(unshare_parameters(fold_batch_norm(sized) if norms else sized), card)
+    return BaseModel(unshare_parameters(fold_batch_norm(sized)), card)
 
 
 def choose_head(wanted: str, classes: tuple[str, ...], known: tuple[str, ...]) -> str:

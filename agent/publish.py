@@ -10,7 +10,7 @@ from pathlib import Path
 from agent import dataset
 from agent.card import ModelCard, Preprocess, Target
 from agent.engine.infer import Inference, feature_tensor
-from agent.engine.ir import Graph, parse, serialize, shapes
+from agent.engine.ir import MAX_MODEL_BYTES, Graph, parse, serialize, shapes
 from agent.engine.signature import signature_from_batch_norm, signature_from_samples
 from agent.errors import BoardError, ModelError, SpecError
 from agent.keys import PublicDocument
@@ -52,7 +52,8 @@ def read_model(source: str) -> tuple[Graph, tuple[str, ...]]:
 
         return load_pretrained(), imagenet_labels()
     try:
-        return parse(Path(source).read_bytes()), ()
+        with Path(source).open("rb") as stream:
+            return parse(stream.read(MAX_MODEL_BYTES + 1)), ()  # what is longer is refused there
     except OSError as error:
         raise BoardError("the model file cannot be read", where=f"{source}: {error.strerror}") from error
 

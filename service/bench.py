@@ -70,9 +70,7 @@ def _setup(options: argparse.Namespace, depth_percent: int) -> TrainingSetup:
 
     graph, _ = read_model(options.model)
     graph = replace(graph, input_shape=(graph.input_shape[0], options.size, options.size))
-    if any(node.op == "BatchNormalization" for node in graph.nodes):
-        graph = fold_batch_norm(graph)
-    graph = replace_head(graph, CLASSES, seed=0)
+    graph = replace_head(fold_batch_norm(graph), CLASSES, seed=0)
     frozen = snap((*cost_table(graph).crossing_bytes, 0), depth_percent)
     optimizer = base.OptimizerSpec(options.optimizer, momentum=0.9)
     return base.TrainingSetup(graph, options.batch, graph.input_shape, frozen, optimizer, options.threads)

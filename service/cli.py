@@ -134,6 +134,14 @@ def _verb(verbs: Verbs, name: str, code: str, *, config: bool = True, text: str 
     return parser
 
 
+def _group(verbs: Verbs, name: str, summary: str) -> Verbs:
+    """A verb that has verbs of its own."""
+    parser = verbs.add_parser(
+        name, help=summary, description=_EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
+
+
 def _board_verbs(verbs: Verbs) -> None:
     run = _verb(verbs, "run", "cli_board:run")
     run.add_argument("--example", action="store_true", help="print the commented example configuration and exit")
@@ -143,13 +151,7 @@ def _board_verbs(verbs: Verbs) -> None:
     status.add_argument("--watch", action="store_true", help="keep showing until interrupted")
     predict = _verb(verbs, "predict", "cli_board:predict")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    keys = verbs.add_parser(
-        "keys",
-        help="identities and trust",
-        description=_EXAMPLES["keys"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = keys.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    kinds = _group(verbs, "keys", "identities and trust")
     init = _verb(kinds, "init", "cli_keys:init", text="Make this board's identity (once).")
     init.add_argument("name", nargs="?", help="the board's name: a-z, 0-9, dash (default: from the configuration)")
     init.add_argument("--state", metavar="DIR", help="state folder (default: from the configuration)")
@@ -180,13 +182,7 @@ def _laptop_verbs(verbs: Verbs) -> None:
     publish.add_argument("--security-floor", type=int, default=0, help="withdraw versions with a lower floor")
     publish.add_argument("--boards", metavar="PROFILE", nargs="+", default=[], help="board profiles it is for (any)")
     publish.add_argument("--for", dest="devices", metavar="FILE", nargs="+", default=[], help="device documents")
-    fleet = verbs.add_parser(
-        "fleet",
-        help="signed commands to boards",
-        description=_EXAMPLES["fleet"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = fleet.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    kinds = _group(verbs, "fleet", "signed commands to boards")
     send = _verb(kinds, "send", "cli_fleet:send", config=False, text="Sign a command and send it to one board.")
     send.add_argument("device", help="the board's name")
     send.add_argument("type", choices=("fine-tune", "cancel", "pause", "resume"), help="what to do")
@@ -196,13 +192,7 @@ def _laptop_verbs(verbs: Verbs) -> None:
     send.add_argument("--tenant", default="default")
     send.add_argument("--valid", type=int, default=3600, metavar="SECONDS", help="the command expires after (3600)")
     send.add_argument("--watch", action="store_true", help="follow until the job ends; the exit code is its outcome")
-    bench = verbs.add_parser(
-        "bench",
-        help="figures, measured here",
-        description=_EXAMPLES["bench"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = bench.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    kinds = _group(verbs, "bench", "figures, measured here")
     train = _verb(kinds, "train", "bench:train", config=False, text="Step times of the engines installed, in turns.")
     train.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
     train.add_argument("--engines", nargs="+", default=["graph", "ort-training"], help="engines to compare")

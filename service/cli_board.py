@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import strict_json
-from agent.errors import ArtifactError, ConfigError
+from agent.durable import read_bounded
+from agent.errors import ArtifactError, BoardError, ConfigError
 from service.cli import config_path, say_json
 from service.config import Config, example_text, load_config
 
@@ -109,7 +110,8 @@ def _check_identity(config: Config) -> None:
     """
     path = Path(config.device.state_dir, "keys", "identity.json")
     try:
-        table = strict_json.loads(path.read_bytes(), what="identity", max_bytes=MAX_IDENTITY_BYTES)
+        data = read_bounded(path, MAX_IDENTITY_BYTES)
+        table = strict_json.loads(data, what="identity", max_bytes=MAX_IDENTITY_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(
             "this board has no identity yet",
@@ -117,7 +119,7 @@ def _check_identity(config: Config) -> None:
             fix=f"Make one: temperd keys init {config.device.name}",
             reason="key-missing",
         ) from error
-    except (OSError, ArtifactError) as error:
+    except (BoardError, ArtifactError) as error:
         raise ConfigError("the identity cannot be read", where=f"{path}: {error}") from error
     name = table.get("device") if isinstance(table, dict) else None
     if name != config.device.name:

@@ -207,7 +207,6 @@ class Daemon:
             state_dir=str(self._state),
             repository_url=self._config.repository.url,
             repository_root=self._config.repository.root,
-            device=self._config.device.name,
             policy=str(self._policy_path),
             threads=threads,
             board=self._board_name,

@@ -218,6 +218,8 @@ class Desk:
 
     def _end_canceled(self) -> None:
         """Canceled jobs without a worker end here; the others when their worker does."""
+        if not self._canceled:
+            return
         busy = self.runner.current.id if self.runner.current else ""
         for record in self._journal.unfinished():
             if record.id in self._canceled and record.id != busy:
@@ -253,6 +255,9 @@ class _Names:
         self._journal, self._name = journal, name
         kept = journal.recall(name)
         self._names: set[str] = set(json.loads(kept)) if kept else set()
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
 
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._names

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agent import strict_json
+from agent.durable import read_bounded
 from agent.errors import ArtifactError, BoardError
 
 FILE_NAME = "live.json"
@@ -44,9 +45,9 @@ def read_live(folder: Path, mono_s: float) -> dict[str, object]:
         BoardError: there is none, or it is stale: the daemon does not run.
     """
     try:
-        with (folder / FILE_NAME).open("rb") as stream:
-            view = strict_json.loads(stream.read(MAX_LIVE_BYTES + 1), what="live view", max_bytes=MAX_LIVE_BYTES)
-    except (OSError, ArtifactError) as error:
+        data = read_bounded(folder / FILE_NAME, MAX_LIVE_BYTES)
+        view = strict_json.loads(data, what="live view", max_bytes=MAX_LIVE_BYTES)
+    except (FileNotFoundError, BoardError, ArtifactError) as error:
         raise BoardError("temperd does not run here", where=str(folder), fix="Start it: temperd run") from error
     written = view.get("mono_s") if isinstance(view, dict) else None
     if not isinstance(view, dict) or not isinstance(written, int | float) or not 0 <= mono_s - written <= STALE_S:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from agent.engine.base import Float32, Int64, TrainingRun, TrainingSetup
 from agent.engine.optimizers import LEARNING_RATE, ROOT_CORRECTION, STEP_SIZE
-from agent.engine.passes import fold_batch_norm
+from agent.engine.passes import check_boundary, fold_batch_norm
 from agent.engine.program import Program
 from agent.engine.sessions import FORWARD_CHUNK, first_line
 from agent.errors import EngineError, ModelError
@@ -33,8 +33,7 @@ class GraphRun:
 
     def __init__(self, setup: TrainingSetup) -> None:
         graph = replace(setup.graph, input_shape=setup.input_shape)
-        norms = any(node.op == "BatchNormalization" for node in graph.nodes)
-        self._graph = fold_batch_norm(graph) if norms else graph
+        self._graph = fold_batch_norm(graph)
         self._setup = setup
         self._layers = self._graph.layers()
         self._updates_made: dict[str, int] = {}
@@ -68,7 +67,7 @@ class GraphRun:
         """See `TrainingRun.set_frozen_layers`."""
         if count == self._frozen:
             return
-        self._check(count)
+        check_boundary(len(self._layers), count)  # before anything is given up
         kept = self.state()
         weights = {key.removeprefix(WEIGHT): value for key, value in kept.items() if key.startswith(WEIGHT)}
         self._graph = self._graph.with_weights(weights)
@@ -125,12 +124,7 @@ class GraphRun:
             raise EngineError("the run is closed, or its last compilation failed")
         return self._program
 
-    def _check(self, frozen_layers: int) -> None:
-        if not 0 <= frozen_layers < len(self._layers):
-            raise ModelError(f"cannot freeze {frozen_layers} of {len(self._layers)} layers: the last must learn")
-
     def _compile(self, frozen_layers: int) -> Program:
-        self._check(frozen_layers)
         learning = {name for layer in self._layers[frozen_layers:] for name in layer.parameters}
         self._updates_made = {name: made for name, made in self._updates_made.items() if name in learning}
         self._frozen = frozen_layers

@@ -20,9 +20,9 @@ from agent.engine.host_update import apply_update
 from agent.engine.ir import Graph, shapes
 from agent.engine.optimizers import state_names
 from agent.engine.ort_artifacts import Session, check_operators, open_session
-from agent.engine.passes import fold_batch_norm
+from agent.engine.passes import check_boundary, fold_batch_norm
 from agent.engine.sessions import FORWARD_CHUNK
-from agent.errors import EngineError, ModelError
+from agent.errors import EngineError
 
 
 class OrtTrainingEngine:
@@ -40,7 +40,7 @@ class OrtTrainingRun:
 
     def __init__(self, setup: TrainingSetup) -> None:
         graph = replace(setup.graph, input_shape=setup.input_shape)
-        self._graph: Graph = fold_batch_norm(graph) if any(n.op == "BatchNormalization" for n in graph.nodes) else graph
+        self._graph: Graph = fold_batch_norm(graph)
         check_operators(self._graph)
         self._setup = setup
         self._classes = shapes(self._graph, setup.batch)[self._graph.output][-1]
@@ -128,10 +128,7 @@ class OrtTrainingRun:
 
     def _open(self, weights: Mapping[str, Float32], frozen_layers: int) -> None:
         """Compile for a boundary; optimizer state of what stays trainable is kept, the rest starts at zero."""
-        if not 0 <= frozen_layers < len(self._layers):
-            raise ModelError(
-                f"cannot freeze {frozen_layers} of {len(self._layers)} layers: at least the last must learn"
-            )
+        check_boundary(len(self._layers), frozen_layers)
         learning = self._learning(frozen_layers)
         self._session = open_session(self._graph, weights, learning, self._setup.threads)
         self._frozen = frozen_layers

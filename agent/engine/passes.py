@@ -137,6 +137,12 @@ class Split:
     trainable: tuple[Layer, ...]
 
 
+def check_boundary(layers: int, frozen_layers: int) -> None:
+    """Refuse a freeze boundary that leaves nothing to learn, with a ModelError."""
+    if not 0 <= frozen_layers < layers:
+        raise ModelError(f"cannot freeze {frozen_layers} of {layers} layers: at least the last must learn")
+
+
 def split(graph: Graph, frozen_layers: int) -> Split:
     """Cut the graph so that the first `frozen_layers` parametric layers learn nothing.
 
@@ -144,8 +150,7 @@ def split(graph: Graph, frozen_layers: int) -> Split:
     Postcondition: prefix and suffix together are the graph; no prefix node depends on a suffix node.
     """
     layers = graph.layers()
-    if not 0 <= frozen_layers < len(layers):
-        raise ModelError(f"cannot freeze {frozen_layers} of {len(layers)} layers: at least the last must learn")
+    check_boundary(len(layers), frozen_layers)
     trainable = layers[frozen_layers:]
     learning = {name for layer in trainable for name in layer.parameters}
     prefix: list[Node] = []

@@ -50,7 +50,7 @@ def messages_of(cls: type) -> st.SearchStrategy[Message]:
 
 
 EXAMPLES: tuple[Message, ...] = (
-    Order("j1", {"model": "m"}, "/state", "http://repo", "/root.json", "pi-1", "/policy.toml", 2),
+    Order("j1", {"model": "m"}, "/state", "http://repo", "/root.json", "/policy.toml", 2),
     Go("TRAINING"),
     Steer("RUN", 1.0, 0, reverify=False, rule="run"),
     Stage("PLANNING"),

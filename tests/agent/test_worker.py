@@ -36,7 +36,6 @@ def order_in(state: Path, **more: Any) -> Order:
         "state_dir": str(state),
         "repository_url": "http://127.0.0.1:1",
         "repository_root": str(state / "root.json"),
-        "device": "pi-1",
         "policy": str(state / "policy.toml"),
         "threads": 1,
     }
