@@ -7,35 +7,36 @@ import io
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from agent import dataset, evaluate
-from agent.card import ModelCard, Preprocess, Target
+from agent.card import IMAGE_CLASSIFICATION, ModelCard, Target
 from agent.cost import cost_table
 from agent.engine import choose_engine
 from agent.engine.base import OptimizerSpec, TrainingRun, TrainingSetup
 from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import Graph, parse, serialize
 from agent.errors import BoardError, EngineError, SealedFileError, SpecError, TemperdError
+from agent.evaluate import Score, Verdict, gate
 from agent.keys import DeviceIdentity, load_identity
 from agent.messages import Finished, Message, Order, Planned, Progress, Steer, Warned
 from agent.model import BaseModel, choose_head, load_base, with_head
-from agent.plan import Plan, make_plan, parse_plan, plan_table
+from agent.plan import OUT_OF_MEMORY, Plan, make_plan, parse_plan, plan_table, shrink
 from agent.promote import active_slot, load_active, promote, settle
 from agent.sealed import Binding, unseal
 from agent.similarity import cosine_of_means
 from agent.spec import FineTuneSpec, parse_spec
 from agent.store import Store
+from agent.task import Task, load_task
 from agent.trainer import Seen, Trainer, World
 from agent.trust import ModelRepository, verify_sealed
 from policies.policy import Policy, PolicyError, parse_policy
 
 SIMILARITY_SAMPLES = 128  # the mean of 128 feature vectors is stable to about 0.01 in cosine
 SELF_TEST_SAMPLES = 64
+KILLED = "worker-killed"  # how the daemon calls an attempt that the system ended, as it does when memory runs out
 
 Ask = Callable[[str, str], None]
 Emit = Callable[[Message], None]
@@ -86,13 +87,13 @@ class FineTune:
         self._ask("PLANNING", "")
         base = load_base(plaintext, target.card, self._spec.image_size)
         del plaintext
-        data = self._load_data()
-        plan, data = self._plan(base, data, target, store)
+        task = self._load_data(target)
+        plan, task = self._plan(base, task, target, store)
         graph, _ = with_head(base, plan.head, plan.classes, self._spec.seed)
         self._ask("COMPILING", f"{plan.engine}, {plan.depth_percent} % frozen")
-        run = self._compile(graph, plan)
+        run = self._compile(graph, plan, task)
         try:
-            return self._learn(run, plan, data, target, store, graph)
+            return self._learn(run, plan, task, target, store, graph)
         finally:
             run.close()
 
@@ -115,29 +116,30 @@ class FineTune:
         with path.open("rb") as stream:
             return target, unseal(stream, key, binding, card.plaintext_length)
 
-    def _load_data(self) -> dataset.Dataset:
-        spec = self._spec
-        data = dataset.load(spec.data, spec.image_size, spec.held_out, spec.seed, spec.most_samples)
-        if data.skipped:
-            named = "; ".join(data.skipped_names)
-            self._warn(f"{data.skipped} unreadable image{'s' * (data.skipped > 1)} skipped: {named}")
-        return data
+    def _load_data(self, target: Target) -> Task:
+        task = load_task(self._spec, target.card)
+        count, told = task.skipped()
+        if count:
+            self._warn(told)
+        return task
 
-    def _plan(
-        self, base: BaseModel, data: dataset.Dataset, target: Target, store: Store
-    ) -> tuple[Plan, dataset.Dataset]:
-        data_sha256 = dataset.fingerprint(data)
+    def _plan(self, base: BaseModel, task: Task, target: Target, store: Store) -> tuple[Plan, Task]:
+        data_sha256 = task.fingerprint()
         plan = self._kept_plan(data_sha256, store)
         if plan is None:
-            head = choose_head(self._spec.head, data.classes, base.card.labels)
-            graph, classes = with_head(base, head, data.classes, self._spec.seed)
+            head = choose_head(self._spec.head, task.classes, base.card.labels) if task.classes else "keep"
+            graph, classes = with_head(base, head, task.classes, self._spec.seed)
             plan = make_plan(
-                self._spec, self._policy(), cost_table(graph), self._similarity(base, data),
-                engine=choose_engine(self._spec.engine).name, classes=classes, head=head, samples=len(data.y_train),
+                self._spec, self._policy(), cost_table(graph), self._similarity(base, task),
+                engine=choose_engine(self._spec.engine).name, classes=classes, head=head, samples=task.train_samples,
                 data_sha256=data_sha256,
             )  # fmt: skip
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
-        return plan, _relabelled(data, plan.classes)
+        elif self._order.last_end in (OUT_OF_MEMORY, KILLED):
+            plan = shrink(plan)
+            self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
+            self._warn(f"memory ran out before: {plan.micro_batch} samples at once now, of a batch of {plan.batch}")
+        return plan, task.with_classes(plan.classes)
 
     def _kept_plan(self, data_sha256: str, store: Store) -> Plan | None:
         """The plan of an earlier attempt, if the data are still those it was made for."""
@@ -159,48 +161,42 @@ class FineTune:
         except PolicyError as error:
             raise SpecError(error.what, where=f"{self._order.policy}: {error.key}") from error
 
-    def _similarity(self, base: BaseModel, data: dataset.Dataset) -> float | None:
+    def _similarity(self, base: BaseModel, task: Task) -> float | None:
         """R2 compares mean features of the target's training samples with the publisher's signature of the source."""
         if not base.card.signature_of_source_features:
             return None
-        chosen = np.random.default_rng(self._spec.seed).permutation(len(data.y_train))[:SIMILARITY_SAMPLES]
+        chosen = np.random.default_rng(self._spec.seed).permutation(task.train_samples)[:SIMILARITY_SAMPLES]
         inference = Inference(base.graph, self._order.threads, feature_tensor(base.graph))
-        features = inference.run(dataset.preprocessed(data.x_train[chosen], base.card.preprocess))
-        return cosine_of_means(features, base.card.signature_of_source_features)
+        return cosine_of_means(inference.run(task.inputs(chosen)), base.card.signature_of_source_features)
 
-    def _compile(self, graph: Graph, plan: Plan) -> TrainingRun:
-        spec = self._spec
-        optimizer = OptimizerSpec(spec.optimizer, momentum=spec.momentum, weight_decay=spec.weight_decay)
-        _, frozen = plan.frozen_layers(0)
-        setup = TrainingSetup(graph, plan.batch, graph.input_shape, frozen, optimizer, self._order.threads)
-        return choose_engine(plan.engine).start(setup)
+    def _compile(self, graph: Graph, plan: Plan, task: Task) -> TrainingRun:
+        return choose_engine(plan.engine).start(training_setup(self._spec, plan, graph, task, self._order.threads))
 
-    def _learn(
-        self, run: TrainingRun, plan: Plan, data: dataset.Dataset, target: Target, store: Store, graph: Graph
-    ) -> Finished:
-        job_id, rule = self._order.job_id, target.card.preprocess
+    def _learn(self, run: TrainingRun, plan: Plan, task: Task, target: Target, store: Store, graph: Graph) -> Finished:
+        job_id = self._order.job_id
         world = World(
             self._orders.steer, self._orders.verified, lambda seen: self._emit(_progress(seen, self._spec, plan)),
             lambda data: store.seal_checkpoint(job_id, data), time.monotonic, time.sleep,
         )  # fmt: skip
-        trainer = Trainer(run, plan, self._spec, data, rule, world)
+        trainer = Trainer(run, plan, self._spec, task, world)
         self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         before = trainer.evaluate()
         self._go_on(trainer, store)
         after = trainer.train()
         self._ask("EVALUATING", "")
-        running = self._running_score(store, plan, trainer)
-        verdict = evaluate.gate(after, before, running, evaluate.majority_share(data.y_test), self._spec.least_gain)
-        result = self._result(trainer, plan, data, before, after, running)
+        running = self._running_score(store, task, trainer)
+        verdict = gate(after, before, running, task.baselines[0], self._spec.least_gain)
+        result = self._result(trainer, plan, task, before, after, running)
         if not verdict.accepted:
             raise RefusedError(verdict, result)
+        decision = task.decision(run.outputs)
         self._ask("SEALING", "")
         model = serialize(graph.with_weights(dict(run.parameters())))
-        manifest = self._manifest(plan, target, model, after)
+        manifest = self._manifest(task, target, model, after) | decision
         result |= {"model_sha256": manifest["model_sha256"], "base_sha256": target.sealed_sha256}
-        samples = dataset.preprocessed(data.x_test[:SELF_TEST_SAMPLES], rule)
+        samples = task.test_inputs(0, SELF_TEST_SAMPLES)
         slot, problem = promote(
-            store, model, manifest, samples, run.logits(samples), self._order.threads,
+            store, model, manifest, samples, run.outputs(samples), self._order.threads,
             lambda slot: self._ask("PROMOTING", f"slot {slot}"),
         )  # fmt: skip
         result["slot"] = slot
@@ -221,35 +217,35 @@ class FineTune:
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    def _running_score(self, store: Store, plan: Plan, trainer: Trainer) -> evaluate.Score | None:
-        """The active model on the same held-out samples, when it knows the same classes."""
+    def _running_score(self, store: Store, task: Task, trainer: Trainer) -> Score | None:
+        """The active model on the same held-out samples, when the two can be compared."""
         active = active_slot(store, self._warn)
-        if active is None or tuple(active.manifest.get("classes", ())) != plan.classes:  # type: ignore[arg-type]  # a list of names
+        if active is None or active.manifest.get("task", IMAGE_CLASSIFICATION) != task.name:
             return None
-        if active.manifest.get("image_size") != self._spec.image_size:
+        judging = task.judging(active.manifest)
+        loaded = load_active(store, self._warn) if judging else None
+        if judging is None or loaded is None:
             return None
-        loaded = load_active(store, self._warn)
-        if loaded is None:
-            return None
-        model, manifest = loaded
-        rule = Preprocess(float(manifest["scale"]), float(manifest["offset"]))  # type: ignore[arg-type]  # numbers
-        return trainer.score_with(Inference(parse(model), self._order.threads).run, rule)
+        return trainer.score_with(Inference(parse(loaded[0]), self._order.threads).run, judging)
 
     def _warn(self, what: str) -> None:
         self._emit(Warned(what))
 
     def _result(
-        self, trainer: Trainer, plan: Plan, data: dataset.Dataset, before: evaluate.Score, after: evaluate.Score,
-        running: evaluate.Score | None,
-    ) -> dict[str, object]:  # fmt: skip
-        at = trainer.position
+        self, trainer: Trainer, plan: Plan, task: Task, before: Score, after: Score, running: Score | None
+    ) -> dict[str, object]:
+        at, metric = trainer.position, after.metric
         return {
-            "accuracy_before": before.accuracy,
-            "accuracy_after": after.accuracy,
-            "accuracy_running": running.accuracy if running else None,
+            "task": task.name,
+            "metric": metric,
+            f"{metric}_before": _told(before),
+            f"{metric}_after": _told(after),
+            f"{metric}_running": _told(running) if running else None,
+            "baselines": {line.name: line.value for line in task.baselines},
             "held_out": after.samples,
-            "train_samples": len(data.y_train),
+            "train_samples": task.train_samples,
             "samples": at.samples,
+            "dropped_steps": at.dropped,
             "busy_s": at.busy_s,
             "samples_per_s": at.samples / at.busy_s if at.busy_s else None,
             "wall_s": time.monotonic() - self._began,
@@ -259,47 +255,56 @@ class FineTune:
             "depth_rule": plan.rule,
             "similarity": plan.similarity,
             "engine": plan.engine,
+            "micro_batch": plan.micro_batch or plan.batch,
             "macs_per_step_sample": plan.rung(plan.depth_percent).step_macs,
-            "skipped": data.skipped,
+            "skipped": task.skipped()[0],
         }
 
-    def _manifest(self, plan: Plan, target: Target, model: bytes, after: evaluate.Score) -> dict[str, object]:
+    def _manifest(self, task: Task, target: Target, model: bytes, after: Score) -> dict[str, object]:
         card = target.card
         return {
             "name": card.name,
+            "task": task.name,
             "base_version": card.version,
             "base_sha256": card.plaintext_sha256,
             "model_sha256": hashlib.sha256(model).hexdigest(),
-            "classes": list(plan.classes),
-            "image_size": self._spec.image_size,
-            "scale": card.preprocess.scale,
-            "offset": card.preprocess.offset,
-            "accuracy": after.accuracy,
+            after.metric: after.value,
             "job": self._order.job_id,
+            **task.manifest(),
         }
+
+
+def training_setup(spec: FineTuneSpec, plan: Plan, graph: Graph, task: Task, threads: int) -> TrainingSetup:
+    """What the engine is asked to compile for a job."""
+    optimizer = OptimizerSpec(
+        spec.optimizer, momentum=spec.momentum, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm
+    )
+    _, frozen = plan.frozen_layers(0)
+    return TrainingSetup(
+        graph, plan.batch, graph.input_shape, frozen, optimizer, threads, task.loss, plan.micro_batch
+    )  # fmt: skip
 
 
 class RefusedError(TemperdError):
     """The gate refused the tuned model; the active one stays."""
 
-    def __init__(self, verdict: evaluate.Verdict, result: dict[str, object]) -> None:
+    def __init__(self, verdict: Verdict, result: dict[str, object]) -> None:
         super().__init__("the tuned model is not better", where=verdict.evidence, reason=verdict.reason)
         self.result = result
 
 
-def _relabelled(data: dataset.Dataset, classes: tuple[str, ...]) -> dataset.Dataset:
-    """Labels as indices into the model's classes (they differ from the data's when the head is kept)."""
-    if classes == data.classes:
-        return data
-    index = np.asarray([classes.index(name) for name in data.classes], np.int64)
-    return replace(data, y_train=index[data.y_train], y_test=index[data.y_test], classes=classes)
+def _told(score: Score) -> float | None:
+    """The score as JSON can hold it."""
+    return score.value if score.finite else None
 
 
 def _progress(seen: Seen, spec: FineTuneSpec, plan: Plan) -> Progress:
     loss = seen.loss if np.isfinite(seen.loss) else 0.0
+    score, metric = (_told(seen.score), seen.score.metric) if seen.score else (None, "")
     return Progress(
-        seen.epoch, spec.epochs, seen.step, plan.steps, seen.samples, float(loss), seen.accuracy, seen.frozen_layers,
+        seen.epoch, spec.epochs, seen.step, plan.steps, seen.samples, float(loss), score, seen.frozen_layers,
         seen.depth_percent, seen.step_s * 1e3, _resident_bytes(), "" if seen.event == "step" else seen.event, seen.rule,
+        metric, seen.dropped,
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ class Order:
     attempt: int = 1
     resume_plan: dict[str, object] | None = None
     """The plan of an earlier attempt, so that a resumed job keeps its depth, split and batch."""
+    last_end: str = ""
+    """How the attempt before this one ended: `out-of-memory`, `worker-killed`, or another reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,8 @@ class Progress:
     samples: int
     """Samples whose update was finite and kept (N_success of R9)."""
     loss: float
-    accuracy: float | None
-    """Held-out accuracy, 0..1, after an epoch; `None` between."""
+    score: float | None
+    """Held-out score by `metric` after an epoch; `None` between."""
     frozen_layers: int
     depth_percent: int
     step_ms: float
@@ -90,6 +92,10 @@ class Progress:
     event: str = ""
     """`depth`, `paused`, `resumed`, `checkpoint`, `epoch`, or empty."""
     rule: str = ""
+    metric: str = ""
+    """`accuracy`, `auc`, `reconstruction_error` or `mae`; empty between epochs."""
+    dropped: int = 0
+    """Steps that were not finite and changed nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agent.card import ModelCard
+from agent.card import IMAGE_CLASSIFICATION, ModelCard
 from agent.engine.ir import Graph, parse, shapes
 from agent.engine.passes import fold_batch_norm, replace_head, unshare_parameters
 from agent.errors import ModelError, SpecError
@@ -18,7 +18,7 @@ class BaseModel:
     """A parsed, checked base.
 
     Attributes:
-        graph: batch-norm folded, input shape set to the job's image size.
+        graph: batch-norm folded; of an image model the input shape is set to the job's image size.
         card: what the publisher says of it.
     """
 
@@ -37,17 +37,41 @@ def load_base(plaintext: bytes, card: ModelCard, image_size: int) -> BaseModel:
         raise ModelError(
             f"the model takes {list(graph.input_shape)}, its card says {list(card.input_shape)}", where=card.name
         )
+    if card.task == IMAGE_CLASSIFICATION:
+        sized = _sized(graph, card, image_size)
+        outputs = shapes(sized, 1)[sized.output]
+        if card.labels and outputs != (1, len(card.labels)):
+            raise ModelError(
+                f"the model has outputs {list(outputs)}, its card names {len(card.labels)} labels", where=card.name
+            )
+    else:
+        sized = graph
+        check_window_outputs(graph, card)
+    return BaseModel(unshare_parameters(fold_batch_norm(sized)), card)
+
+
+def _sized(graph: Graph, card: ModelCard, image_size: int) -> Graph:
     if len(graph.input_shape) != CHANNELS_FIRST_RANK:
         raise ModelError("the model does not take images [N, C, H, W]", where=card.name)
     if graph.input_shape[0] != COLORS:
         raise ModelError(f"the model takes {graph.input_shape[0]} channels, images have {COLORS}", where=card.name)
-    sized = replace(graph, input_shape=(graph.input_shape[0], image_size, image_size))
-    outputs = shapes(sized, 1)[sized.output]
-    if card.labels and outputs != (1, len(card.labels)):
+    return replace(graph, input_shape=(graph.input_shape[0], image_size, image_size))
+
+
+def check_window_outputs(graph: Graph, card: ModelCard) -> None:
+    """An autoencoder gives what it takes, a forecaster one value for each row of its horizon.
+
+    Raises:
+        ModelError: other outputs.
+    """
+    assert card.windows is not None
+    horizon = card.windows.horizon
+    expected = (1, horizon) if horizon else (1, *graph.input_shape)
+    outputs = shapes(graph, 1)[graph.output]
+    if outputs != expected:
         raise ModelError(
-            f"the model has outputs {list(outputs)}, its card names {len(card.labels)} labels", where=card.name
+            f"the model has outputs {list(outputs)}, {card.task} by its card needs {list(expected)}", where=card.name
         )
-    return BaseModel(unshare_parameters(fold_batch_norm(sized)), card)
 
 
 def choose_head(wanted: str, classes: tuple[str, ...], known: tuple[str, ...]) -> str:

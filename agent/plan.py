@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from agent.card import MAX_LABELS
 from agent.cost import CostTable
@@ -12,6 +12,9 @@ from agent.spec import FineTuneSpec
 from policies.freezing import HEAD_ONLY_PERCENT, choose_depth, snap
 from policies.policy import DEPTH_LADDER, Policy
 from policies.strict import TableError, build, limits
+
+OUT_OF_MEMORY = "out-of-memory"
+OUT_OF_MEMORY_FIX = "Lower batch or image_size, freeze deeper, or end other programs; the active model is untouched"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Plan:
         batch: samples a step.
         steps: steps an epoch.
         data_sha256: fingerprint of the data it was made for.
+        micro_batch: samples that go through the step at once; it divides `batch`. 0: the whole batch.
+        shrunk: memory ran out before and the micro-batch was halved.
     """
 
     engine: str
@@ -53,6 +58,8 @@ class Plan:
     batch: int
     steps: int
     data_sha256: str
+    micro_batch: int = 0
+    shrunk: bool = False
 
     def frozen_layers(self, least_depth_percent: int) -> tuple[int, int]:
         """Depth in percent and boundary when at least `least_depth_percent` must be frozen."""
@@ -97,7 +104,28 @@ def make_plan(
         batch,
         -(-samples // batch),
         data_sha256,
+        _divisor(batch, spec.micro_batch) if spec.micro_batch else 0,
     )
+
+
+def shrink(plan: Plan) -> Plan:
+    """The plan once memory ran out: half the micro-batch. The update stays that of the whole batch.
+
+    Raises:
+        EngineError: `out-of-memory`: it was shrunk before, or a step takes one sample already.
+    """
+    at_once = plan.micro_batch or plan.batch
+    if plan.shrunk or at_once == 1:
+        size = f"{at_once} sample{'s' * (at_once > 1)} at once"
+        raise EngineError(
+            f"not enough memory for this job, with {size} too", fix=OUT_OF_MEMORY_FIX, reason=OUT_OF_MEMORY
+        )
+    return replace(plan, micro_batch=_divisor(plan.batch, at_once // 2), shrunk=True)
+
+
+def _divisor(batch: int, most: int) -> int:
+    """The largest divisor of `batch` that is at most `most`."""
+    return next(size for size in range(min(most, batch), 0, -1) if batch % size == 0)
 
 
 def _rung(costs: CostTable, percent: int, frozen_layers: int) -> Rung:

@@ -6,18 +6,21 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agent.card import MAX_COLUMNS, MAX_DIMENSION, MAX_LABEL_CHARACTERS
 from agent.errors import SpecError
 from policies.strict import TableError, build, limits
 
 DEPTH_CHOICES = ("auto", "0", "25", "50", "75", "head")
+LOSS_CHOICES = ("auto", "cross-entropy", "mse", "l1", "huber", "bce")
 
 
 @dataclass(frozen=True, slots=True)
 class FineTuneSpec:
     """A fine-tune job.
 
-    `data` is a path on the board: a folder of images with one folder a class, or an .npz file with the arrays
-    x_train [N, H, W, C] uint8, y_train [N], x_test, y_test and classes.
+    `data` is a path on the board. For image classification: a folder of images with one folder a class, or an .npz
+    file with the arrays x_train [N, H, W, C] uint8, y_train [N], x_test, y_test and classes. For the other tasks: rows
+    in time order, a .csv file with a header or an .npz file with the arrays x [R, F], columns and label.
     """
 
     model: str = field(metadata=limits(longest=64))
@@ -35,14 +38,36 @@ class FineTuneSpec:
     learning_rate: float = field(default=0.001, metadata=limits(1e-7, 10.0))
     """Peak of the schedule. Models with folded batch-norm learn at a tenth of the usual rates: 0.003 and more diverged
     in trials with nothing frozen."""
+    schedule: str = field(default="cosine", metadata=limits(choices=("cosine", "constant")))
+    """How the learning rate goes on after the warm-up: along half a cosine to zero, or not at all."""
+    warm_up: float = field(default=0.05, metadata=limits(0.0, 0.5))
+    """Share of all steps over which the rate rises: fresh weights would else throw the others' gradients about."""
     momentum: float = field(default=0.9, metadata=limits(0.0, 0.999))
     weight_decay: float = field(default=0.0, metadata=limits(0.0, 1.0))
+    clip_norm: float = field(default=0.0, metadata=limits(0.0, 1e6))
+    """Gradients are scaled down to this global L2 norm; 0: never."""
+    loss: str = field(default="auto", metadata=limits(choices=LOSS_CHOICES))
+    """`auto`: cross-entropy for classes, mse for anomalies, huber for forecasts."""
+    label_smoothing: float = field(default=0.0, metadata=limits(0.0, 0.5))
+    micro_batch: int = field(default=0, metadata=limits(0, 1024))
+    """Samples that go through the step at once; their gradients are summed. 0: chosen by the plan."""
     held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))
-    """Share kept apart for the gate where the data has no test part of its own."""
+    """Share kept apart for the gate where the data has no test part of its own; of a series its last rows."""
     least_gain: float = field(default=0.0, metadata=limits(-1.0, 1.0))
-    """Promote only when held-out accuracy exceeds that of the base and of the running model by at least this much."""
+    """Promote only when the held-out score beats that of the base and of the running model by at least this much:
+    points of accuracy or AUC, or the share of an error that must go."""
     most_samples: int = field(default=20_000, metadata=limits(2, 1_000_000))
     seed: int = field(default=0, metadata=limits(0, 2**31 - 1))
+    columns: tuple[str, ...] = field(default=(), metadata=limits(longest=MAX_COLUMNS))
+    """Columns of the data for the model's features, in its order; empty: they have the names the card gives."""
+    label: str = field(default="label", metadata=limits(longest=MAX_LABEL_CHARACTERS))
+    """Column with 1 for anomalous and 0 for normal rows, where there is one."""
+    missing: str = field(default="skip", metadata=limits(choices=("skip", "fill")))
+    """What becomes of rows without a value: windows that hold one are left out, or the last sound row is repeated."""
+    stride: int = field(default=1, metadata=limits(1, MAX_DIMENSION))
+    """Rows from one window to the next."""
+    season: int = field(default=0, metadata=limits(0, MAX_DIMENSION))
+    """Rows of one season, for the forecast that repeats the last one; 0: as the card says."""
 
 
 def parse_spec(table: Mapping[str, object]) -> FineTuneSpec:

@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.card import Preprocess
-from agent.dataset import Dataset, epoch_batches, preprocessed
-from agent.engine.base import Float32, TrainingRun
+from agent.dataset import epoch_batches
+from agent.engine.base import Float32, StepResult, TrainingRun
 from agent.engine.sessions import FORWARD_CHUNK
 from agent.errors import BoardError, EngineError, TemperdError
-from agent.evaluate import Score, score
+from agent.evaluate import Score
 from agent.messages import Steer
 from agent.plan import Plan
 from agent.spec import FineTuneSpec
+from agent.task import Task
 
 CHECKPOINT_EVERY_S = 30.0  # work lost to a power cut, against wear: a checkpoint of MobileNetV2 writes 27 MB
 PROGRESS_EVERY_S = 0.25  # four lines a second are live to a person and cost nothing
 PAUSE_POLL_S = 0.1
 MAX_NAP_S = 1.0  # obey the governor at least once a second, however low the duty
-WARM_UP_SHARE = 0.05  # of all steps: fresh classifier weights would else throw the frozen features' gradients about
+MAX_DROPPED_STEPS = 10  # a spike now and then is survived; ten are no accident
+MAX_DROPPED_IN_A_ROW = 3  # the weights are unchanged after each: what fails on three batches fails on all
 
 FREE = Steer("RUN", 1.0, 0, reverify=False, rule="run")
 
@@ -50,20 +51,31 @@ class Seen:
     step: int
     samples: int
     loss: float
-    accuracy: float | None
+    score: Score | None
     frozen_layers: int
     depth_percent: int
     step_s: float
     rule: str
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where the loop stands: enough, with the engine's state, to go on."""
+    """Where the loop stands: enough, with the engine's state, to go on.
+
+    Attributes:
+        epoch: epochs done.
+        step: steps done of the present epoch.
+        samples: samples whose update was finite and kept (N_success of R9).
+        dropped: steps whose loss or gradient was not finite; they changed nothing.
+        depth_changes: how often the freeze boundary moved.
+        busy_s: time spent in steps.
+    """
 
     epoch: int = 0
     step: int = 0
     samples: int = 0
+    dropped: int = 0
     depth_changes: int = 0
     busy_s: float = 0.0
 
@@ -92,13 +104,12 @@ class World:
 class Trainer:
     """Runs a plan to its end, or until an order or an error ends it."""
 
-    def __init__(
-        self, run: TrainingRun, plan: Plan, spec: FineTuneSpec, data: Dataset, rule: Preprocess, world: World
-    ) -> None:
-        self._run, self._plan, self._spec, self._data, self._rule, self._world = run, plan, spec, data, rule, world
+    def __init__(self, run: TrainingRun, plan: Plan, spec: FineTuneSpec, task: Task, world: World) -> None:
+        self._run, self._plan, self._spec, self._task, self._world = run, plan, spec, task, world
         self._at = Position()
         self._depth = plan.depth_percent
         self._loss = math.nan
+        self._dropped_in_a_row = 0
         self._binding = "plan"
         self._saved_at = world.clock()
         self._begun = False
@@ -131,33 +142,32 @@ class Trainer:
 
         Raises:
             JobEndedError: an order said so; a checkpoint was saved before.
-            EngineError: the loss is not finite, or frozen weights changed in memory.
+            EngineError: too many steps were not finite, or frozen weights changed in memory.
         """
         self._begun = True
         latest: Score | None = None
         for epoch in range(self._at.epoch, self._spec.epochs):
-            order = epoch_batches(len(self._data.y_train), self._plan.batch, self._spec.seed, epoch)
+            order = epoch_batches(self._task.train_samples, self._plan.batch, self._spec.seed, epoch)
             for step, chosen in enumerate(order):
                 if step >= self._at.step:
                     self._obey()
                     self._one_step(step, chosen)
             latest = self.evaluate()
             self._move(epoch=epoch + 1, step=0)
-            self._tell("epoch", latest.accuracy)
+            self._tell("epoch", latest)
         return latest or self.evaluate()
 
     def evaluate(self) -> Score:
         """Score the current weights on the held-out samples."""
-        return self.score_with(self._run.logits, self._rule)
+        return self.score_with(self._run.outputs, self._task)
 
-    def score_with(self, logits: Callable[[Float32], Float32], rule: Preprocess) -> Score:
+    def score_with(self, forward: Callable[[Float32], Float32], task: Task) -> Score:
         """Score any model on the held-out samples, a few at a time; pauses and ends are obeyed in between."""
-        pixels = self._data.x_test
         parts = []
-        for start in range(0, len(pixels), FORWARD_CHUNK):
+        for start in range(0, task.test_samples, FORWARD_CHUNK):
             self._wait_or_end()
-            parts.append(logits(preprocessed(pixels[start : start + FORWARD_CHUNK], rule)))
-        return score(np.concatenate(parts), self._data.y_test)
+            parts.append(task.measured(forward(task.test_inputs(start, start + FORWARD_CHUNK)), start))
+        return task.score(np.concatenate(parts))
 
     # --- orders ------------------------------------------------------------------------------------------------------
 
@@ -197,22 +207,39 @@ class Trainer:
             self._tell("depth")
 
     def _one_step(self, step: int, chosen: npt.NDArray[np.int64]) -> None:
-        samples = preprocessed(self._data.x_train[chosen], self._rule)
+        samples = self._task.inputs(chosen)
         began = self._world.clock()
-        self._loss = self._run.step(samples, self._data.y_train[chosen], self._learning_rate())
-        if not math.isfinite(self._loss):
-            raise EngineError(
-                f"the loss is {self._loss} at epoch {self._at.epoch + 1}, step {step + 1}",
-                fix="Lower learning_rate; the model in the active slot is untouched",
-                reason="not-finite",
-            )
+        result = self._run.step(samples, self._task.targets(chosen), self._learning_rate())
         took = self._world.clock() - began
-        self._move(step=step + 1, samples=self._at.samples + len(chosen), busy_s=self._at.busy_s + took)
+        self._count(step, len(chosen), took, result)
         if self._world.clock() - self._told_at >= PROGRESS_EVERY_S:
             self._tell("step", step_s=took)
         if self._world.clock() - self._saved_at >= CHECKPOINT_EVERY_S:
             self._checkpoint()
         self._rest(took)
+
+    def _count(self, step: int, samples: int, took: float, result: StepResult) -> None:
+        """Book a step: only the samples of a kept one count.
+
+        Raises:
+            EngineError: `not-finite`: too many steps were dropped.
+        """
+        at = self._at
+        busy_s = at.busy_s + took
+        if result.kept:
+            self._dropped_in_a_row = 0
+            self._loss = result.loss
+            self._move(step=step + 1, samples=at.samples + samples, busy_s=busy_s)
+            return
+        self._dropped_in_a_row += 1
+        self._move(step=step + 1, dropped=at.dropped + 1, busy_s=busy_s)
+        if self._dropped_in_a_row >= MAX_DROPPED_IN_A_ROW or self._at.dropped >= MAX_DROPPED_STEPS:
+            raise EngineError(
+                f"{self._at.dropped} steps were not finite and were dropped, {self._dropped_in_a_row} in a row",
+                where=f"epoch {at.epoch + 1}, step {step + 1}, loss {result.loss}",
+                fix="Lower learning_rate or set clip_norm; the model in the active slot is untouched",
+                reason="not-finite",
+            )
 
     def _rest(self, took: float) -> None:
         """Sleep so that steps take the ordered share of time (duty); a stricter order ends the rest early."""
@@ -222,13 +249,16 @@ class Trainer:
             self._world.nap(min(left, MAX_NAP_S))
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017)."""
-        total = self._spec.epochs * self._plan.steps
+        """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017), or the same to the end."""
+        spec = self._spec
+        total = spec.epochs * self._plan.steps
         done = self._at.epoch * self._plan.steps + self._at.step
-        warm = max(1, int(total * WARM_UP_SHARE))
+        warm = max(1, int(total * spec.warm_up))
         if done < warm:
-            return self._spec.learning_rate * (done + 1) / warm
-        return self._spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, total - warm)))
+            return spec.learning_rate * (done + 1) / warm
+        if spec.schedule == "constant":
+            return spec.learning_rate
+        return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, total - warm)))
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
 
@@ -236,13 +266,13 @@ class Trainer:
         values = {name: getattr(self._at, name) for name in Position.__slots__} | changes
         self._at = Position(**values)
 
-    def _tell(self, event: str, accuracy: float | None = None, step_s: float = 0.0) -> None:
+    def _tell(self, event: str, score: Score | None = None, step_s: float = 0.0) -> None:
         self._told_at = self._world.clock()
         at = self._at
         self._world.tell(
             Seen(
-                event, at.epoch, at.step, at.samples, self._loss, accuracy, self._run.frozen_layers, self._depth,
-                step_s, self._binding,
+                event, at.epoch, at.step, at.samples, self._loss, score, self._run.frozen_layers, self._depth,
+                step_s, self._binding, at.dropped,
             )
         )  # fmt: skip
 
@@ -276,7 +306,7 @@ class Trainer:
 
 # what NumPy and zipfile raise on bytes that are no checkpoint
 _UNREADABLE = (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, OSError, EOFError)
-_POSITION = ("epoch", "step", "samples", "depth_changes", "busy_s")
+_POSITION = ("epoch", "step", "samples", "dropped", "depth_changes", "busy_s")
 
 
 def write_checkpoint(state: Mapping[str, npt.NDArray[np.generic]], position: Position, depth_percent: int) -> bytes:
@@ -298,7 +328,7 @@ def read_checkpoint(data: bytes) -> tuple[dict[str, npt.NDArray[np.generic]], Po
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             place = archive["position"]
             state = {key.removeprefix("state/"): archive[key] for key in archive if key.startswith("state/")}
-        epoch, step, samples, changes = (int(value) for value in place[:4])
-        return state, Position(epoch, step, samples, changes, float(place[4])), int(place[5])
+        epoch, step, samples, dropped, changes = (int(value) for value in place[:5])
+        return state, Position(epoch, step, samples, dropped, changes, float(place[5])), int(place[6])
     except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise EngineError("the checkpoint cannot be read", fix="The job starts over") from error

@@ -17,12 +17,14 @@ from typing import BinaryIO
 
 from agent.errors import EngineError, TemperdError
 from agent.messages import MAX_LINE_BYTES, Failed, Go, Message, Order, Stage, Steer, decode, encode
+from agent.plan import OUT_OF_MEMORY, OUT_OF_MEMORY_FIX
 from agent.trainer import FREE, JobEndedError
 
 PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the daemon went away; the next one resumes from the checkpoint
 READ_BYTES = 64 << 10
 MAX_MESSAGE = 2000  # characters of an error that travel
+ALLOCATION_FAILURES = ("Failed to allocate memory", "std::bad_alloc", "bad allocation")  # onnxruntime's, C++'s, MSVC's
 
 
 class Mailbox:
@@ -116,16 +118,21 @@ def carry_out(order: Order, mailbox: Mailbox, out: BinaryIO) -> Message:
 
 def _last_word(error: Exception) -> Failed:
     """How the job ends for an error."""
+    if isinstance(error, MemoryError) or _allocation_failed(error):
+        return Failed(OUT_OF_MEMORY, f"not enough memory for this job. {OUT_OF_MEMORY_FIX}")
     if isinstance(error, TemperdError):
         outcome = "CANCELED" if isinstance(error, JobEndedError) and error.code == "canceled" else "FAILED"
         result = {**getattr(error, "result", {}), "exit_code": error.exit_code}
         return Failed(error.code, str(error)[:MAX_MESSAGE], outcome, result)
-    if isinstance(error, MemoryError):
-        return Failed("out-of-memory", "not enough memory for this job. Lower batch or image_size, or freeze deeper")
     if isinstance(error, ImportError):
         return Failed("no-runtime", f'{error}. Install one: pip install "temperd[ort]"')
     traceback.print_exception(error)  # a fault of ours: its trace goes to the log instead of three vain attempts
     return Failed("internal", f"{type(error).__name__}: {error}"[:MAX_MESSAGE])
+
+
+def _allocation_failed(error: Exception) -> bool:
+    """Whether the runtime could not get memory: it says so only in words."""
+    return isinstance(error, EngineError) and any(word in error.where for word in ALLOCATION_FAILURES)
 
 
 def main(argv: list[str] | None = None) -> int:

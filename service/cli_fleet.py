@@ -119,6 +119,7 @@ def _show(options: argparse.Namespace, body: dict[str, object]) -> None:
     print(f"{body.get('status')}{step}{progress}{why}", flush=True)
     result = body.get("result")
     if isinstance(result, dict):
-        for key in ("accuracy_before", "accuracy_after", "warnings"):
+        metric = result.get("metric")
+        for key in (f"{metric}_before", f"{metric}_after", "warnings"):
             if result.get(key):
                 print(f"  {key}: {result[key]}")

@@ -1,4 +1,4 @@
-"""`temperd publish`: the publisher's verb."""
+"""`temperd publish` and `make-base`: the publisher's verbs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from agent import strict_json
+from agent.card import IMAGE_CLASSIFICATION
 from agent.errors import SpecError
 from agent.keys import PublicDocument, parse_public_document
 from service.cli import say_json
@@ -20,6 +21,7 @@ def publish(options: argparse.Namespace) -> int:
 
     devices = [_document(Path(name)) for name in options.devices]
     repo, keys = Path(options.repo), Path(options.keys)
+    task, windows = publishing.read_windows_card(Path(options.card)) if options.card else (IMAGE_CLASSIFICATION, None)
     about = publishing.Description(
         name=options.name or Path(options.model).stem.lower(),
         version=options.model_version,
@@ -28,6 +30,8 @@ def publish(options: argparse.Namespace) -> int:
         offset=options.offset,
         security_floor=options.security_floor,
         boards=tuple(options.boards),
+        task=task,
+        windows=windows,
         source_images=options.source_images,
     )
     fresh = not (repo / "metadata").exists()
@@ -43,6 +47,35 @@ def publish(options: argparse.Namespace) -> int:
         for device in devices:
             print(f"granted to {device.device}, fingerprint {device.fingerprint}")
         print(f"pin {publisher.root_path} on every board; serve {repo} with any web server")
+    return 0
+
+
+def make_base(options: argparse.Namespace) -> int:
+    """Make and train a base for anomalies or forecasts."""
+    from agent.make_base import BaseRequest, make_base  # noqa: PLC0415 - needs the numeric stack
+
+    request = BaseRequest(
+        kind=options.kind_of_base,
+        data=options.data,
+        columns=tuple(options.columns),
+        label=options.label,
+        missing=options.missing,
+        window=options.window,
+        horizon=options.horizon,
+        target=options.target,
+        season=options.season,
+        epochs=options.epochs,
+        seed=options.seed,
+        threads=options.threads,
+    )
+    out = Path(options.out)
+    made = make_base(request, out)
+    if options.json:
+        say_json({**made, "model": str(out), "card": str(out.with_suffix(".card.json"))})
+        return 0
+    print(f"{out}: {made['parameters']} parameters, {made['train_samples']} windows, {made['epochs']} epochs")
+    print(f"held-out {made['metric']} {made['value']:.4g}; without a model: {made['baselines']}")
+    print(f"publish it: temperd publish {out} --card {out.with_suffix('.card.json')} --repo DIR --keys DIR")
     return 0
 
 

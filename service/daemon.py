@@ -212,6 +212,7 @@ class Daemon:
             board=self._board_name,
             attempt=record.standing.attempt,
             resume_plan=record.plan,
+            last_end=record.standing.reason_code,
         )
 
     # --- tasks -------------------------------------------------------------------------------------------------------

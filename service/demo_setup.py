@@ -179,7 +179,7 @@ format = "text"
 
 
 def _any_image(folder: Path) -> Path:
-    from agent.dataset import SUFFIXES  # noqa: PLC0415 - numeric stack
+    from agent.images import SUFFIXES  # noqa: PLC0415 - numeric stack
 
     found = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES), None)
     if found is None:

@@ -90,7 +90,7 @@ class Story:
             setattr(self, group, values)
         names = {
             "board": ("temperature_celsius", "ambient_celsius", "delta_t_celsius", "frequency_hz", "frequency_cap_hz"),
-            "training": ("loss", "accuracy", "depth_percent"),
+            "training": ("loss", "score", "depth_percent"),
         }
         for name in names.get(group, ()):
             if isinstance(value := values.get(name), int | float):
@@ -105,7 +105,7 @@ class Story:
         if values.get("event") == "depth":
             self._say(f"freeze depth now {values.get('depth_percent')} % ({values.get('rule')})")
         elif values.get("event") == "epoch":
-            loss, accuracy = _number(values, "loss"), _number(values, "accuracy")
+            loss, accuracy = _number(values, "loss"), _number(values, "score")
             self._say(f"epoch {values.get('epoch')}: loss {loss:.3f}, accuracy {accuracy:.3f}")
 
     # --- view --------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Story:
         return Box(rows, title=f"{self.status} {self.step}".strip(), border_style="cyan")
 
     def _training_line(self) -> str:
-        t, accuracy = self.training, self.series.get("accuracy", [])
+        t, accuracy = self.training, self.series.get("score", [])
         parts = (
             f"epoch {t.get('epoch', '-')}/{t.get('epochs', '-')}",
             f"loss {_shown(t, 'loss', '.3f')}",
@@ -203,7 +203,7 @@ def chart_of(story: Story) -> str:
         Panel("clock (GHz)", [Line("running", _scaled(get("frequency_hz", []), 1e-9), "#2563eb", steps=True),
                               Line("cap", _scaled(get("frequency_cap_hz", []), 1e-9), "#93c5fd", steps=True)], 0, 2),
         Panel("frozen (%)", [Line("freeze depth", get("depth_percent", []), "#7c3aed", steps=True)], 0, 100),
-        Panel("learning", [Line("accuracy", get("accuracy", []), "#059669"),
+        Panel("learning", [Line("accuracy", get("score", []), "#059669"),
                            Line(f"loss / {top:.1f}", _scaled(loss, 1 / top), "#64748b")], 0, 1),
     )  # fmt: skip
     bands = [] if story.heat_at is None else [(story.heat_at, story.heat_at + story.heat_s, "heated on purpose")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Container
 
 from agent.errors import BoardError, TemperdError
@@ -18,6 +19,8 @@ PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a 
 STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is stopped
 MAX_WARNINGS = 20  # kept with the result
 OPERATIONS_PER_MAC = 2
+OUT_OF_MEMORY = "out-of-memory"
+SHRINKABLE = (State.COMPILING, State.TRAINING, State.PAUSED)  # where a smaller micro-batch takes less memory
 STOPPING = "stopping"  # rule of the order with which a stopped daemon ends its worker
 
 log = logger("jobs")
@@ -137,6 +140,17 @@ class Runner:
 
     def _conclude(self, record: JobRecord, last: Message | None, code: int) -> JobRecord:
         """What the end of a worker means for its job."""
+        if isinstance(last, Finished | Failed):
+            return self._after_last_word(record, last)
+        if record.id in self._canceled and record.standing.state is not State.PROMOTING:
+            return self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator")
+        if self.stopping:
+            return record  # killed by the stop: the next start counts it as an interrupted attempt
+        ended = "worker-killed" if code == -signal.SIGKILL else "worker-crashed"
+        return self._statuses.move(record, Event.RESTART, ended, f"the worker ended with code {code}")
+
+    def _after_last_word(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
+        """A worker that could say how it ended: put aside, try again smaller, or end the job."""
         promoting = record.standing.state is State.PROMOTING
         if isinstance(last, Failed) and last.code == STOPPING and not promoting:
             return self._statuses.move(
@@ -148,13 +162,15 @@ class Runner:
             )
         if isinstance(last, Failed) and last.code == "network" and record.plan:
             return self._statuses.move(record, Event.SUSPEND, "network", last.message, energy_j=self._steering.joules)
-        if isinstance(last, Finished | Failed):
-            return self._finish(record, last)
-        if record.id in self._canceled and not promoting:
-            return self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator")
-        if self.stopping:
-            return record  # killed by the stop: the next start counts it as an interrupted attempt
-        return self._statuses.move(record, Event.RESTART, "worker-crashed", f"the worker ended with code {code}")
+        if isinstance(last, Failed) and last.code == OUT_OF_MEMORY and self._can_shrink(record):
+            return self._statuses.move(record, Event.RESTART, OUT_OF_MEMORY, "goes on with a smaller micro-batch")
+        return self._finish(record, last)
+
+    @staticmethod
+    def _can_shrink(record: JobRecord) -> bool:
+        """Whether the job has a plan that was not shrunk yet: the next attempt will shrink it."""
+        plan = (record.plan or {}).get("plan")
+        return isinstance(plan, dict) and not plan.get("shrunk") and record.standing.state in SHRINKABLE
 
     async def _hear(self, message: Message) -> Message:
         assert self.current is not None

@@ -5,13 +5,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.evaluate import Score, gate, majority_share, score
+from agent.evaluate import (
+    Baseline,
+    Score,
+    auc,
+    gate,
+    majority_share,
+    score_errors,
+    score_forecast,
+    score_logits,
+)
 
 steady = settings(derandomize=True, deadline=None)
 
 
 def at(accuracy: float, loss: float = 0.5, *, finite: bool = True) -> Score:
-    return Score(accuracy, loss, 100, finite)
+    return Score("accuracy", accuracy, loss, 100, finite)
+
+
+def largest_class(share: float) -> Baseline:
+    return Baseline("majority", share, "the largest class alone")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +55,7 @@ def at(accuracy: float, loss: float = 0.5, *, finite: bool = True) -> Score:
 def test_the_gate(
     tuned: Score, before: Score, running: Score | None, floor: float, gain: float, reason: str, evidence: str
 ) -> None:
-    verdict = gate(tuned, before, running, floor, gain)
+    verdict = gate(tuned, before, running, largest_class(floor), gain)
     assert verdict.reason == reason
     assert verdict.accepted == (reason == "")
     assert evidence in verdict.evidence
@@ -62,34 +75,32 @@ def test_only_what_is_finite_useful_and_better_passes(
     gain: float,
     finite: bool,  # noqa: FBT001 - hypothesis passes it
 ) -> None:
-    verdict = gate(at(tuned.accuracy, tuned.loss, finite=finite), before, running, floor, gain)
-    beaten = [
-        (tuned.accuracy, -tuned.loss) > (other.accuracy + gain, -other.loss) for other in (before, running) if other
-    ]
-    assert verdict.accepted == (finite and tuned.accuracy > floor and all(beaten))
+    verdict = gate(at(tuned.value, tuned.loss, finite=finite), before, running, largest_class(floor), gain)
+    beaten = [(tuned.value, -tuned.loss) > (other.value + gain, -other.loss) for other in (before, running) if other]
+    assert verdict.accepted == (finite and tuned.value > floor and all(beaten))
     assert verdict.accepted == (verdict.reason == "")
     assert verdict.evidence
 
 
 def test_a_score_by_hand() -> None:
     logits = np.log(np.asarray([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]], np.float32))
-    found = score(logits, np.asarray([0, 1, 2]))
-    assert found.accuracy == pytest.approx(2 / 3)
+    found = score_logits(logits, np.asarray([0, 1, 2]))
+    assert found.value == pytest.approx(2 / 3)
     assert found.loss == pytest.approx(-np.log([0.7, 0.6, 0.25]).mean(), rel=1e-6)
     assert (found.samples, found.finite) == (3, True)
 
 
 def test_a_score_does_not_overflow() -> None:
     logits = np.asarray([[3e38, -3e38], [-3e38, 3e38]], np.float32)
-    assert score(logits, np.asarray([0, 1])) == Score(1.0, 0.0, 2, finite=True)
-    assert np.isfinite(score(logits, np.asarray([1, 0])).loss)
+    assert score_logits(logits, np.asarray([0, 1])) == Score("accuracy", 1.0, 0.0, 2, finite=True)
+    assert np.isfinite(score_logits(logits, np.asarray([1, 0])).loss)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_score_nothing(bad: float) -> None:
     logits = np.ones((2, 3), np.float32)
     logits[1, 2] = bad
-    assert score(logits, np.asarray([0, 0])) == Score(0.0, float("inf"), 2, finite=False)
+    assert score_logits(logits, np.asarray([0, 0])) == Score("accuracy", 0.0, float("inf"), 2, finite=False)
 
 
 @steady
@@ -97,7 +108,7 @@ def test_logits_that_are_not_finite_score_nothing(bad: float) -> None:
 def test_a_constant_added_to_all_logits_changes_nothing(n: int, k: int, seed: int, shift: float) -> None:
     rng = np.random.default_rng(seed)
     logits, labels = rng.standard_normal((n, k)).astype(np.float32), rng.integers(0, k, n)
-    a, b = score(logits, labels), score((logits + np.float32(shift)).astype(np.float32), labels)
+    a, b = score_logits(logits, labels), score_logits((logits + np.float32(shift)).astype(np.float32), labels)
     assert a.loss == pytest.approx(b.loss, abs=1e-4)
     assert a.loss >= 0
 
@@ -105,3 +116,78 @@ def test_a_constant_added_to_all_logits_changes_nothing(n: int, k: int, seed: in
 def test_the_largest_class_alone() -> None:
     assert majority_share(np.asarray([2, 2, 0, 2])) == 0.75
     assert majority_share(np.asarray([1])) == 1.0
+
+
+# --- anomalies --------------------------------------------------------------------------------------------------------
+
+
+@steady
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
+def test_the_auc_is_the_share_of_pairs_in_the_right_order(samples: list[tuple[int, bool]]) -> None:
+    positive = [value for value, mark in samples if mark]
+    negative = [value for value, mark in samples if not mark]
+    if not (positive and negative):
+        return
+    pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positive for n in negative]
+    scores = np.asarray([value for value, _ in samples], np.float64)
+    found = auc(scores, np.asarray([mark for _, mark in samples]))
+    assert found == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+
+
+@steady
+@given(st.integers(0, 999), st.integers(2, 30))
+def test_the_auc_sees_only_the_order(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, marks = rng.integers(0, 9, count).astype(np.float64), np.arange(count) % 2 == 0
+    assert auc(np.exp(scores), marks) == auc(scores, marks)
+    assert auc(-scores, marks) == pytest.approx(1 - auc(scores, marks))
+
+
+def test_errors_are_judged_by_labels_or_by_themselves() -> None:
+    errors = np.asarray([0.1, 0.4, 0.2, 0.9])
+    found = score_errors(errors, np.asarray([False, False, False, True]))
+    assert (found.metric, found.value, found.higher_is_better) == ("auc", 1.0, True)
+    assert found.loss == pytest.approx(0.7 / 3)
+    plain = score_errors(errors, None)
+    assert (plain.metric, plain.higher_is_better) == ("reconstruction_error", False)
+    assert plain.value == plain.loss == pytest.approx(0.4)
+    assert score_errors(np.asarray([0.1, np.inf]), None) == Score(
+        "reconstruction_error", float("inf"), float("inf"), 2, finite=False
+    )
+
+
+# --- forecasts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_forecast_is_scored_in_the_units_of_the_data() -> None:
+    actual = np.asarray([[1.0, 2.0], [3.0, 4.0]])
+    found = score_forecast(actual + [[1, -1], [0, 2]], actual)
+    assert (found.metric, found.value, found.samples, found.higher_is_better) == ("mae", 1.0, 2, False)
+    assert found.loss == pytest.approx(np.sqrt(6 / 4))
+    assert not score_forecast(actual * np.nan, actual).finite
+
+
+def error(value: float, loss: float = 0.5) -> Score:
+    return Score("mae", value, loss, 100, finite=True)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "before", "running", "naive", "gain", "reason"),
+    [
+        (error(8.0), error(10.0), None, 12.0, 0.0, ""),
+        (error(8.0), error(10.0), error(9.0), 12.0, 0.1, ""),
+        (error(8.0), error(10.0), error(8.5), 12.0, 0.1, "gate-running"),
+        (error(9.5), error(10.0), None, 12.0, 0.1, "gate-base"),
+        (error(9.5), error(10.0), None, 9.5, 0.0, "gate-naive-last"),
+        (error(10.0), error(10.0), None, 12.0, 0.0, "gate-base"),
+        (error(10.0, 0.4), error(10.0), None, 12.0, 0.0, ""),
+        (error(10.5), error(10.0), None, 12.0, -0.1, ""),
+        (error(8.0), Score("mae", float("inf"), float("inf"), 100, finite=False), None, 12.0, 0.5, ""),
+    ],
+)
+def test_the_gate_on_errors(
+    tuned: Score, before: Score, running: Score | None, naive: float, gain: float, reason: str
+) -> None:
+    verdict = gate(tuned, before, running, Baseline("naive_last", naive, "the last value alone"), gain)
+    assert verdict.reason == reason
+    assert "MAE" in verdict.evidence

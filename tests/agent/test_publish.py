@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from agent.card import Preprocess
-from agent.dataset import decode_one, preprocessed
 from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import Graph, Node, parse, serialize
 from agent.errors import BoardError, DataError, ModelError, SpecError
+from agent.images import decode_one, preprocessed
 from agent.keys import create_identity, open_grant
 from agent.predict import predict
 from agent.publish import MAX_LABELS_BYTES, Description, make_card, publish, read_labels, read_model

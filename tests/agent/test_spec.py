@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import SpecError
-from agent.spec import DEPTH_CHOICES, FineTuneSpec, parse_spec, spec_table
+from agent.spec import DEPTH_CHOICES, LOSS_CHOICES, FineTuneSpec, parse_spec, spec_table
 
 LEAST = {"model": "efficientnet-lite0", "data": "/srv/images"}
 BOUNDS = {  # key: lowest, highest, step outside
@@ -21,6 +21,12 @@ BOUNDS = {  # key: lowest, highest, step outside
     "least_gain": (-1.0, 1.0, 1e-3),
     "most_samples": (2, 1_000_000, 1),
     "seed": (0, 2**31 - 1, 1),
+    "warm_up": (0.0, 0.5, 1e-3),
+    "clip_norm": (0.0, 1e6, 1.0),
+    "label_smoothing": (0.0, 0.5, 1e-3),
+    "micro_batch": (0, 1024, 1),
+    "stride": (1, 4096, 1),
+    "season": (0, 4096, 1),
 }
 
 
@@ -37,6 +43,11 @@ specs = st.builds(
     depth=st.sampled_from(DEPTH_CHOICES),
     head=st.sampled_from(["auto", "replace", "keep"]),
     optimizer=st.sampled_from(["sgd", "adamw"]),
+    schedule=st.sampled_from(["cosine", "constant"]),
+    loss=st.sampled_from(LOSS_CHOICES),
+    columns=st.lists(st.text(max_size=20), max_size=4).map(tuple),
+    label=st.text(max_size=128),
+    missing=st.sampled_from(["skip", "fill"]),
     **{key: number(low, high) for key, (low, high, _) in BOUNDS.items()},
 )
 
@@ -75,6 +86,11 @@ def test_bounds_are_inclusive(key: str) -> None:
         ({"engine": "torch"}, "engine", "not one of"),
         ({"head": "drop"}, "head", "not one of"),
         ({"optimizer": "lion"}, "optimizer", "not one of"),
+        ({"loss": "hinge"}, "loss", "not one of auto, cross-entropy, mse, l1, huber, bce"),
+        ({"schedule": "step"}, "schedule", "not one of cosine, constant"),
+        ({"missing": "drop"}, "missing", "not one of skip, fill"),
+        ({"columns": "a"}, "columns", "must be a list"),
+        ({"columns": ["a", 1]}, "columns[1]", "must be a text"),
         ({"epochs": True}, "epochs", "whole number"),
         ({"epochs": 1.5}, "epochs", "whole number"),
         ({"batch": "16"}, "batch", "whole number"),

@@ -15,17 +15,21 @@ from hypothesis import strategies as st
 
 from agent.card import Preprocess
 from agent.cost import cost_table
-from agent.dataset import Dataset
+from agent.classification import Classification
 from agent.engine import choose_engine
-from agent.engine.base import Float32, Int64, OptimizerSpec, TrainingRun, TrainingSetup
+from agent.engine.base import Float32, LossSpec, StepResult, Targets, TrainingRun
 from agent.engine.ir import Graph
 from agent.errors import BoardError, EngineError
+from agent.finetune import training_setup
+from agent.images import Images
 from agent.messages import Steer
 from agent.plan import Plan, make_plan
 from agent.spec import FineTuneSpec
 from agent.trainer import (
     CHECKPOINT_EVERY_S,
     FREE,
+    MAX_DROPPED_IN_A_ROW,
+    MAX_DROPPED_STEPS,
     MAX_NAP_S,
     JobEndedError,
     Position,
@@ -44,9 +48,10 @@ SPEC = FineTuneSpec("net", "/data", depth="25", epochs=2, batch=6, learning_rate
 STEPS = 4  # an epoch: 22 samples in batches of 6, the last one filled up
 
 
-def images() -> Dataset:
+def images() -> Classification:
     pixels, labels = colour_images(34)
-    return Dataset(pixels[:22], labels[:22], pixels[22:], labels[22:], ("red", "green", "blue"))
+    parts = Images(pixels[:22], labels[:22], pixels[22:], labels[22:], ("red", "green", "blue"))
+    return Classification(parts, RULE, LossSpec())
 
 
 DATA = images()
@@ -69,18 +74,20 @@ class TimedRun:
     def trainable(self) -> tuple[str, ...]:
         return self.inner.trainable
 
-    def step(self, samples: Float32, labels: Int64, learning_rate: float) -> float:
+    def step(self, samples: Float32, targets: Targets, learning_rate: float) -> StepResult:
         self.rates.append(learning_rate)
         self.depths.append(self.inner.frozen_layers)
         self.scene.now += self.scene.step_s
         self.scene.steps += 1
-        return self.inner.step(samples, labels, learning_rate)
+        if self.scene.steps in self.scene.spoilt:  # as an engine tells of a batch with a broken gradient
+            return StepResult(math.nan, math.inf, kept=False)
+        return self.inner.step(samples, targets, learning_rate)
 
     def set_frozen_layers(self, count: int) -> None:
         self.inner.set_frozen_layers(count)
 
-    def logits(self, samples: Float32) -> Float32:
-        return self.inner.logits(samples)
+    def outputs(self, samples: Float32) -> Float32:
+        return self.inner.outputs(samples)
 
     def parameters(self) -> Mapping[str, Float32]:
         return self.inner.parameters()
@@ -102,6 +109,7 @@ class Scene:
     orders: Callable[[Scene], Steer] = lambda _: FREE
     step_s: float = 1.0
     full_disk: bool = False
+    spoilt: tuple[int, ...] = ()
     now: float = 100.0
     steps: int = 0
     naps: list[float] = field(default_factory=list)
@@ -131,7 +139,7 @@ def steer(
 def plan_for(spec: FineTuneSpec) -> Plan:
     return make_plan(
         spec, Policy(), cost_table(mobile_block_net()), None,
-        engine="graph", classes=DATA.classes, head="replace", samples=len(DATA.y_train), data_sha256="",
+        engine="graph", classes=DATA.classes, head="replace", samples=DATA.train_samples, data_sha256="",
     )  # fmt: skip
 
 
@@ -139,13 +147,12 @@ def trainer_in(
     scene: Scene, spec: FineTuneSpec = SPEC, net: Graph | None = None, engine: str = "graph"
 ) -> tuple[Trainer, TimedRun]:
     plan, graph = plan_for(spec), net or mobile_block_net()
-    optimizer = OptimizerSpec(spec.optimizer, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    setup = TrainingSetup(graph, plan.batch, graph.input_shape, plan.frozen_layers(0)[1], optimizer, threads=1)
+    setup = training_setup(spec, plan, graph, DATA, threads=1)
     run = TimedRun(choose_engine(engine).start(setup), scene)
     world = World(
         lambda: scene.orders(scene), lambda: None, scene.told.append, scene.save, lambda: scene.now, scene.nap
     )
-    return Trainer(run, plan, spec, DATA, RULE, world), run
+    return Trainer(run, plan, spec, DATA, world), run
 
 
 def weights_after(scene: Scene, spec: FineTuneSpec = SPEC) -> dict[str, np.ndarray]:
@@ -168,12 +175,12 @@ def test_a_job_learns_and_tells_of_itself() -> None:
     trainer, run = trainer_in(scene, replace(SPEC, epochs=6))
     before = trainer.evaluate()
     after = trainer.train()
-    assert after.accuracy > before.accuracy
+    assert after.value > before.value
     assert after.loss < before.loss
     assert after == trainer.evaluate()
-    assert trainer.position == Position(epoch=6, step=0, samples=6 * STEPS * 6, depth_changes=0, busy_s=6.0 * STEPS)
+    assert trainer.position == Position(epoch=6, samples=6 * STEPS * 6, busy_s=6.0 * STEPS)
     assert scene.events() == ["epoch"] * 6
-    assert [seen.accuracy for seen in scene.told if seen.event == "epoch"][-1] == after.accuracy
+    assert [seen.score for seen in scene.told if seen.event == "epoch"][-1] == after
     steps = [seen for seen in scene.told if seen.event == "step"]
     assert [(seen.epoch, seen.step) for seen in steps] == [(e, s + 1) for e in range(6) for s in range(STEPS)]
     assert {(seen.step_s, seen.rule, seen.depth_percent, seen.frozen_layers) for seen in steps} == {
@@ -192,6 +199,15 @@ def test_the_rate_warms_up_and_falls_along_half_a_cosine() -> None:
     expected = [peak / 2 * (1 + math.cos(math.pi * k / (total - warm))) for k in range(total - warm)]
     assert run.rates[warm:] == pytest.approx(expected)
     assert 0 < run.rates[-1] < peak / 100
+
+
+def test_without_warm_up_and_schedule_the_rate_stays() -> None:
+    trainer, run = trainer_in(Scene(), replace(SPEC, warm_up=0.0, schedule="constant"))
+    trainer.train()
+    assert set(run.rates) == {SPEC.learning_rate}
+    trainer, run = trainer_in(Scene(), replace(SPEC, warm_up=0.5, schedule="constant"))
+    trainer.train()
+    assert run.rates == pytest.approx([SPEC.learning_rate * min(1, (k + 1) / 4) for k in range(8)])
 
 
 def test_progress_is_told_at_most_four_times_a_second_and_work_is_saved_every_half_minute() -> None:
@@ -295,14 +311,40 @@ def test_an_order_never_thaws_what_the_plan_froze() -> None:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_the_job() -> None:
-    scene = Scene()
-    trainer, _ = trainer_in(scene, replace(SPEC, learning_rate=1e30))
-    with pytest.raises(EngineError, match=r"the loss is (nan|inf) at epoch \d, step \d") as caught:
+def test_a_step_that_is_not_finite_is_dropped_and_its_samples_do_not_count() -> None:
+    scene = Scene(spoilt=(2, 3, 7))
+    trainer, _ = trainer_in(scene)
+    trainer.train()
+    assert scene.steps == 2 * STEPS
+    assert (trainer.position.dropped, trainer.position.samples) == (3, 6 * (2 * STEPS - 3))
+    assert [seen.dropped for seen in scene.told if seen.event == "epoch"] == [2, 3]
+    assert all(math.isfinite(seen.loss) for seen in scene.told if seen.step != 2 or seen.epoch)
+    again, _ = trainer_in(Scene())
+    again.resume(write_checkpoint(again._run.state(), trainer.position, 25))
+    assert again.position == trainer.position
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "steps"),
+    [(tuple(range(5, 5 + MAX_DROPPED_IN_A_ROW)), 4 + MAX_DROPPED_IN_A_ROW), (tuple(range(2, 99, 2)), 20)],
+)
+def test_too_many_dropped_steps_end_the_job(spoilt: tuple[int, ...], steps: int) -> None:
+    scene = Scene(spoilt=spoilt)
+    trainer, _ = trainer_in(scene, replace(SPEC, epochs=8))
+    with pytest.raises(EngineError, match=r"\d+ steps were not finite and were dropped") as caught:
         trainer.train()
     assert caught.value.code == "not-finite"
     assert "active slot is untouched" in caught.value.fix
-    assert trainer.position.samples == 6 * (scene.steps - 1)  # the last step's samples do not count
+    assert scene.steps == steps
+    assert trainer.position.dropped in (MAX_DROPPED_IN_A_ROW, MAX_DROPPED_STEPS)
+    assert trainer.position.samples == 6 * (steps - trainer.position.dropped)
+
+
+def test_a_rate_that_blows_the_weights_up_ends_the_job() -> None:
+    trainer, _ = trainer_in(Scene(), replace(SPEC, learning_rate=1e30))
+    with pytest.raises(EngineError) as caught:
+        trainer.train()
+    assert caught.value.code == "not-finite"
 
 
 def test_reverification_passes_over_sound_memory_and_notices_a_flipped_bit() -> None:
@@ -421,7 +463,7 @@ numbers = st.integers(0, 2**40)
 
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(
-    st.builds(Position, numbers, numbers, numbers, numbers, st.floats(0, 1e9, allow_subnormal=False)),
+    st.builds(Position, numbers, numbers, numbers, numbers, numbers, st.floats(0, 1e9, allow_subnormal=False)),
     st.sampled_from([0, 25, 50, 75, 100]),
     st.dictionaries(st.text(st.characters(codec="ascii", exclude_characters="\0\\:"), min_size=1), st.integers(0, 9)),
 )
@@ -444,7 +486,7 @@ def plain_array() -> bytes:
     return stream.getvalue()
 
 
-GOOD = write_checkpoint({"weight/a": np.ones(4, np.float32)}, Position(1, 2, 3, 4, 5.0), 50)
+GOOD = write_checkpoint({"weight/a": np.ones(4, np.float32)}, Position(1, 2, 3, 4, 5, 6.0), 50)
 
 
 @pytest.mark.parametrize(
@@ -458,10 +500,10 @@ GOOD = write_checkpoint({"weight/a": np.ones(4, np.float32)}, Position(1, 2, 3, 
         saved(other=np.zeros(6)),
         saved(position=np.zeros(3)),
         saved(position=np.float64(1)),
-        saved(position=np.full(6, np.nan)),
-        saved(position=np.full(6, np.inf)),
-        saved(position=np.asarray(["x"] * 6)),
-        saved(position=np.zeros((6, 2))),
+        saved(position=np.full(7, np.nan)),
+        saved(position=np.full(7, np.inf)),
+        saved(position=np.asarray(["x"] * 7)),
+        saved(position=np.zeros((7, 2))),
     ],
     ids=lambda data: repr(data[:8]),
 )
@@ -480,5 +522,5 @@ def test_a_damaged_checkpoint_is_read_or_an_engine_error(place: int, value: int)
     except EngineError as error:
         assert error.fix  # noqa: PT017 - both ends are allowed
         return
-    assert (position, depth) == (Position(1, 2, 3, 4, 5.0), 50)  # archives carry check sums
+    assert (position, depth) == (Position(1, 2, 3, 4, 5, 6.0), 50)  # archives carry check sums
     assert all(np.array_equal(array, np.ones(4)) for array in state.values())

@@ -15,8 +15,9 @@ from PIL import Image
 
 from agent import dataset
 from agent.card import Preprocess
-from agent.dataset import Dataset, decode_one, epoch_batches, load, preprocessed
+from agent.dataset import epoch_batches
 from agent.errors import DataError
+from agent.images import MAX_CLASSES, Images, decode_one, load, preprocessed
 
 steady = settings(
     derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -37,7 +38,7 @@ def two_classes(root: Path, each: int = 4) -> Path:
     return root
 
 
-def read(path: Path, *, held_out: float = 0.25, seed: int = 0, most: int = 1000, size: int = SIZE) -> Dataset:
+def read(path: Path, *, held_out: float = 0.25, seed: int = 0, most: int = 1000, size: int = SIZE) -> Images:
     return load(str(path), size, held_out, seed, most)
 
 
@@ -227,7 +228,7 @@ def test_more_than_fits_into_memory_is_refused_before_decoding(tmp_path: Path) -
 
 def test_more_classes_than_allowed_are_refused(tmp_path: Path) -> None:
     two_classes(tmp_path)
-    for i in range(dataset.MAX_CLASSES - 1):
+    for i in range(MAX_CLASSES - 1):
         (tmp_path / f"empty{i}").mkdir()
     refused(tmp_path, "more than 1000 classes")
 
