@@ -57,7 +57,7 @@ class AnomalyDetection:
         chosen = self.windows.train[:: max(1, self.train_samples // THRESHOLD_WINDOWS)]
         mean = self.windows.inputs(chosen, self.rule).mean(axis=0, dtype=np.float64)
         parts = [
-            window_errors(self.test_inputs(i, i + FORWARD_CHUNK), mean)
+            window_errors(mean, self.test_inputs(i, i + FORWARD_CHUNK))
             for i in range(0, self.test_samples, FORWARD_CHUNK)
         ]
         return (Baseline("mean", float(np.concatenate(parts).mean()), "the mean window alone"),)
@@ -118,7 +118,7 @@ class AnomalyDetection:
 
 
 def window_errors(outputs: Float32 | Float64, inputs: Float32) -> Float64:
-    """Mean squared error of each of M samples."""
+    """Mean squared error of each of M samples; outputs [M, ...], or one [...] for all."""
     wide = (np.asarray(outputs, np.float64) - inputs) ** 2
     found: Float64 = wide.reshape(len(inputs), -1).mean(axis=1)
     return found

@@ -214,7 +214,7 @@ def _mark(cell: str, row: int, where: Path) -> bool:
 def _read_npz(file: Path, columns: Sequence[str], label: str) -> _Raw:
     arrays = read_arrays(file, NPZ_KEYS)
     names = _npz_columns(file, arrays)
-    x = arrays["x"].reshape(len(arrays["x"]), -1)
+    x = arrays["x"] if arrays["x"].ndim > 1 else arrays["x"][:, None]
     if len(x) > MAX_ROWS or x.shape[0] * len(columns) * 4 > MAX_DATA_BYTES:
         raise DataError(f"{len(x)} rows are too many", where=str(file), fix=f"Cut the file: at most {MAX_ROWS} rows")
     with np.errstate(over="ignore"):
