@@ -12,7 +12,7 @@ from agent.cost import cost_table
 from agent.engine.ir import shapes
 from agent.errors import EngineError
 from agent.messages import Planned, decode, encode
-from agent.plan import Plan, Rung, make_plan, parse_plan, plan_table
+from agent.plan import OUT_OF_MEMORY, Plan, Rung, make_plan, parse_plan, plan_table, shrink
 from agent.spec import DEPTH_CHOICES, FineTuneSpec
 from policies.policy import DEPTH_LADDER, Policy
 from tests.simulators.small_models import mobile_block_net
@@ -65,6 +65,44 @@ def test_a_depth_that_was_asked_for_is_kept(depth: str, percent: int) -> None:
 def test_batch_and_steps(batch: int, samples: int, expected: tuple[int, int]) -> None:
     made = plan(dataclasses.replace(SPEC, batch=batch), samples=samples)
     assert (made.batch, made.steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "samples", "expected"),
+    [
+        (16, 0, 100, 0),
+        (16, 8, 100, 8),
+        (16, 7, 100, 4),
+        (16, 99, 100, 16),
+        (16, 16, 15, 15),
+        (15, 4, 100, 3),
+        (7, 5, 9, 1),
+    ],
+)
+def test_a_micro_batch_divides_the_batch(batch: int, micro_batch: int, samples: int, expected: int) -> None:
+    made = plan(dataclasses.replace(SPEC, batch=batch, micro_batch=micro_batch), samples=samples)
+    assert made.micro_batch == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "expected"), [(16, 0, 8), (16, 4, 2), (15, 0, 5), (7, 0, 1), (2, 0, 1), (22, 11, 2)]
+)
+def test_a_plan_shrinks_once_and_keeps_its_batch(batch: int, micro_batch: int, expected: int) -> None:
+    made = plan(dataclasses.replace(SPEC, batch=batch, micro_batch=micro_batch))
+    small = shrink(made)
+    assert (small.micro_batch, small.shrunk) == (expected, True)
+    assert dataclasses.replace(small, micro_batch=made.micro_batch, shrunk=False) == made
+    assert batch % small.micro_batch == 0
+    with pytest.raises(EngineError, match="not enough memory") as caught:
+        shrink(small)
+    assert caught.value.code == OUT_OF_MEMORY
+    assert "Lower batch" in caught.value.fix
+
+
+@pytest.mark.parametrize(("batch", "micro_batch"), [(1, 0), (8, 1)])
+def test_a_step_of_one_sample_does_not_shrink(batch: int, micro_batch: int) -> None:
+    with pytest.raises(EngineError, match="with 1 sample at once too"):
+        shrink(plan(dataclasses.replace(SPEC, batch=batch, micro_batch=micro_batch)))
 
 
 @steady
