@@ -132,7 +132,8 @@ def _last_word(error: Exception) -> Failed:
 
 def _allocation_failed(error: Exception) -> bool:
     """Whether the runtime could not get memory: it says so only in words."""
-    return isinstance(error, EngineError) and any(word in error.where for word in ALLOCATION_FAILURES)
+    told = f"{error} {error.__cause__}"
+    return isinstance(error, EngineError) and any(words in told for words in ALLOCATION_FAILURES)
 
 
 def main(argv: list[str] | None = None) -> int:

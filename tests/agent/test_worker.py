@@ -191,6 +191,36 @@ def test_the_kernel_ends_a_worker_whose_daemon_is_killed(tmp_path: Path) -> None
     assert ended == [watch]
 
 
+SHORT_OF_MEMORY = """
+import resource
+import numpy as np
+from agent.engine.infer import Inference
+from agent.engine.ir import Graph, Node
+from agent.worker import _last_word
+
+relu = Graph((Node("Relu", ("x",), ("y",), {}, "relu"),), {}, "x", (1 << 22,), "y")
+inference = Inference(relu, 1)
+samples = np.ones((16, 1 << 22), np.float32)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+try:
+    inference.run(samples)
+except Exception as error:
+    print(_last_word(error).code)
+try:
+    bytearray(1 << 30)
+except MemoryError as error:
+    print(_last_word(error).code)
+"""
+
+
+def test_memory_that_runs_out_in_the_runtime_or_in_python_has_a_code_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, cwd=ROOT, timeout=BOUND_S, check=False
+    )
+    assert done.stdout.split() == ["out-of-memory"] * 2, done.stderr
+
+
 def test_a_worker_that_writes_nonsense_is_an_engine_error() -> None:
     """The reading side, on a program that is no worker."""
 
