@@ -28,10 +28,10 @@ class _Network:
         weight = self._rng.standard_normal((outputs, inputs)) * math.sqrt(gain / inputs)
         return self._layer("Gemm", name, x, weight, {"transB": 1})
 
-    def causal(self, name: str, x: str, inputs: int, outputs: int, dilation: int) -> str:
+    def causal(self, name: str, x: str, inputs: int, outputs: int, dilation: int, gain: float = 2.0) -> str:
         """Convolution over time, [N, inputs, T] to [N, outputs, T], that sees only the past (Oord et al. 2016)."""
         shape = (outputs, inputs, KERNEL)
-        weight = self._rng.standard_normal(shape) * math.sqrt(2.0 / (inputs * KERNEL))
+        weight = self._rng.standard_normal(shape) * math.sqrt(gain / (inputs * KERNEL))
         attrs: dict[str, Attribute] = {"dilations": [dilation], "pads": [dilation * (KERNEL - 1), 0]}
         return self._layer("Conv", name, x, weight, attrs)
 
@@ -72,18 +72,19 @@ def dilated_forecaster(columns: int, window: int, horizon: int, target: int, see
 
     Two paths are added. Residual blocks of causal convolutions whose dilation doubles until they see the whole window
     (a temporal convolutional network, Bai et al. 2018), summed up in a few channels. And a linear one from the whole
-    window (as the autoregressive part of LSTNet, Lai et al. 2018), which begins as "the last value stays": the network
-    begins as naive-last and learns what that misses.
+    window (as the autoregressive part of LSTNet, Lai et al. 2018), which begins as "the last value stays", while the
+    other's last layer begins at zero: the network begins as naive-last and learns what that misses.
     """
     net = _Network(seed)
     x = net.simple("Relu", net.causal("stem", "window", columns, FORECASTER_CHANNELS, 1))
-    for index in range(_blocks(window)):
-        inner = net.simple("Relu", net.causal(f"block{index}", x, FORECASTER_CHANNELS, FORECASTER_CHANNELS, 2 << index))
+    blocks, channels = _blocks(window), FORECASTER_CHANNELS
+    for index in range(blocks):  # each adds its share: with the full gain the sum would double block by block
+        inner = net.simple("Relu", net.causal(f"block{index}", x, channels, channels, 2 << index, 2.0 / blocks))
         x = net.simple("Add", x, inner)
     x = net.simple("Relu", net.causal("summary", x, FORECASTER_CHANNELS, SUMMARY_CHANNELS, 1))
     linear = net.dense("linear", net.simple("Flatten", "window", axis=1), columns * window, horizon, gain=0.0)
     net.weights["linear.weight"][:, target * window + window - 1] = 1.0
-    learnt = net.dense("head", net.simple("Flatten", x, axis=1), SUMMARY_CHANNELS * window, horizon, gain=0.01)
+    learnt = net.dense("head", net.simple("Flatten", x, axis=1), SUMMARY_CHANNELS * window, horizon, gain=0.0)
     output = net.simple("Add", linear, learnt)
     return Graph(tuple(net.nodes), net.weights, "window", (columns, window), output)
 
