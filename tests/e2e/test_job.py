@@ -101,7 +101,25 @@ def test_a_worker_killed_while_training_goes_on_from_its_checkpoint(fleet: World
     record = fleet.ended(request.id)
     assert (record.standing.state, record.standing.attempt) == ("SUCCEEDED", 2)
     assert record.result["samples"] == LONG * 24 * 8, "every step was done exactly once"
+    assert record.result["micro_batch"] == 4, "a worker that the system kills may have been too large"
+    assert any("memory ran out before: 4 samples at once now" in told for told in record.result["warnings"])
     assert not list((fleet.state / "store" / "checkpoints").iterdir()), "the checkpoint is gone with the job"
+
+
+def test_a_worker_that_is_killed_smaller_too_ends_the_job_for_want_of_memory(fleet: World) -> None:
+    request = fleet.request("fine-tune", fleet.job(fleet.images(samples=240), epochs=LONG))
+    envelope = sign_command(request, fleet.console_key)
+    fleet.send_envelope("fine-tune", request.id, envelope, until=("running",))
+    for attempt in (1, 2):
+        fleet.wait(
+            lambda attempt=attempt: (
+                (s := fleet.record(request.id).standing).state == "TRAINING" and s.attempt == attempt
+            )
+        )
+        os.kill(fleet.worker_pid(), signal.SIGKILL)
+    record = fleet.ended(request.id)
+    assert (record.standing.state, record.standing.reason_code) == ("FAILED", "out-of-memory")
+    assert "Lower batch" in record.standing.reason
 
 
 def test_a_broker_that_dies_does_not_stop_the_job(fleet: World) -> None:
