@@ -38,8 +38,8 @@ container-test:  ## build the image with buildah and run it (root, Debian; about
 clean:  ## remove environments and what the demo made
 	rm -rf .venv-ort .venv-ort-training temperd-demo build *.egg-info
 
-# The environment is made anew when pyproject.toml changes.
-$(VENV)/.installed: pyproject.toml
+# The environment is made anew when pyproject.toml or the kernel library's sources change.
+$(VENV)/.installed: pyproject.toml $(wildcard agent/engine/native/*.[ch] agent/engine/native/*.inc)
 	@echo "making $(VENV) with the extra '$(EXTRA)' (first time: a minute or two)"
 	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)

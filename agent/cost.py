@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agent.engine.base import UpdatePlan
 from agent.engine.ir import Graph, shapes
 from agent.engine.passes import split
 
@@ -72,7 +73,8 @@ def cost_table(graph: Graph) -> CostTable:
         outputs = int(np.prod(output))
         layers.append(LayerCost(layer.node.name, outputs * per_output, size, outputs * FLOAT_BYTES))
     crossing = tuple(
-        sum(int(np.prod(known[name])) for name in split(graph, k).crossing) * FLOAT_BYTES for k in range(len(layers))
+        sum(int(np.prod(known[name])) for name in split(graph, UpdatePlan(k)).crossing) * FLOAT_BYTES
+        for k in range(len(layers))
     )
     return CostTable(tuple(layers), crossing)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,10 @@ from agent.engine.ir import Graph
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+
+
+Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+"""What a step learns from: class indices [N], or values of the output's own shape (float32)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,38 @@ class OptimizerSpec:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    """Gradients are scaled down so that their global L2 norm is at most this (Pascanu et al. 2013); 0: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpec:
+    """Which loss of output and target a step lowers; always the mean over the batch (and, of values, their elements).
+
+    `cross-entropy`: softmax cross-entropy of logits [N, K] with class indices [N] int64. `mse`: (y - t)^2. `l1`:
+    |y - t|. `huber`: 0.5 (y - t)^2 where |y - t| <= delta, else delta (|y - t| - delta / 2). `bce`: binary
+    cross-entropy of logits with targets 0..1. Targets of all but the first are float32 of the output's shape.
+    """
+
+    kind: str = "cross-entropy"
+    label_smoothing: float = 0.0
+    """Share of a label's weight that is spread evenly over all classes (Szegedy et al. 2016)."""
+    delta: float = 1.0
+    """Huber: where the square becomes a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """What learns.
+
+    Attributes:
+        frozen_layers: parametric layers, counted from the input, that learn nothing and have no backward pass.
+        learning: names of the parameters past that boundary that learn; `None`: all of them. A layer whose parameters
+            all stay as they are still passes gradients on.
+    """
+
+    frozen_layers: int
+    learning: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +73,15 @@ class TrainingSetup:
     """Everything a run needs beside the data.
 
     Attributes:
-        graph: model with a classification head; parameters are float32 initializers.
+        graph: model whose parameters are float32 initializers.
         batch: samples a step; every step gets exactly this many.
         input_shape: shape of one sample, e.g. [C, H, W].
         frozen_layers: how many parametric layers (Conv, Gemm), counted from the input, are frozen at the start.
         optimizer: the update rule.
         threads: intra-op threads.
+        loss: what a step lowers.
+        micro_batch: samples that go through the step graph at once; their gradients are summed, so the update is that
+            of the whole batch. It divides `batch`; 0: the whole batch.
     """
 
     graph: Graph
@@ -51,6 +90,23 @@ class TrainingSetup:
     frozen_layers: int
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     threads: int = 2
+    loss: LossSpec = field(default_factory=LossSpec)
+    micro_batch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step gave.
+
+    Attributes:
+        loss: mean loss of the batch before the update.
+        gradient_norm: global L2 norm of the gradient, before clipping.
+        kept: whether the update was made; `False` when loss or gradient were not finite, and then nothing changed.
+    """
+
+    loss: float
+    gradient_norm: float
+    kept: bool
 
 
 class TrainingRun(Protocol):
@@ -64,25 +120,52 @@ class TrainingRun(Protocol):
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that learn now, in execution order."""
 
-    def step(self, samples: Float32, labels: Int64, learning_rate: float) -> float:
-        """One optimizer step on samples [N, C, H, W] and labels [N].
+    @property
+    def boundary_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape for one sample of each tensor that the learning part reads from the frozen part, in order.
 
-        Returns:
-            The mean loss of the batch before the update.
-
-        Raises:
-            EngineError: the runtime failed.
+        With nothing frozen this is the input itself.
         """
 
+    @property
+    def prefix_digest(self) -> bytes:
+        """SHA-256 over the nodes and weights of the frozen part as it runs; see `identity.prefix_digest`.
+
+        Equal digests promise equal `boundary` for equal samples. Found once a compilation: it is read at every step.
+        """
+
+    def step(self, samples: Float32, targets: Targets, learning_rate: float) -> StepResult:
+        """One optimizer step on samples [N, ...] and their targets.
+
+        Raises:
+            EngineError: the runtime failed, or the batch does not fit.
+        """
+
+    def boundary(self, samples: Float32) -> tuple[Float32, ...]:
+        """Run the frozen part on samples [M, ...], M >= 1: one array [M, ...] for each of `boundary_shapes`."""
+
+    def step_from_boundary(self, activations: Sequence[Float32], targets: Targets, learning_rate: float) -> StepResult:
+        """`step` on what `boundary` gave for a batch (or on what a cache kept of it)."""
+
+    def outputs_from_boundary(self, activations: Sequence[Float32]) -> Float32:
+        """`outputs` on what `boundary` gave for samples [M, ...], any M >= 1 (or on what a cache kept of it)."""
+
     def set_frozen_layers(self, count: int) -> None:
-        """Move the freeze boundary between two steps.
+        """`set_plan` with all parameters past the boundary learning."""
+
+    def set_plan(self, plan: UpdatePlan) -> None:
+        """Change between two steps what learns.
 
         Weights are kept, and so is the optimizer state of every parameter that was and stays trainable; a parameter
         that becomes trainable again starts from zero state.
+
+        Raises:
+            ModelError: the plan leaves nothing to learn, names an unknown parameter or needs a missing gradient rule;
+                the run goes on as before.
         """
 
-    def logits(self, samples: Float32) -> Float32:
-        """Forward pass with the current weights on samples [M, C, H, W], any M >= 1."""
+    def outputs(self, samples: Float32) -> Float32:
+        """Forward pass with the current weights on samples [M, ...], any M >= 1."""
 
     def parameters(self) -> Mapping[str, Float32]:
         """Current values of all parameters, frozen ones included (copies)."""

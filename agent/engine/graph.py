@@ -1,20 +1,25 @@
-"""Engine `graph`: the whole training step is one ONNX graph of ours, run by a plain InferenceSession."""
+"""Engine `graph`: loss and gradients are one ONNX graph of ours, run by a plain InferenceSession."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.engine.base import Float32, Int64, TrainingRun, TrainingSetup
-from agent.engine.optimizers import LEARNING_RATE, ROOT_CORRECTION, STEP_SIZE
-from agent.engine.passes import check_boundary, fold_batch_norm
+from agent.engine.arena import Arena
+from agent.engine.base import Float32, StepResult, Targets, TrainingRun, TrainingSetup, UpdatePlan
+from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, state_kinds, state_names
+from agent.engine.passes import fold_batch_norm, learning_parameters
 from agent.engine.program import Program
-from agent.engine.sessions import FORWARD_CHUNK, first_line
+from agent.engine.sessions import first_line
 from agent.errors import EngineError, ModelError
 
+Made = TypeVar("Made")
 WEIGHT, UPDATES = "weight/", "updates/"  # key prefixes in a saved state
 
 
@@ -32,91 +37,113 @@ class GraphRun:
     """A run of the `graph` engine; see `TrainingRun`."""
 
     def __init__(self, setup: TrainingSetup) -> None:
-        graph = replace(setup.graph, input_shape=setup.input_shape)
-        self._graph = fold_batch_norm(graph)
-        self._setup = setup
-        self._layers = self._graph.layers()
+        self._micro = setup.micro_batch or setup.batch
+        if setup.batch % self._micro:
+            raise EngineError(f"a micro-batch of {self._micro} does not divide a batch of {setup.batch}")
+        graph = fold_batch_norm(replace(setup.graph, input_shape=setup.input_shape))
+        names = dict.fromkeys(name for layer in graph.layers() for name in layer.parameters)
+        self._weights = Arena({name: graph.initializers[name].shape for name in names})
+        self._weights.fill(graph.initializers)
+        self._graph = graph.with_weights(self._weights.views)  # constants and weights are one memory
+        self._setup = replace(setup, graph=self._graph)  # the weights that came in may be forgotten
         self._updates_made: dict[str, int] = {}
-        self._frozen = -1
-        self._program: Program | None = self._compile(setup.frozen_layers)
+        self._moments: tuple[Arena, ...] = ()
+        self._threads = ThreadPoolExecutor(max(1, setup.threads - 1))
+        self._plan = UpdatePlan(setup.frozen_layers)
+        self._program: Program | None = self._compile(self._plan)
 
     @property
     def frozen_layers(self) -> int:
         """Parametric layers frozen now, counted from the input."""
-        return self._frozen
+        return self._plan.frozen_layers
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that learn now, in execution order."""
-        return tuple(update.parameter for update in self._running.step_graph.updates)
+        return self._running.step_graph.cut.learning
 
-    def step(self, samples: Float32, labels: Int64, learning_rate: float) -> float:
+    @property
+    def boundary_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `TrainingRun.boundary_shapes`."""
+        return self._running.boundary
+
+    @property
+    def prefix_digest(self) -> bytes:
+        """See `TrainingRun.prefix_digest`."""
+        return self._running.prefix_digest
+
+    def step(self, samples: Float32, targets: Targets, learning_rate: float) -> StepResult:
         """See `TrainingRun.step`."""
-        expected = (self._setup.batch, *self._graph.input_shape)
-        if samples.shape != expected or labels.shape != expected[:1]:
-            raise EngineError(f"a batch of shape {samples.shape} and {labels.shape} does not fit {expected}")
-        try:
-            loss = self._running.run(samples, labels, self._scalars(learning_rate))
-        except Exception as error:  # onnxruntime raises many unrelated types from C++
-            raise EngineError("a training step failed", where=first_line(error)) from error
-        for name in self.trainable:
-            self._updates_made[name] = self._updates_made.get(name, 0) + 1
-        return loss
+        self._check([samples], [self._graph.input_shape], targets)
+        return self._update(self._run(lambda program: program.backward(samples, targets)), learning_rate)
+
+    def boundary(self, samples: Float32) -> tuple[Float32, ...]:
+        """See `TrainingRun.boundary`."""
+        return self._run(lambda program: program.cross(samples))
+
+    def step_from_boundary(self, activations: Sequence[Float32], targets: Targets, learning_rate: float) -> StepResult:
+        """See `TrainingRun.step_from_boundary`."""
+        self._check(activations, list(self._running.boundary.values()), targets)
+        return self._update(self._run(lambda program: program.backward_from(activations, targets)), learning_rate)
 
     def set_frozen_layers(self, count: int) -> None:
         """See `TrainingRun.set_frozen_layers`."""
-        if count == self._frozen:
-            return
-        check_boundary(len(self._layers), count)  # before anything is given up
-        kept = self.state()
-        weights = {key.removeprefix(WEIGHT): value for key, value in kept.items() if key.startswith(WEIGHT)}
-        self._graph = self._graph.with_weights(weights)
-        self._program = None  # two programs at once would double the peak
-        self._program = self._compile(count)
-        self._restore(kept)
+        self.set_plan(UpdatePlan(count))
 
-    def logits(self, samples: Float32) -> Float32:
-        """See `TrainingRun.logits`."""
-        starts = range(0, len(samples), FORWARD_CHUNK)
-        return np.concatenate([self._running.logits(samples[i : i + FORWARD_CHUNK]) for i in starts])
+    def set_plan(self, plan: UpdatePlan) -> None:
+        """See `TrainingRun.set_plan`."""
+        if plan == self._plan and self._program is not None:
+            return
+        learning_parameters(self._graph, plan)  # refused before anything is given up
+        before = self._plan
+        self._program = None  # two programs at once would double the peak
+        try:
+            self._program = self._compile(plan)
+        except ModelError:
+            self._program = self._compile(before)
+            raise
+        self._plan = plan
+
+    def outputs(self, samples: Float32) -> Float32:
+        """See `TrainingRun.outputs`."""
+        return self._run(lambda program: program.outputs(samples))
+
+    def outputs_from_boundary(self, activations: Sequence[Float32]) -> Float32:
+        """See `TrainingRun.outputs_from_boundary`."""
+        return self._run(lambda program: program.outputs_from(activations))
 
     def parameters(self) -> Mapping[str, Float32]:
         """See `TrainingRun.parameters`."""
-        current = self._running.current
-        weights = self._graph.initializers
-        return {
-            name: np.array(current[name].numpy() if name in current else weights[name], np.float32)
-            for layer in self._layers
-            for name in layer.parameters
-        }
+        return {name: value.copy() for name, value in self._weights.views.items()}
 
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """See `TrainingRun.state`."""
         found: dict[str, npt.NDArray[np.generic]] = {WEIGHT + k: v for k, v in self.parameters().items()}
-        for update in self._running.step_graph.updates:
-            found |= {name: self._running.current[name].numpy().copy() for name in update.states}
-            made = self._updates_made.get(update.parameter, 0)
-            found[UPDATES + update.parameter] = np.asarray(made, np.int64)
+        for name in self.trainable:
+            keys = state_names(self._setup.optimizer, name)
+            found |= {key: arena.views[name].copy() for key, arena in zip(keys, self._moments, strict=True)}
+            found[UPDATES + name] = np.asarray(self._updates_made.get(name, 0), np.int64)
         return found
 
     def load_state(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """See `TrainingRun.load_state`."""
-        names = [name for layer in self._layers for name in layer.parameters]
-        lost = [name for name in names if WEIGHT + name not in state]
-        if lost:
-            raise EngineError("the saved state does not fit this model", where=lost[0])
-        try:
-            self._graph = self._graph.with_weights({name: np.asarray(state[WEIGHT + name]) for name in names})
-        except ModelError as error:
-            raise EngineError("the saved state does not fit this model", where=error.where) from error
-        self._updates_made = {k.removeprefix(UPDATES): int(v) for k, v in state.items() if k.startswith(UPDATES)}
+        weights = {name: _fitting(state, WEIGHT + name, view) for name, view in self._weights.views.items()}
+        moments = [
+            {name: _fitting(state, f"{kind}/{name}", view) for name, view in arena.views.items()}
+            for kind, arena in zip(state_kinds(self._setup.optimizer), self._moments, strict=True)
+        ]
+        made = {name: int(_fitting(state, UPDATES + name, np.zeros((), np.int64))) for name in self.trainable}
+        self._weights.fill(weights)
+        for arena, values in zip(self._moments, moments, strict=True):
+            arena.fill(values)
+        self._updates_made = made
         self._program = None
-        self._program = self._compile(self._frozen)
-        self._restore(state)
+        self._program = self._compile(self._plan)  # the prefix holds its weights as constants
 
     def close(self) -> None:
         """See `TrainingRun.close`; sessions go with the last reference."""
         self._program = None
+        self._threads.shutdown()
 
     @property
     def _running(self) -> Program:
@@ -124,33 +151,71 @@ class GraphRun:
             raise EngineError("the run is closed, or its last compilation failed")
         return self._program
 
-    def _compile(self, frozen_layers: int) -> Program:
-        learning = {name for layer in self._layers[frozen_layers:] for name in layer.parameters}
-        self._updates_made = {name: made for name, made in self._updates_made.items() if name in learning}
-        self._frozen = frozen_layers
+    def _compile(self, plan: UpdatePlan) -> Program:
         setup = self._setup
-        return Program(self._graph, frozen_layers, setup.batch, setup.optimizer, self._groups(learning), setup.threads)
+        program = Program(self._graph, plan, setup.batch, self._micro, setup.loss, self._weights, setup.threads)
+        learning = program.step_graph.cut.learning
+        kept = self._moments
+        self._moments = tuple(
+            Arena({name: self._weights.shapes[name] for name in learning}) for _ in state_kinds(setup.optimizer)
+        )
+        for arena, old in zip(self._moments, kept, strict=False):
+            arena.fill(old.views)
+        self._updates_made = {name: made for name, made in self._updates_made.items() if name in set(learning)}
+        return program
 
-    def _groups(self, learning: set[str]) -> dict[str, int]:
-        """Parameters that have made equally many updates share AdamW's bias corrections."""
-        counts = sorted({self._updates_made.get(name, 0) for name in learning})
-        return {name: counts.index(self._updates_made.get(name, 0)) for name in learning}
+    def _check(self, arrays: Sequence[Float32], shapes: Sequence[tuple[int, ...]], targets: Targets) -> None:
+        batch = self._setup.batch
+        expected = [(batch, *shape) for shape in shapes]
+        if [array.shape for array in arrays] != expected or targets.shape[:1] != (batch,):
+            found = ", ".join(str(array.shape) for array in (*arrays, targets))
+            raise EngineError(f"a batch of shape {found} does not fit {expected}")
 
-    def _restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Put saved optimizer state back where the parameter still learns."""
-        current = self._running.current
-        for update in self._running.step_graph.updates:
-            for name in update.states:
-                if name in state:
-                    current[name].update_inplace(np.ascontiguousarray(state[name]))
+    def _run(self, work: Callable[[Program], Made]) -> Made:
+        program = self._running
+        try:
+            return work(program)
+        except Exception as error:  # onnxruntime raises many unrelated types from C++
+            raise EngineError("a training step failed", where=first_line(error)) from error
 
-    def _scalars(self, learning_rate: float) -> dict[str, float]:
-        """Learning rate and, for each group, AdamW's corrections at step t = updates made + 1."""
-        spec = self._setup.optimizer
-        values = {LEARNING_RATE: learning_rate}
-        if spec.kind == "adamw":
-            for update in self._running.step_graph.updates:
-                t = self._updates_made.get(update.parameter, 0) + 1
-                values[f"{STEP_SIZE}.{update.group}"] = learning_rate / (1 - spec.beta1**t)
-                values[f"{ROOT_CORRECTION}.{update.group}"] = (1 - spec.beta2**t) ** -0.5
-        return values
+    def _update(self, loss: float, learning_rate: float) -> StepResult:
+        """Apply the gradients of the last backward pass, unless something in them is not finite."""
+        program, spec = self._running, self._setup.optimizer
+        norm = gradient_norm([program.gradients.flat])
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return StepResult(loss, norm, kept=False)
+        scale = clip_scale(spec, norm)
+        for first, last, made in self._runs():
+            place = program.gradients.span(first, last)
+            weight = self._weights.flat[self._weights.span(first, last)]
+            state = [arena.flat[place] for arena in self._moments]
+            apply_update(spec, weight, program.gradients.flat[place], state, made, learning_rate, scale, self._threads)
+        for name in self.trainable:
+            self._updates_made[name] = self._updates_made.get(name, 0) + 1
+        return StepResult(loss, norm, kept=True)
+
+    def _runs(self) -> list[tuple[str, str, int]]:
+        """Neighbours in both arenas with equally many updates: first, last and that number."""
+        found: list[tuple[str, str, int]] = []
+        for first, last in self._weights.runs(self.trainable):
+            names = self._names_between(first, last)
+            start = names[0]
+            for name, following in zip(names, [*names[1:], ""], strict=True):
+                made = self._updates_made.get(name, 0)
+                if not following or self._updates_made.get(following, 0) != made:
+                    found.append((start, name, made))
+                    start = following
+        return found
+
+    def _names_between(self, first: str, last: str) -> list[str]:
+        order = list(self._weights.shapes)
+        return order[order.index(first) : order.index(last) + 1]
+
+
+def _fitting(
+    state: Mapping[str, npt.NDArray[np.generic]], key: str, like: npt.NDArray[np.generic]
+) -> npt.NDArray[np.generic]:
+    value = state.get(key)
+    if value is None or value.shape != like.shape or value.dtype != like.dtype:
+        raise EngineError("the saved state does not fit this model", where=key, reason="checkpoint-mismatch")
+    return value

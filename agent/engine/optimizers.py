@@ -1,127 +1,143 @@
-"""Update rules as graph nodes: from weight gradients to new weights and new optimizer state.
+"""Update rules in place over flat float32 arrays: weights, gradients and optimizer state of many parameters at once.
 
-State lives in tensors that go in and come out of the step: `momentum/<w>` for SGD with momentum, `adam_m/<w>` and
-`adam_v/<w>` for AdamW. Formulas: see `OptimizerSpec`.
+Formulas: `OptimizerSpec`. State lives in tensors of the parameter's shape: `momentum/<w>` for SGD with momentum,
+`adam_m/<w>` and `adam_v/<w>` for AdamW. Both engines use these names, so a checkpoint of one continues on the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 
-from agent.engine.base import OptimizerSpec
-from agent.engine.gradients import Product, Tape, WeightGradient
+import numpy as np
 
-NEW = "new:"  # output name of a parameter or state tensor after the step
-LEARNING_RATE = "learning_rate"
-STEP_SIZE, ROOT_CORRECTION = "adam_step_size", "adam_root_correction"
+from agent.engine.base import Float32, OptimizerSpec
+from agent.engine.native import AdamwRule, kernels
+
+CHUNK = 1 << 16  # floats: four arrays of 256 KiB stay in a board's second-level cache between the passes of one chunk
+MOMENTUM, FIRST_MOMENT, SECOND_MOMENT = "momentum", "adam_m", "adam_v"
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """Names of one parameter's state tensors and the group whose step count it shares."""
-
-    parameter: str
-    states: tuple[str, ...]
-    group: int = 0
+def state_kinds(spec: OptimizerSpec) -> tuple[str, ...]:
+    """Prefixes of the state tensors that every parameter needs."""
+    if spec.kind == "adamw":
+        return (FIRST_MOMENT, SECOND_MOMENT)
+    return (MOMENTUM,) if spec.momentum > 0 else ()
 
 
 def state_names(spec: OptimizerSpec, parameter: str) -> tuple[str, ...]:
-    """State tensors a parameter needs, each of the parameter's own shape."""
-    if spec.kind == "adamw":
-        return (f"adam_m/{parameter}", f"adam_v/{parameter}")
-    return (f"momentum/{parameter}",) if spec.momentum > 0 else ()
+    """State tensors of one parameter, each of the parameter's own shape."""
+    return tuple(f"{kind}/{parameter}" for kind in state_kinds(spec))
 
 
-def rides_in_gradient(spec: OptimizerSpec) -> bool:
-    """Whether the loss gradient is scaled by the learning rate: plain SGD is then w - g, one pass over each weight."""
-    return spec.kind == "sgd" and spec.momentum == 0 and spec.weight_decay == 0
+def gradient_norm(gradients: Iterable[Float32]) -> float:
+    """Global L2 norm of contiguous arrays; infinite or not a number when one of their values is."""
+    native = kernels()
+    with np.errstate(over="ignore", invalid="ignore"):
+        if native is not None:
+            return math.sqrt(sum(native.square_sum(values) for values in gradients))
+        return math.sqrt(sum(float(np.vdot(part, part)) for values in gradients for part in _chunks(values)))
 
 
-def emit_update(tape: Tape, spec: OptimizerSpec, update: Update, gradient: WeightGradient) -> None:
-    """Emit nodes that make `new:<name>` for the parameter and each of its state tensors."""
-    if rides_in_gradient(spec):
-        _plain(tape, update.parameter, gradient)
-    elif spec.kind == "adamw":
-        _adamw(tape, spec, update, materialized(tape, gradient))
-    elif update.states:
-        _momentum(tape, spec, update, gradient)
-    else:
-        step = tape.emit("Mul", _decayed(tape, spec, update.parameter, gradient), LEARNING_RATE)
-        _output(tape, update.parameter, "Sub", update.parameter, step)
+def clip_scale(spec: OptimizerSpec, norm: float) -> float:
+    """Factor that brings a gradient of this norm down to `clip_norm`; 1 where it need not come down."""
+    return spec.clip_norm / norm if 0 < spec.clip_norm < norm else 1.0
 
 
-def materialized(tape: Tape, gradient: WeightGradient) -> str:
-    """The gradient as a tensor of the weight's shape."""
-    if isinstance(gradient, str):
-        return gradient
-    product = tape.emit("Gemm", gradient.a, gradient.b, transA=int(gradient.transpose_a))
-    return tape.reshape(product, *gradient.shape)
+def apply_update(
+    spec: OptimizerSpec,
+    weight: Float32,
+    gradient: Float32,
+    state: Sequence[Float32],
+    updates_made: int,
+    learning_rate: float,
+    scale: float = 1.0,
+    threads: Executor | None = None,
+) -> None:
+    """Change `weight` and `state` in place as `OptimizerSpec` says; `gradient` is left alone.
 
-
-def _output(tape: Tape, name: str, op: str, *inputs: str) -> None:
-    made = tape.emit(op, *inputs)
-    last = tape.nodes.pop()
-    assert last.outputs == (made,)
-    tape.nodes.append(type(last)(last.op, last.inputs, (NEW + name,), last.attrs, last.name, last.domain))
-
-
-def _decayed(tape: Tape, spec: OptimizerSpec, parameter: str, gradient: WeightGradient) -> str:
-    value = materialized(tape, gradient)
-    if spec.weight_decay == 0:
-        return value
-    return tape.emit("Add", value, tape.emit("Mul", parameter, tape.scalar(spec.weight_decay)))
-
-
-def _plain(tape: Tape, parameter: str, gradient: WeightGradient) -> None:
-    """The update w - g inside the product that makes g, where it is one."""
-    if isinstance(gradient, str):
-        _output(tape, parameter, "Sub", parameter, gradient)
-        return
-    before = tape.reshape(parameter, gradient.rows, gradient.columns)
-    after = tape.emit("Gemm", gradient.a, gradient.b, before, transA=int(gradient.transpose_a), alpha=-1.0, beta=1.0)
-    _output(tape, parameter, "Reshape", after, tape.ints(*gradient.shape))
-
-
-def _momentum(tape: Tape, spec: OptimizerSpec, update: Update, gradient: WeightGradient) -> None:
-    """Heavy ball: v <- mu v + g; w <- w - lr v. When g is one product, mu v rides in its GEMM as beta C."""
-    state, parameter = update.states[0], update.parameter
-    if isinstance(gradient, Product) and spec.weight_decay == 0:
-        carried = tape.reshape(state, gradient.rows, gradient.columns)
-        velocity = tape.emit(
-            "Gemm", gradient.a, gradient.b, carried, transA=int(gradient.transpose_a), alpha=1.0, beta=spec.momentum
-        )
-        _output(tape, state, "Reshape", velocity, tape.ints(*gradient.shape))
-    else:
-        carried = tape.emit("Mul", state, tape.scalar(spec.momentum))
-        _output(tape, state, "Add", carried, _decayed(tape, spec, parameter, gradient))
-    _output(tape, parameter, "Sub", parameter, tape.emit("Mul", NEW + state, LEARNING_RATE))
-
-
-def _adamw(tape: Tape, spec: OptimizerSpec, update: Update, gradient: str) -> None:
-    """AdamW: m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; w <- w - lr decay w - step m / (sqrt(v) root + eps).
-
-    step = lr / (1 - b1^t) and root = 1 / sqrt(1 - b2^t) are inputs of the graph, one pair a group.
+    Args:
+        spec: the rule and its constants.
+        weight: contiguous, any shape, of one parameter or of many neighbours.
+        gradient: of the same shape.
+        state: what `state_kinds` names: nothing, (velocity,) or (first moment, second moment).
+        updates_made: updates of these parameters since their state was zero; AdamW's bias corrections count from it.
+        learning_rate: of this step.
+        scale: factor of the gradient, see `clip_scale`.
+        threads: where large arrays are worked on in parts.
     """
-    (m, v), parameter = update.states, update.parameter
-    _output(
-        tape,
-        m,
-        "Add",
-        tape.emit("Mul", m, tape.scalar(spec.beta1)),
-        tape.emit("Mul", gradient, tape.scalar(1 - spec.beta1)),
-    )
-    square = tape.emit("Mul", gradient, gradient)
-    _output(
-        tape,
-        v,
-        "Add",
-        tape.emit("Mul", v, tape.scalar(spec.beta2)),
-        tape.emit("Mul", square, tape.scalar(1 - spec.beta2)),
-    )
-    root = tape.emit("Mul", tape.emit("Sqrt", NEW + v), f"{ROOT_CORRECTION}.{update.group}")
-    ratio = tape.emit("Div", NEW + m, tape.emit("Add", root, tape.scalar(spec.epsilon)))
-    kept = parameter
+    rule = _rule(spec, updates_made + 1, learning_rate, scale)
+    arrays = [array.reshape(-1) for array in (weight, gradient, *state)]
+    parts = [slice(start, start + CHUNK) for start in range(0, arrays[0].size, CHUNK)]
+
+    def work(chosen: Sequence[slice]) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # whether a step is finite was asked before
+            for part in chosen:
+                rule([array[part] for array in arrays])
+
+    if threads is None or len(parts) < 2:  # noqa: PLR2004 - nothing to share out
+        work(parts)
+    else:
+        half = len(parts) // 2
+        other = threads.submit(work, parts[half:])
+        work(parts[:half])
+        other.result()
+
+
+Rule = Callable[[list[Float32]], None]
+
+
+def _rule(spec: OptimizerSpec, t: int, learning_rate: float, scale: float) -> Rule:
+    """The update of one chunk: [weight, gradient, *state], each [n]."""
+    if spec.kind != "adamw":
+        return lambda arrays: _sgd(spec, arrays, learning_rate, scale)
+    constants = AdamwRule(
+        spec.beta1, spec.beta2, spec.epsilon, 1 - learning_rate * spec.weight_decay,
+        learning_rate / (1 - spec.beta1**t), (1 - spec.beta2**t) ** -0.5, scale,
+    )  # fmt: skip
+    return lambda arrays: _adamw(constants, *arrays)
+
+
+def _sgd(spec: OptimizerSpec, arrays: Sequence[Float32], rate: float, scale: float) -> None:
+    """Heavy ball: v <- momentum v + g + decay w; w <- w - rate v."""
+    weight, gradient = arrays[:2]
+    velocity = arrays[2] if len(arrays) > 2 else None  # noqa: PLR2004 - weight, gradient, velocity
+    native = kernels()
+    if native is not None:
+        native.sgd(weight, velocity, gradient, rate=rate, momentum=spec.momentum, decay=spec.weight_decay, scale=scale)
+        return
+    step = gradient if scale == 1 else gradient * np.float32(scale)
     if spec.weight_decay:
-        shrink = tape.emit("Mul", LEARNING_RATE, tape.scalar(spec.weight_decay))
-        kept = tape.emit("Sub", parameter, tape.emit("Mul", parameter, shrink))
-    _output(tape, parameter, "Sub", kept, tape.emit("Mul", ratio, f"{STEP_SIZE}.{update.group}"))
+        step = step + np.float32(spec.weight_decay) * weight
+    if velocity is not None:
+        velocity *= np.float32(spec.momentum)
+        velocity += step
+        step = velocity
+    weight -= np.float32(rate) * step
+
+
+def _adamw(rule: AdamwRule, weight: Float32, gradient: Float32, first: Float32, second: Float32) -> None:
+    """Decay, moments, step: w <- w - rate decay w; m, v; w <- w - step m / (sqrt(v) root + eps)."""
+    native = kernels()
+    if native is not None:
+        native.adamw(weight, first, second, gradient, rule)
+        return
+    step = gradient if rule.scale == 1 else gradient * np.float32(rule.scale)
+    first *= np.float32(rule.beta1)
+    first += np.float32(1 - rule.beta1) * step
+    second *= np.float32(rule.beta2)
+    second += np.float32(1 - rule.beta2) * np.square(step)
+    denominator = np.sqrt(second)
+    denominator *= np.float32(rule.root_correction)
+    denominator += np.float32(rule.epsilon)
+    np.divide(first, denominator, out=denominator)
+    denominator *= np.float32(rule.step_size)
+    if rule.shrink != 1:
+        weight *= np.float32(rule.shrink)
+    weight -= denominator
+
+
+def _chunks(values: Float32) -> Iterable[Float32]:
+    flat = values.reshape(-1)
+    return (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))

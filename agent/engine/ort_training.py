@@ -9,20 +9,21 @@ The update over the session's live parameter memory does all of that, at 13 inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.engine.base import Float32, Int64, TrainingRun, TrainingSetup
-from agent.engine.host_update import apply_update
+from agent.engine.base import Float32, LossSpec, StepResult, Targets, TrainingRun, TrainingSetup, UpdatePlan
+from agent.engine.identity import prefix_digest
 from agent.engine.ir import Graph, shapes
-from agent.engine.optimizers import state_names
+from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, state_names
 from agent.engine.ort_artifacts import Session, check_operators, open_session
 from agent.engine.passes import check_boundary, fold_batch_norm
 from agent.engine.sessions import FORWARD_CHUNK
-from agent.errors import EngineError
+from agent.errors import EngineError, ModelError
 
 
 class OrtTrainingEngine:
@@ -39,6 +40,10 @@ class OrtTrainingRun:
     """A run of the `ort-training` engine; see `TrainingRun`."""
 
     def __init__(self, setup: TrainingSetup) -> None:
+        if setup.loss != LossSpec() or setup.micro_batch not in (0, setup.batch):
+            raise ModelError(
+                "engine ort-training knows plain cross-entropy over whole batches only", fix='Use engine "graph"'
+            )
         graph = replace(setup.graph, input_shape=setup.input_shape)
         self._graph: Graph = fold_batch_norm(graph)
         check_operators(self._graph)
@@ -61,26 +66,59 @@ class OrtTrainingRun:
         """Names of the parameters that learn now, in execution order."""
         return self._learning(self._frozen)
 
-    def step(self, samples: Float32, labels: Int64, learning_rate: float) -> float:
+    @property
+    def boundary_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The input itself: this engine runs a frozen part in every step."""
+        return {self._graph.input: self._graph.input_shape}
+
+    @property
+    def prefix_digest(self) -> bytes:
+        """See `TrainingRun.prefix_digest`."""
+        return prefix_digest((), {}, self._graph.input)
+
+    def step(self, samples: Float32, targets: Targets, learning_rate: float) -> StepResult:
         """See `TrainingRun.step`."""
-        self._check_batch(samples, labels)
-        session = self._running
-        loss = session.backward(np.ascontiguousarray(samples, np.float32), np.ascontiguousarray(labels, np.int64))
-        spec = self._setup.optimizer
+        self._check_batch(samples, targets)
+        session, spec = self._running, self._setup.optimizer
+        loss = session.backward(np.ascontiguousarray(samples, np.float32), np.ascontiguousarray(targets, np.int64))
+        norm = gradient_norm([session.gradients[name] for name in self.trainable])
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return StepResult(loss, norm, kept=False)
+        scale = clip_scale(spec, norm)
         for name in self.trainable:
             state = [self._state[key] for key in state_names(spec, name)]
             made = self._updates_made[name]
-            apply_update(spec, session.weights[name], session.gradients[name], state, made, learning_rate)
+            apply_update(spec, session.weights[name], session.gradients[name], state, made, learning_rate, scale)
             self._updates_made[name] = made + 1
-        return loss
+        return StepResult(loss, norm, kept=True)
+
+    def boundary(self, samples: Float32) -> tuple[Float32, ...]:
+        """See `boundary_shapes`."""
+        return (samples,)
+
+    def step_from_boundary(self, activations: Sequence[Float32], targets: Targets, learning_rate: float) -> StepResult:
+        """See `boundary_shapes`."""
+        (samples,) = activations
+        return self.step(samples, targets, learning_rate)
 
     def set_frozen_layers(self, count: int) -> None:
         """See `TrainingRun.set_frozen_layers`."""
         if count != self._frozen:
             self._open(self.parameters(), count)
 
-    def logits(self, samples: Float32) -> Float32:
-        """See `TrainingRun.logits`."""
+    def set_plan(self, plan: UpdatePlan) -> None:
+        """Prefix depths only."""
+        if plan.learning is not None:
+            raise ModelError("engine ort-training updates all parameters past the boundary", fix='Use engine "graph"')
+        self.set_frozen_layers(plan.frozen_layers)
+
+    def outputs_from_boundary(self, activations: Sequence[Float32]) -> Float32:
+        """See `boundary_shapes`."""
+        (samples,) = activations
+        return self.outputs(samples)
+
+    def outputs(self, samples: Float32) -> Float32:
+        """See `TrainingRun.outputs`."""
         whole = np.ascontiguousarray(samples, np.float32)
         if whole.shape[1:] != self._graph.input_shape or not len(whole):
             raise EngineError(f"samples of shape {whole.shape} do not fit {self._graph.input_shape}")
@@ -138,7 +176,7 @@ class OrtTrainingRun:
             key: self._state[key] if key in self._state else np.zeros_like(weights[name]) for key, name in keys.items()
         }
 
-    def _check_batch(self, samples: Float32, labels: Int64) -> None:
+    def _check_batch(self, samples: Float32, labels: Targets) -> None:
         expected = (self._setup.batch, *self._graph.input_shape)
         if samples.shape != expected or labels.shape != expected[:1]:
             raise EngineError(f"a batch of shape {samples.shape} and {labels.shape} does not fit {expected}")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agent.engine.ir import Array, Graph, Layer, Node
+from agent.engine.base import UpdatePlan
+from agent.engine.ir import Array, Graph, Node
 from agent.errors import ModelError
 
 BATCH_NORM_INPUTS = 5
@@ -128,13 +129,13 @@ class Split:
         prefix: nodes that depend on no trainable parameter.
         suffix: the others, in order.
         crossing: tensors the suffix reads from the prefix (or the model input itself).
-        trainable: layers whose parameters learn.
+        learning: names of the parameters that learn, in execution order.
     """
 
     prefix: tuple[Node, ...]
     suffix: tuple[Node, ...]
     crossing: tuple[str, ...]
-    trainable: tuple[Layer, ...]
+    learning: tuple[str, ...]
 
 
 def check_boundary(layers: int, frozen_layers: int) -> None:
@@ -143,16 +144,35 @@ def check_boundary(layers: int, frozen_layers: int) -> None:
         raise ModelError(f"cannot freeze {frozen_layers} of {layers} layers: at least the last must learn")
 
 
-def split(graph: Graph, frozen_layers: int) -> Split:
-    """Cut the graph so that the first `frozen_layers` parametric layers learn nothing.
+def learning_parameters(graph: Graph, plan: UpdatePlan) -> tuple[str, ...]:
+    """Names of the parameters that learn under a plan, in execution order, each once.
 
-    Precondition: 0 <= frozen_layers < number of parametric layers.
-    Postcondition: prefix and suffix together are the graph; no prefix node depends on a suffix node.
+    Raises:
+        ModelError: nothing learns, or the plan names a parameter that is not past its boundary.
     """
     layers = graph.layers()
-    check_boundary(len(layers), frozen_layers)
-    trainable = layers[frozen_layers:]
-    learning = {name for layer in trainable for name in layer.parameters}
+    check_boundary(len(layers), plan.frozen_layers)
+    past = dict.fromkeys(name for layer in layers[plan.frozen_layers :] for name in layer.parameters)
+    if plan.learning is None:
+        return tuple(past)
+    unknown = sorted(plan.learning - past.keys())
+    if unknown or not plan.learning:
+        raise ModelError(
+            "the update plan names a parameter that cannot learn" if unknown else "the update plan lets nothing learn",
+            where=", ".join(unknown[:3]) or f"{plan.frozen_layers} frozen layers",
+            fix="Name parameters of layers past the freeze boundary",
+        )
+    return tuple(name for name in past if name in plan.learning)
+
+
+def split(graph: Graph, plan: UpdatePlan) -> Split:
+    """Cut the graph so that what does not depend on a learning parameter is apart.
+
+    Precondition: 0 <= frozen layers < number of parametric layers.
+    Postcondition: prefix and suffix together are the graph; no prefix node depends on a suffix node.
+    """
+    parameters = learning_parameters(graph, plan)
+    learning = set(parameters)
     prefix: list[Node] = []
     suffix: list[Node] = []
     for node in graph.nodes:
@@ -163,7 +183,7 @@ def split(graph: Graph, frozen_layers: int) -> Split:
             learning.update(node.outputs)
     made = {graph.input} | {name for node in prefix for name in node.outputs}
     crossing = dict.fromkeys(name for node in suffix for name in node.inputs if name in made)
-    return Split(_reaching(prefix, crossing), tuple(suffix), tuple(crossing), trainable)
+    return Split(_reaching(prefix, crossing), tuple(suffix), tuple(crossing), parameters)
 
 
 def _reaching(nodes: list[Node], wanted: Iterable[str]) -> tuple[Node, ...]:

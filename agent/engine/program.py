@@ -1,152 +1,183 @@
-"""A compiled boundary of the `graph` engine: its sessions, the values they share and the bindings that swap them.
+"""A compiled update plan of the `graph` engine: its sessions and the values bound to them.
 
-`prefix` runs the frozen layers with weights as constants, so that the runtime may pack and fuse them; `step` runs
-suffix forward, loss, backward and update. Parameters and optimizer state live in two sets of device values that are
-swapped after each step: what one step writes the next reads, and nothing is copied through NumPy.
+`prefix` runs the frozen part with weights as constants, so that the runtime may pack and fuse them; `step` runs suffix
+forward, loss and backward. Weights go in where they lie, gradients come out where the update reads them; nothing is
+copied through NumPy but the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from agent.engine.autodiff import StepGraph, Tensor, step_graph
-from agent.engine.base import Float32, Int64, OptimizerSpec
+from agent.engine.arena import Arena, bound
+from agent.engine.autodiff import GRADIENT, SUM, StepGraph, forward_graph, step_graph
+from agent.engine.base import Float32, LossSpec, Targets, UpdatePlan
+from agent.engine.identity import prefix_digest
 from agent.engine.ir import Graph, model_proto
 from agent.engine.losses import LABELS, LOSS
-from agent.engine.optimizers import LEARNING_RATE, NEW, ROOT_CORRECTION, STEP_SIZE
-from agent.engine.sessions import device_value, session
+from agent.engine.sessions import session
 
-Values = dict[str, ort.OrtValue]
+Parts = tuple[Float32, ...]
 
 
 class Program:
-    """Sessions and values for one freeze boundary.
+    """Sessions and values for one update plan.
 
     Args:
-        graph: all weights as initializers; those that learn start from these values.
-        frozen_layers: the boundary.
+        graph: its initializers that learn are views of `weights`.
+        plan: what learns.
         batch: samples a step.
-        spec: update rule.
-        groups: step-count group of each learning parameter.
+        micro: samples that go through a session at once; divides `batch`.
+        loss: what a step lowers.
+        weights: current values of all parameters.
         threads: intra-op threads.
     """
 
-    _samples: ort.OrtValue
-    _labels: ort.OrtValue
-    _loss: ort.OrtValue
-    _scalars: Values
-    _crossing: Values
-    _sides: tuple[Values, Values]
-    _turn: int
-    _bindings: tuple[ort.IOBinding, ...]
-    _prefix_binding: ort.IOBinding
-
     def __init__(
-        self, graph: Graph, frozen_layers: int, batch: int, spec: OptimizerSpec, groups: Mapping[str, int], threads: int
+        self, graph: Graph, plan: UpdatePlan, batch: int, micro: int, loss: LossSpec, weights: Arena, threads: int
     ) -> None:
-        self._graph, self._threads = graph, threads
-        self.step_graph: StepGraph = step_graph(graph, frozen_layers, batch, spec, groups)
+        self._graph, self._micro, self._batch, self._threads = graph, micro, batch, threads
+        self._weights = weights
+        self.step_graph: StepGraph = step_graph(graph, plan, micro, batch, loss, accumulate=micro < batch)
+        self.gradients = Arena({name: weights.shapes[name] for name in self.step_graph.cut.learning})
+        self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
         self._step = session(self.step_graph.model, threads)
         self._prefix = session(self._prefix_model(), threads) if self.step_graph.cut.prefix else None
-        self._forward: ort.InferenceSession | None = None
-        self._allocate(batch)
+        self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
+        self._bind()
+
+    @cached_property
+    def prefix_digest(self) -> bytes:
+        """See `identity.prefix_digest`."""
+        return prefix_digest(self.step_graph.cut.prefix, self._graph.initializers, self._graph.input)
 
     @property
-    def current(self) -> Values:
-        """Parameters and states as of now."""
-        return self._sides[self._turn]
+    def boundary(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape for one sample of what crosses from the prefix."""
+        return {name: shape[1:] for name, shape in self.step_graph.crossing_shapes.items()}
 
-    def run(self, samples: Float32, labels: Int64, scalars: Mapping[str, float]) -> float:
-        """One step; the loss before the update."""
-        self._samples.update_inplace(np.ascontiguousarray(samples, np.float32))
-        self._labels.update_inplace(np.ascontiguousarray(labels, np.int64))
-        for name, value in scalars.items():
-            if name in self._scalars:
-                self._scalars[name].update_inplace(np.asarray(value, np.float32))
-        if self._prefix is not None:
-            self._prefix.run_with_iobinding(self._prefix_binding)
-        self._step.run_with_iobinding(self._bindings[self._turn])
-        self._turn = 1 - self._turn
-        return float(self._loss.numpy())
+    def backward(self, samples: Float32, targets: Targets) -> float:
+        """Loss of a batch, run from its samples; its gradients are in `gradients` afterwards."""
+        return self._backward(self._cross(samples), targets)
 
-    def logits(self, samples: Float32) -> Float32:
-        """Forward pass of one chunk with the current weights."""
+    def backward_from(self, activations: Sequence[Float32], targets: Targets) -> float:
+        """`backward` from what crosses the boundary, each array [batch, ...]."""
+
+        def parts() -> Iterator[None]:
+            for start in range(0, self._batch, self._micro):
+                for buffer, values in zip(self._crossing.values(), activations, strict=True):
+                    np.copyto(buffer, values[start : start + self._micro])
+                yield
+
+        return self._backward(parts(), targets)
+
+    def cross(self, samples: Float32) -> Parts:
+        """What the prefix makes of samples [M, ...]: one array [M, ...] for each entry of `boundary`."""
+        made = [np.empty((len(samples), *shape), np.float32) for shape in self.boundary.values()]
+        for start, _ in zip(range(0, len(samples), self._micro), self._cross(samples), strict=True):
+            for whole, buffer in zip(made, self._crossing.values(), strict=True):
+                part = whole[start : start + self._micro]
+                part[...] = buffer[: len(part)]
+        return tuple(made)
+
+    def outputs(self, samples: Float32) -> Float32:
+        """Forward pass of samples [M, ...] with the current weights."""
+        return self._outputs(len(samples), self._cross(samples))
+
+    def outputs_from(self, activations: Sequence[Float32]) -> Float32:
+        """`outputs` from what crosses the boundary, each array [M, ...]."""
+        count = len(activations[0])
+
+        def parts() -> Iterator[None]:
+            for start in range(0, count, self._micro):
+                for buffer, values in zip(self._crossing.values(), activations, strict=True):
+                    part = values[start : start + self._micro]
+                    buffer[: len(part)] = part
+                yield
+
+        return self._outputs(count, parts())
+
+    def _cross(self, samples: Float32) -> Iterator[None]:
+        """Fill the crossing buffers with micro-batch after micro-batch; the last one may be filled in part."""
+        for start in range(0, len(samples), self._micro):
+            part = samples[start : start + self._micro]
+            if self._prefix is None:
+                self._crossing[self._graph.input][: len(part)] = part
+            else:
+                self._input[: len(part)] = part
+                self._prefix.run_with_iobinding(self._prefix_binding)
+            yield
+
+    def _backward(self, parts: Iterator[None], targets: Targets) -> float:
+        if self._micro < self._batch:
+            self.gradients.flat.fill(0)
+        loss = 0.0
+        for index, _ in enumerate(parts):
+            self._targets[...] = targets[index * self._micro : (index + 1) * self._micro]
+            self._step.run_with_iobinding(self._binding)
+            loss += float(self._loss)
+        return loss
+
+    def _outputs(self, count: int, parts: Iterator[None]) -> Float32:
         if self._forward is None:
-            self._forward = session(self._forward_model(), self._threads)
-        known = {self._graph.input: np.ascontiguousarray(samples, np.float32)}
-        if self._prefix is not None:
-            made = self._made_by_prefix()
-            known |= dict(zip(made, self._prefix.run(list(made), known), strict=True))
-        values = {name: ort.OrtValue.ortvalue_from_numpy(known[name]) for name in self.step_graph.crossing_shapes}
-        current = self.current
-        values |= {update.parameter: current[update.parameter] for update in self.step_graph.updates}
-        result: Float32 = self._forward.run_with_ort_values(None, values)[0].numpy()
-        return result
+            self._forward = self._bind_forward()
+        running, binding, made = self._forward
+        found = []
+        for index, _ in enumerate(parts):
+            running.run_with_iobinding(binding)
+            found.append(made[: count - index * self._micro].copy())
+        return np.concatenate(found)
 
     def _prefix_model(self) -> onnx.ModelProto:
         graph, shapes = self._graph, self.step_graph.crossing_shapes
         return model_proto(
             self.step_graph.cut.prefix,
             graph.initializers,
-            {graph.input: (np.float32, ("N", *graph.input_shape))},
-            {name: (np.float32, ("N", *shapes[name][1:])) for name in self._made_by_prefix()},
+            {graph.input: (np.float32, (self._micro, *graph.input_shape))},
+            {name: (np.float32, shapes[name]) for name in self._made_by_prefix()},
             opset=graph.opset,
         )
 
     def _made_by_prefix(self) -> tuple[str, ...]:
         return tuple(name for name in self.step_graph.cut.crossing if name != self._graph.input)
 
-    def _forward_model(self) -> onnx.ModelProto:
-        learning = {update.parameter for update in self.step_graph.updates}
-        weights = self._graph.initializers
-        inputs: dict[str, Tensor] = {
-            name: (np.float32, ("N", *shape[1:])) for name, shape in self.step_graph.crossing_shapes.items()
-        }
-        inputs |= {name: (np.float32, weights[name].shape) for name in sorted(learning)}
-        constants = {name: value for name, value in weights.items() if name not in learning}
-        return model_proto(
-            self.step_graph.cut.suffix, constants, inputs, {self._graph.output: None}, opset=self._graph.opset
-        )
-
-    def _allocate(self, batch: int) -> None:
-        starts: dict[str, Float32] = {}
-        for update in self.step_graph.updates:
-            weight = np.asarray(self._graph.initializers[update.parameter], np.float32)
-            starts |= {update.parameter: weight, **dict.fromkeys(update.states, np.zeros_like(weight))}
-        self._sides = (
-            {name: device_value(value) for name, value in starts.items()},
-            {name: device_value(np.zeros_like(value)) for name, value in starts.items()},
-        )
-        self._turn = 0
-        self._samples = device_value(np.zeros((batch, *self._graph.input_shape), np.float32))
-        self._labels = device_value(np.zeros(batch, np.int64))
-        self._loss = device_value(np.zeros((), np.float32))
-        self._scalars = {
-            entry.name: device_value(np.zeros((), np.float32))
-            for entry in self._step.get_inputs()
-            if entry.name.startswith((LEARNING_RATE, STEP_SIZE, ROOT_CORRECTION))
-        }
-        self._crossing = {
-            name: self._samples if name == self._graph.input else device_value(np.zeros(shape, np.float32))
-            for name, shape in self.step_graph.crossing_shapes.items()
-        }
-        self._bindings = tuple(self._bind(self._sides[i], self._sides[1 - i]) for i in (0, 1))
-        if self._prefix is not None:
-            self._prefix_binding = self._prefix.io_binding()
-            self._prefix_binding.bind_ortvalue_input(self._graph.input, self._samples)
-            for name in self._made_by_prefix():
-                self._prefix_binding.bind_ortvalue_output(name, self._crossing[name])
-
-    def _bind(self, source: Values, target: Values) -> ort.IOBinding:
-        binding = self._step.io_binding()
-        inputs = self._crossing | {LABELS: self._labels} | self._scalars | source
+    def _bind(self) -> None:
+        made = self.step_graph
+        kind = np.int64 if made.targets == LABELS else np.float32
+        shape = next(tuple(entry.shape) for entry in self._step.get_inputs() if entry.name == made.targets)
+        self._targets = np.zeros(shape, kind)
+        self._loss = np.zeros((), np.float32)
+        sums = {name: bound(self.gradients.views[name], made.gradient_shapes[name]) for name in made.cut.learning}
+        values = {name: bound(buffer) for name, buffer in self._crossing.items()}
+        values |= {name: bound(self._weights.views[name]) for name in made.cut.learning}
+        values |= {SUM + name: value for name, value in sums.items()}
+        values[made.targets] = bound(self._targets)
+        self._binding = self._step.io_binding()
         for entry in self._step.get_inputs():
-            binding.bind_ortvalue_input(entry.name, inputs[entry.name])
-        binding.bind_ortvalue_output(LOSS, self._loss)
-        for name, value in target.items():
-            binding.bind_ortvalue_output(NEW + name, value)
-        return binding
+            self._binding.bind_ortvalue_input(entry.name, values[entry.name])
+        self._binding.bind_ortvalue_output(LOSS, bound(self._loss))
+        for name, value in sums.items():
+            self._binding.bind_ortvalue_output(GRADIENT + name, value)
+        if self._prefix is not None:
+            given = self._crossing.get(self._graph.input)
+            self._input = np.zeros((self._micro, *self._graph.input_shape), np.float32) if given is None else given
+            self._prefix_binding = self._prefix.io_binding()
+            self._prefix_binding.bind_ortvalue_input(self._graph.input, bound(self._input))
+            for name in self._made_by_prefix():
+                self._prefix_binding.bind_ortvalue_output(name, bound(self._crossing[name]))
+
+    def _bind_forward(self) -> tuple[ort.InferenceSession, ort.IOBinding, Float32]:
+        running = session(forward_graph(self._graph, self.step_graph.cut, self._micro), self._threads)
+        binding = running.io_binding()
+        for entry in running.get_inputs():
+            buffer = self._crossing.get(entry.name)
+            value = bound(self._weights.views[entry.name] if buffer is None else buffer)
+            binding.bind_ortvalue_input(entry.name, value)
+        made = np.zeros(running.get_outputs()[0].shape, np.float32)
+        binding.bind_ortvalue_output(self._graph.output, bound(made))
+        return running, binding, made

@@ -1,20 +1,32 @@
-"""Runtime sessions: options in one place, one thread pool for all."""
+"""Runtime sessions: options in one place, one thread pool and one memory arena for all."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from agent.engine.ir import Array
+from agent.engine.native import library
 from agent.errors import EngineError
 
 LOG_ERRORS_ONLY = 3
 FORWARD_CHUNK = 16  # samples a forward call: an evaluation must not need more memory than a training step
+EXACT_EXTENSION = 1  # arena strategy kSameAsRequested: doubling would leave half of the last extension unused
 
 
-def session(model: onnx.ModelProto | bytes, threads: int) -> ort.InferenceSession:
+def session(
+    model: onnx.ModelProto | bytes, threads: int, weights: Mapping[str, Array] | None = None
+) -> ort.InferenceSession:
     """A CPU session.
+
+    Args:
+        model: the graph.
+        threads: intra-op threads.
+        weights: values of the model's external initializers, used where they lie: they must outlive the session.
 
     Raises:
         EngineError: the runtime refuses the graph.
@@ -22,6 +34,9 @@ def session(model: onnx.ModelProto | bytes, threads: int) -> ort.InferenceSessio
     options = ort.SessionOptions()
     options.log_severity_level = LOG_ERRORS_ONLY
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.enable_mem_pattern = False  # a planned block would lie beside what the first, unplanned run took
+    _make_shared_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     if hasattr(ort, "set_global_thread_pool_sizes"):
         _make_shared_pool(threads)
         options.use_per_session_threads = False
@@ -29,11 +44,24 @@ def session(model: onnx.ModelProto | bytes, threads: int) -> ort.InferenceSessio
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    native = library()
+    if native is not None:
+        options.register_custom_ops_library(str(native))
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for value in weights.values()]
+        options.add_external_initializers(list(weights), values)
     data = model if isinstance(model, bytes) else model.SerializeToString()
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many unrelated types from C++
         raise EngineError("onnxruntime refuses the graph", where=first_line(error)) from error
+
+
+@cache
+def _make_shared_arena() -> None:
+    """One arena for all sessions of the program: prefix, step and evaluation take turns in the same memory."""
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_EXTENSION, -1, -1))
 
 
 _shared_threads: list[int] = []
@@ -47,13 +75,6 @@ def _make_shared_pool(threads: int) -> None:
     if not _shared_threads:
         ort.set_global_thread_pool_sizes(threads, 1)
         _shared_threads.append(threads)
-
-
-def device_value(array: npt.NDArray[np.generic]) -> ort.OrtValue:
-    """A value in the runtime's memory, filled with a copy of `array`."""
-    value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, "cpu", 0)
-    value.update_inplace(np.ascontiguousarray(array))
-    return value
 
 
 def first_line(error: Exception) -> str:

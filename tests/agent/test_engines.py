@@ -88,7 +88,7 @@ def test_head_only_follows_the_formulas(engine: type[TrainingEngine], optimizer:
         expected_loss = -np.log(p[np.arange(6), labels]).mean()
         p[np.arange(6), labels] -= 1
         dw, db = p.T @ f / 6, p.sum(axis=0) / 6
-        assert run.step(samples, labels, 0.05) == pytest.approx(expected_loss, rel=1e-4)
+        assert run.step(samples, labels, 0.05).loss == pytest.approx(expected_loss, rel=1e-4)
         w, b = numpy_update(optimizer, w, dw, states[0], 0.05), numpy_update(optimizer, b, db, states[1], 0.05)
     np.testing.assert_allclose(run.parameters()["head.w"], w, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(run.parameters()["head.b"], b, rtol=1e-3, atol=1e-5)
@@ -157,7 +157,9 @@ def test_saved_state_goes_on_as_if_never_stopped(engine: type[TrainingEngine], o
     second = engine().start(setup(2, optimizer))
     second.load_state(first.state())
     for samples, labels in data[3:]:
-        assert first.step(samples, labels, 0.05) == pytest.approx(second.step(samples, labels, 0.05), rel=1e-5)
+        assert first.step(samples, labels, 0.05).loss == pytest.approx(
+            second.step(samples, labels, 0.05).loss, rel=1e-5
+        )
     for name, value in first.parameters().items():
         np.testing.assert_allclose(second.parameters()[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
@@ -166,12 +168,12 @@ def test_saved_state_goes_on_as_if_never_stopped(engine: type[TrainingEngine], o
 def test_logits_use_current_weights_for_any_count(engine: type[TrainingEngine]) -> None:
     run = engine().start(setup(3))
     (samples, labels), *_ = batches(1)
-    before = run.logits(samples[:1])
+    before = run.outputs(samples[:1])
     run.step(samples, labels, 0.5)
-    assert not np.allclose(run.logits(samples[:1]), before)
+    assert not np.allclose(run.outputs(samples[:1]), before)
     many = np.concatenate([samples] * 12)
-    assert run.logits(many).shape == (72, 3)
-    np.testing.assert_allclose(run.logits(many)[:6], run.logits(samples), rtol=1e-4, atol=1e-5)
+    assert run.outputs(many).shape == (72, 3)
+    np.testing.assert_allclose(run.outputs(many)[:6], run.outputs(samples), rtol=1e-4, atol=1e-5)
 
 
 @each_engine
@@ -217,7 +219,7 @@ def test_both_engines_run_freely_alike_for_twenty_steps(optimizer: OptimizerSpec
     """Where training is not chaotic; docs/engines.md says why it is elsewhere."""
     ours, theirs = (engine.start(mobilenet(frozen, optimizer, 16)) for engine in (GraphEngine(), ort_training()))
     for samples, labels in photographs(20, 16):
-        assert ours.step(samples, labels, rate) == pytest.approx(theirs.step(samples, labels, rate), rel=1e-3)
+        assert ours.step(samples, labels, rate).loss == pytest.approx(theirs.step(samples, labels, rate).loss, rel=1e-3)
 
 
 @needs_ort_training
@@ -230,7 +232,7 @@ def test_both_engines_agree_step_by_step_with_nothing_frozen(optimizer: Optimize
     ours, theirs = (engine.start(mobilenet(0, optimizer, 16)) for engine in (GraphEngine(), ort_training()))
     for samples, labels in photographs(20, 16):
         theirs.load_state(ours.state())
-        assert ours.step(samples, labels, rate) == pytest.approx(theirs.step(samples, labels, rate), rel=1e-3)
+        assert ours.step(samples, labels, rate).loss == pytest.approx(theirs.step(samples, labels, rate).loss, rel=1e-3)
         mine, other = ours.parameters(), theirs.parameters()
         moved = max(float(np.abs(mine[name] - other[name]).max() / (np.abs(mine[name]).max() + 1e-6)) for name in mine)
         assert moved < (1e-3 if optimizer.kind == "sgd" else 5e-3)  # AdamW's first step is lr times the gradient's sign

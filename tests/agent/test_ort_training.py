@@ -134,7 +134,7 @@ def test_the_graph_under_test_has_every_operator_the_engine_claims() -> None:
 def test_gradients_match_central_differences_of_a_float64_reference() -> None:
     run, (x, labels) = _start(optimizer=OptimizerSpec(momentum=0.0)), _batch()
     before = _exact(run.parameters())
-    assert run.step(x, labels, 1.0) == pytest.approx(_loss(before, x, labels), rel=1e-5)
+    assert run.step(x, labels, 1.0).loss == pytest.approx(_loss(before, x, labels), rel=1e-5)
     after = run.parameters()
     for name, gradient in _gradients(before, x, labels).items():
         np.testing.assert_allclose(before[name] - after[name], gradient, rtol=1e-3, atol=2e-6, err_msg=name)
@@ -145,7 +145,7 @@ def test_logits_agree_with_the_reference_for_any_number_of_samples() -> None:
     run, rng = _start(), np.random.default_rng(3)
     for count in (1, BATCH, 65):
         x = rng.normal(0, 1, (count, 2, 8, 8)).astype(np.float32)
-        np.testing.assert_allclose(run.logits(x), _logits(_exact(run.parameters()), x), atol=1e-5)
+        np.testing.assert_allclose(run.outputs(x), _logits(_exact(run.parameters()), x), atol=1e-5)
 
 
 def _reference_sgd(p: dict[str, np.ndarray], learning: tuple[str, ...], spec: OptimizerSpec) -> dict[str, np.ndarray]:
@@ -335,7 +335,7 @@ def test_no_file_holds_a_weight_and_none_is_left(tmp_path: Path) -> None:
     assert not list(SHARED_MEMORY.glob("temperd-*/training_model.onnx"))
     run.close()
     with pytest.raises(EngineError, match="closed"):
-        run.logits(_batch()[0])
+        run.outputs(_batch()[0])
 
 
 @needs_runtime
@@ -359,4 +359,4 @@ def test_a_batch_normalised_model_is_folded_first() -> None:
         TrainingSetup(Graph(nodes, weights, "x", (1, 2, 2), "y"), 1, (1, 2, 2), 0, threads=1)
     )
     value = 3 * (2 * 4.0 - 1) + 0.5
-    np.testing.assert_allclose(run.logits(np.full((1, 1, 2, 2), 4, np.float32)), [[value, -value]], rtol=1e-6)
+    np.testing.assert_allclose(run.outputs(np.full((1, 1, 2, 2), 4, np.float32)), [[value, -value]], rtol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.engine.base import UpdatePlan
 from agent.engine.infer import Inference
 from agent.engine.ir import Array, Graph, Node, shapes
 from agent.engine.passes import fold_batch_norm, replace_head, split, unshare_parameters
@@ -172,15 +173,15 @@ def test_a_model_without_such_a_head_is_refused() -> None:
 
 @pytest.mark.parametrize("frozen", range(LAYERS))
 def test_a_split_is_the_graph_in_two(frozen: int) -> None:
-    cut = split(NET, frozen)
+    cut = split(NET, UpdatePlan(frozen))
     assert Counter(node.name for node in (*cut.prefix, *cut.suffix)) == Counter(node.name for node in NET.nodes)
     order = {node.name: index for index, node in enumerate(NET.nodes)}
     for part in (cut.prefix, cut.suffix):
         assert [order[node.name] for node in part] == sorted(order[node.name] for node in part)
     made_late = {name for node in cut.suffix for name in node.outputs}
     assert not [node for node in cut.prefix if made_late & set(node.inputs)]
-    assert [layer.index for layer in cut.trainable] == list(range(frozen, LAYERS))
-    learning = {name for layer in cut.trainable for name in layer.parameters}
+    learning = {name for layer in NET.layers()[frozen:] for name in layer.parameters}
+    assert set(cut.learning) == learning
     assert not [node for node in cut.prefix if learning & set(node.inputs)]
     frozen_nodes = [layer.node for layer in NET.layers()[:frozen]]
     assert [node for node in cut.prefix if node in frozen_nodes] == frozen_nodes
@@ -189,7 +190,7 @@ def test_a_split_is_the_graph_in_two(frozen: int) -> None:
 @pytest.mark.parametrize("frozen", range(LAYERS))
 def test_what_crosses_is_all_that_the_suffix_needs(frozen: int) -> None:
     """Run both halves apart and get what the whole gives."""
-    cut = split(NET, frozen)
+    cut = split(NET, UpdatePlan(frozen))
     values = {"image": samples()}
     for name in cut.crossing:
         if name != "image":
@@ -206,7 +207,7 @@ def test_what_crosses_is_all_that_the_suffix_needs(frozen: int) -> None:
 
 def test_a_node_that_nobody_reads_is_not_computed() -> None:
     unread = Node("Relu", ("stem.r",), ("unread",), {}, "extra")
-    cut = split(replace(NET, nodes=(*NET.nodes[:2], unread, *NET.nodes[2:])), 4)
+    cut = split(replace(NET, nodes=(*NET.nodes[:2], unread, *NET.nodes[2:])), UpdatePlan(4))
     assert "extra" not in {node.name for node in (*cut.prefix, *cut.suffix)}
 
 
@@ -214,7 +215,7 @@ def test_a_node_that_nobody_reads_is_not_computed() -> None:
 @given(st.integers(-20, 40).filter(lambda k: not 0 <= k < LAYERS))
 def test_a_boundary_outside_the_layers_is_refused(frozen: int) -> None:
     with pytest.raises(ModelError, match=f"cannot freeze {frozen} of 8 layers"):
-        split(NET, frozen)
+        split(NET, UpdatePlan(frozen))
 
 
 def test_layers_that_share_a_parameter_get_their_own() -> None:

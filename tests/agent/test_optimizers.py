@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engine.base import OptimizerSpec
-from agent.engine.host_update import apply_update
+from agent.engine.optimizers import apply_update
 
 RATE = 0.05
 # Hundredths, not st.floats: a runtime session in the same process may have switched subnormal numbers off.
