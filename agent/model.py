@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from agent.card import IMAGE_CLASSIFICATION, ModelCard
 from agent.engine.ir import Graph, parse, shapes
-from agent.engine.passes import fold_batch_norm, replace_head, unshare_parameters
+from agent.engine.passes import replace_head, unshare_parameters
+from agent.engine.prepare import prepare
 from agent.errors import ModelError, SpecError
 
 CHANNELS_FIRST_RANK, COLORS = 3, 3
@@ -47,7 +48,7 @@ def load_base(plaintext: bytes, card: ModelCard, image_size: int) -> BaseModel:
     else:
         sized = graph
         check_window_outputs(graph, card)
-    return BaseModel(unshare_parameters(fold_batch_norm(sized)), card)
+    return BaseModel(unshare_parameters(prepare(sized)), card)
 
 
 def _sized(graph: Graph, card: ModelCard, image_size: int) -> Graph:

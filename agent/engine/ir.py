@@ -1,6 +1,6 @@
 """A small in-memory graph: what the passes and gradient rules work on, and the seam to ONNX files.
 
-Only float32 models with one image-like input and one output are read. Everything is bounded: a model is input from
+Only float32 models with one input [N, ...] and one output are read. Everything is bounded: a model is input from
 outside, even when its signature holds.
 """
 
@@ -10,15 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
+from agent.engine.nodes import Array, Attribute, Layer, Node, layers_of
 from agent.errors import ModelError
 
-Array = npt.NDArray[np.generic]
-Attribute = int | float | str | bytes | list[int] | list[float]
+__all__ = ["Array", "Attribute", "Graph", "Layer", "Node", "model_proto", "parse", "serialize", "shapes"]
 
 IR_VERSION = 9  # up to opset 20; onnxruntime 1.19, the last training wheel, reads up to 10
 FIRST_OPSET_OF_IR_10 = 21
@@ -27,6 +26,10 @@ OLDEST_OPSET, NEWEST_OPSET = 13, 21
 MAX_MODEL_BYTES = 256 << 20  # boards hold weights, gradients and optimizer state in memory at once
 MAX_NODES = 20_000  # EfficientNet-B7 has about 1,000
 MAX_DIMENSION = 1 << 24
+MAX_SAMPLE_RANK = 4  # up to [C, D, H, W]
+QUANTIZED = frozenset(
+    ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+) | {"QuantizeLinear"}
 MICROSOFT = "com.microsoft"
 CONSTANT_TYPES = (
     TensorProto.FLOAT,
@@ -38,43 +41,6 @@ CONSTANT_TYPES = (
 )
 NODE_FIELDS = frozenset(NodeProto.DESCRIPTOR.fields_by_name) | {"inputs", "outputs"}  # names no attribute may have
 PLAIN = "Export a plain graph, without control flow or functions"
-PARAMETRIC = ("Conv", "Gemm", "MatMul")
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One operator call. `inputs` may hold "" for an absent optional input, as in ONNX."""
-
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attrs: Mapping[str, Attribute] = field(default_factory=dict)
-    name: str = ""
-    domain: str = ""
-
-    def ints(self, key: str, default: Iterable[int]) -> tuple[int, ...]:
-        """Integer-list attribute `key`, or `default`."""
-        value = self.attrs.get(key)
-        return tuple(default) if value is None else tuple(int(v) for v in value)  # type: ignore[union-attr]
-
-    def number(self, key: str, default: float) -> float:
-        """Scalar attribute `key`, or `default`."""
-        return float(self.attrs.get(key, default))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A parametric layer: a node that holds weights. `index` counts from the input."""
-
-    index: int
-    node: Node
-    weight: str
-    bias: str | None
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Weight and, where there is one, bias."""
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +66,8 @@ class Graph:
     """The opset whose meaning the nodes have; what is added in training means the same in all that are read."""
 
     def layers(self) -> tuple[Layer, ...]:
-        """Parametric layers in execution order."""
-        found: list[Layer] = []
-        for node in self.nodes:
-            if node.op in PARAMETRIC and len(node.inputs) > 1 and node.inputs[1] in self.initializers:
-                bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in self.initializers else None  # noqa: PLR2004
-                found.append(Layer(len(found), node, node.inputs[1], bias))
-        return tuple(found)
+        """Parametric layers in execution order, as `layers_of` finds them."""
+        return layers_of(self.nodes, self.initializers, self.output)
 
     def with_weights(self, weights: Mapping[str, Array]) -> Graph:
         """The same graph with some initializers replaced; shapes and types must match."""
@@ -158,10 +119,10 @@ def parse(data: bytes) -> Graph:
         )
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     opset = next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
-    shape = _sample_shape(inputs[0])
-    graph = Graph(tuple(nodes), initializers, inputs[0].name, shape, proto.output[0].name, metadata, opset)
+    batch, *sample = _input_dims(inputs[0])
+    graph = Graph(tuple(nodes), initializers, inputs[0].name, tuple(sample), proto.output[0].name, metadata, opset)
     _check_order(graph)
-    return graph
+    return _free_batch(graph, batch) if batch > 0 and min(sample) > 0 else graph
 
 
 def _check_names(model: onnx.ModelProto) -> None:
@@ -252,18 +213,64 @@ def _constant_value(name: str, attrs: Mapping[str, object]) -> Array:
 def _node(item: onnx.NodeProto, attrs: dict[str, Attribute], position: int) -> Node:
     if item.domain not in ("", "ai.onnx"):
         raise ModelError(f"operator domain {item.domain!r} is not allowed", where=item.name)
+    if item.op_type in QUANTIZED:
+        raise ModelError(
+            f"the model is quantized ({item.op_type})",
+            where=item.name,
+            fix="Publish the float32 model it was made from: training needs its weights, and quantizes nothing",
+        )
     plain = {key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in attrs.items()}
     return Node(item.op_type, tuple(item.input), tuple(item.output), plain, item.name or f"{item.op_type}_{position}")
 
 
-def _sample_shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+def _input_dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Sizes of all axes of the input, 0 where free; the first is the batch axis."""
     tensor = value.type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT:
         raise ModelError("the input is not float32", where=value.name, fix="Export the model as float32")
-    dims = [dim.dim_value for dim in tensor.shape.dim]
+    dims = tuple(dim.dim_value for dim in tensor.shape.dim)
     if not dims:
         raise ModelError("the input has no batch axis", where=value.name)
-    return tuple(dims[1:])
+    if not 1 <= len(dims) - 1 <= MAX_SAMPLE_RANK:
+        raise ModelError(
+            f"samples have {len(dims) - 1} axes, 1 to {MAX_SAMPLE_RANK} are read",
+            where=value.name,
+            fix="Export with an input such as [N, F], [N, C, T] or [N, C, H, W]",
+        )
+    return dims
+
+
+def _free_batch(graph: Graph, batch: int) -> Graph:
+    """The graph of a model that was exported for exactly `batch` samples, made to take any number.
+
+    Reshape targets that begin with the batch size copy the first axis instead. What depends on the batch size in
+    another way is refused.
+    """
+    known = shapes(graph, batch)
+    constants = dict(graph.initializers)
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        target = constants.get(node.inputs[1]) if node.op == "Reshape" and len(node.inputs) > 1 else None
+        if target is not None and target.size and target.reshape(-1)[0] == batch:
+            first = {known[name][:1] for name in (node.inputs[0], node.outputs[0])}
+            if first == {(batch,)} and not node.attrs.get("allowzero", 0):
+                constants[f"{node.outputs[0]}.shape"] = np.asarray([0, *target.reshape(-1)[1:]], np.int64)
+                node = replace(node, inputs=(node.inputs[0], f"{node.outputs[0]}.shape"))  # noqa: PLW2901 - the same node, freed
+        nodes.append(node)
+    used = {name for node in nodes for name in node.inputs}
+    freed = replace(graph, nodes=tuple(nodes), initializers={k: v for k, v in constants.items() if k in used})
+    for other in (batch + 1, batch + 2):
+        try:
+            fits = shapes(freed, other)[graph.output] == (other, *known[graph.output][1:])
+        except ModelError:
+            fits = False
+        if not fits or known[graph.output][:1] != (batch,):
+            raise ModelError(
+                f"the model was exported for a batch of exactly {batch}",
+                where=graph.input,
+                fix=f'Export it with a free batch axis: dynamic_axes={{"{graph.input}": {{0: "N"}}}}',
+            )
+    return freed
 
 
 def _check_order(graph: Graph) -> None:
@@ -277,6 +284,8 @@ def _check_order(graph: Graph) -> None:
         known.update(node.outputs)
     if graph.output not in known:
         raise ModelError("nothing makes the output", where=graph.output)
+    if not graph.nodes:
+        raise ModelError("the model has no operators", where=graph.output)
 
 
 def model_proto(
@@ -301,8 +310,7 @@ def model_proto(
         [numpy_helper.from_array(value, name) for name, value in initializers.items() if name in used],
     )
     domains = [helper.make_opsetid("", opset)]
-    if any(node.domain == MICROSOFT for node in protos):
-        domains.append(helper.make_opsetid(MICROSOFT, 1))
+    domains += [helper.make_opsetid(domain, 1) for domain in sorted({node.domain for node in protos} - {""})]
     model = helper.make_model(
         graph,
         opset_imports=domains,
@@ -340,6 +348,22 @@ def shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | None = None)
     Raises:
         ModelError: the graph does not fit the input shape, or a shape depends on data.
     """
+    found = inferred_shapes(graph, batch, input_shape)
+    for node in graph.nodes:
+        for name in filter(None, node.outputs):
+            if name not in found:
+                raise ModelError(
+                    "shape is not known before running", where=f"{node.name}: {name}", fix="Export with fixed sizes"
+                )
+    return found
+
+
+def inferred_shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes as far as they are known before running; a tensor with an empty or unknown axis is left out.
+
+    Raises:
+        ModelError: the graph does not fit the input shape.
+    """
     sample = input_shape or graph.input_shape
     inputs: dict[str, tuple[type[np.generic], tuple[int | str, ...]]] = {graph.input: (np.float32, (batch, *sample))}
     model = model_proto(graph.nodes, graph.initializers, inputs, {graph.output: None}, opset=graph.opset)
@@ -352,11 +376,8 @@ def shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | None = None)
     found = {name: tuple(value.shape) for name, value in graph.initializers.items()}
     found[graph.input] = (batch, *sample)
     for value in (*inferred.graph.value_info, *inferred.graph.output):
-        found[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    for node in graph.nodes:
-        for name in node.outputs:
-            if name not in found or any(size < 1 for size in found[name]):
-                raise ModelError(
-                    "shape is not known before running", where=f"{node.name}: {name}", fix="Export with fixed sizes"
-                )
+        if value.type.tensor_type.HasField("shape"):
+            size = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            if all(axis > 0 for axis in size):
+                found[value.name] = size
     return found

@@ -6,25 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.engine.base import UpdatePlan
 from agent.engine.ir import Array, Graph, Node
 from agent.errors import ModelError
 
 BATCH_NORM_INPUTS = 5
+Float64 = npt.NDArray[np.float64]
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
-    """Fold every BatchNormalization that follows a Conv into that Conv.
+    """Fold each BatchNormalization into the Conv, ConvTranspose or Gemm before it, where that can be.
 
-    With frozen statistics, gamma (Conv(x) + b - mean) / sqrt(var + eps) + beta is the Conv with weights scaled by
+    With frozen statistics, gamma (w x + b - mean) / sqrt(var + eps) + beta is the same layer with weights scaled by
     gamma / sqrt(var + eps) and the bias beta + (b - mean) gamma / sqrt(var + eps).
 
-    Precondition: each BatchNormalization is the only reader of its Conv's output and has constant parameters.
-    Postcondition: no BatchNormalization is left; the function computed is the same up to rounding.
-
-    Raises:
-        ModelError: a BatchNormalization that cannot be folded, by name.
+    Postcondition: a BatchNormalization is left only where it is not the one reader of such a layer with constant
+    parameters; the function computed is the same up to rounding.
     """
     makers = {node.outputs[0]: node for node in graph.nodes}
     readers = _reader_counts(graph)
@@ -32,39 +31,53 @@ def fold_batch_norm(graph: Graph) -> Graph:
     folded: dict[str, Node] = {}
     dropped: set[int] = set()
     for node in graph.nodes:
-        if node.op != "BatchNormalization":
+        if node.op != "BatchNormalization" or len(node.outputs) > 1:
             continue
-        conv = makers.get(node.inputs[0])
-        fits = conv is not None and conv.op == "Conv" and readers[node.inputs[0]] == 1
-        if not fits or conv is None or any(name not in constants for name in (*node.inputs[1:], *_given(conv)[1:])):
-            raise ModelError(
-                "batch normalization does not follow a Conv with constant weights",
-                where=node.name,
-                fix="Fold it before export",
-            )
-        folded[conv.outputs[0]] = _folded_conv(conv, node, constants)
-        dropped.add(id(node))
+        layer = makers.get(node.inputs[0])
+        if layer is None or readers[node.inputs[0]] != 1 or not _takes_scale(layer):
+            continue
+        if all(name in constants for name in (*node.inputs[1:], *_given(layer)[1:])):
+            folded[layer.outputs[0]] = _folded(layer, node, constants)
+            dropped.add(id(node))
     nodes = [folded.get(node.outputs[0], node) for node in graph.nodes if id(node) not in dropped]
     used = {name for node in nodes for name in node.inputs}
     return replace(graph, nodes=tuple(nodes), initializers={k: v for k, v in constants.items() if k in used})
 
 
-def _folded_conv(conv: Node, norm: Node, constants: dict[str, Array]) -> Node:
+def _takes_scale(layer: Node) -> bool:
+    """Whether a factor and a shift for each output channel can go into the layer's own parameters."""
+    if layer.op == "Gemm":
+        return layer.number("alpha", 1) == layer.number("beta", 1) == 1
+    return layer.op in ("Conv", "ConvTranspose")
+
+
+def _folded(layer: Node, norm: Node, constants: dict[str, Array]) -> Node:
     gamma, beta, mean, variance = (constants[name].astype(np.float64) for name in norm.inputs[1:BATCH_NORM_INPUTS])
     scale = gamma / np.sqrt(variance + norm.number("epsilon", 1e-5))
-    weight = constants[conv.inputs[1]].astype(np.float64)
-    given = _given(conv)
+    weight = constants[layer.inputs[1]].astype(np.float64)
+    given = _given(layer)
     bias = constants[given[2]].astype(np.float64) if len(given) > 2 else np.zeros_like(mean)  # noqa: PLR2004 - X, W, B
-    # named after the output: several Convs may share one weight, each with a normalization of its own
+    # named after the output: several layers may share one weight, each with a normalization of its own
     weight_name, bias_name = f"{norm.outputs[0]}.folded", f"{norm.outputs[0]}.folded_bias"
-    constants[weight_name] = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+    constants[weight_name] = _scaled(layer, weight, scale).astype(np.float32)
     constants[bias_name] = (beta + (bias - mean) * scale).astype(np.float32)
-    return replace(conv, inputs=(conv.inputs[0], weight_name, bias_name), outputs=(norm.outputs[0],))
+    return replace(layer, inputs=(layer.inputs[0], weight_name, bias_name), outputs=(norm.outputs[0],))
 
 
-def _given(conv: Node) -> tuple[str, ...]:
-    """The Conv's inputs without an absent bias."""
-    return tuple(name for name in conv.inputs if name)
+def _scaled(layer: Node, weight: Float64, scale: Float64) -> Float64:
+    """The weight with each output channel multiplied: Conv [O, C/g, ...], ConvTranspose [C, O/g, ...], Gemm."""
+    if layer.op == "Gemm":
+        return weight * (scale[:, None] if layer.attrs.get("transB", 0) else scale)
+    if layer.op == "Conv":
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    groups = int(layer.number("group", 1))
+    apart = weight.reshape(groups, -1, *weight.shape[1:])
+    return (apart * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+
+
+def _given(layer: Node) -> tuple[str, ...]:
+    """The layer's inputs without an absent bias."""
+    return tuple(name for name in layer.inputs if name)
 
 
 def _reader_counts(graph: Graph) -> dict[str, int]:
@@ -87,9 +100,10 @@ def unshare_parameters(graph: Graph) -> Graph:
         names = {name: f"{name}.of.{layer.node.outputs[0]}" for name in layer.parameters if name in seen}
         constants |= {fresh: constants[name].copy() for name, fresh in names.items()}
         seen.update(layer.parameters)
-        index = place[id(layer.node)]
-        inputs = (nodes[index].inputs[0], *(names.get(name, name) for name in nodes[index].inputs[1:]))
-        nodes[index] = replace(nodes[index], inputs=inputs)
+        for owner in filter(None, (layer.node, layer.bias_node)):
+            index = place[id(owner)]
+            inputs = tuple(names.get(name, name) for name in nodes[index].inputs)
+            nodes[index] = replace(nodes[index], inputs=inputs)
     return replace(graph, nodes=tuple(nodes), initializers=constants)
 
 

@@ -98,7 +98,7 @@ def test_a_graph_without_normalization_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "case", ["no conv", "read twice", "is the output", "computed weight", "computed bias", "first"]
 )
-def test_a_normalization_that_cannot_be_folded_is_refused_by_name(case: str) -> None:
+def test_a_normalization_that_cannot_be_folded_stays(case: str) -> None:
     constants: dict[str, Array] = {"one": np.float32(1).reshape(())}
     parameters = norm(np.random.default_rng(0), "bn", 4, constants)
     conv, bn = (
@@ -107,17 +107,52 @@ def test_a_normalization_that_cannot_be_folded_is_refused_by_name(case: str) -> 
     )
     own = Node("Mul", ("w", "one"), ("w2",), {}, "own")
     mean = Node("Mul", ("bn.mean", "one"), ("b2",), {}, "bias")
+    first = Node("BatchNormalization", ("x", *norm(np.random.default_rng(1), "bn2", 2, constants)), ("y",), {}, "bn")
     graph = {
         "no conv": one_conv((conv, Node("Relu", ("c",), ("r",)), replace(bn, inputs=("r", *parameters))), constants),
         "read twice": one_conv((conv, replace(bn, outputs=("n",)), Node("Add", ("n", "c"), ("y",))), constants),
         "is the output": one_conv((conv, bn), constants, "c"),
         "computed weight": one_conv((own, replace(conv, inputs=("x", "w2")), bn), constants),
         "computed bias": one_conv((mean, replace(conv, inputs=("x", "w", "b2")), bn), constants),
-        "first": one_conv((replace(bn, inputs=("x", *parameters)),), constants),
+        "first": one_conv((first,), constants),
     }[case]
-    with pytest.raises(ModelError, match="does not follow a Conv with constant weights") as caught:
-        fold_batch_norm(graph)
-    assert caught.value.where == "bn"
+    kept = fold_batch_norm(graph)
+    assert kept.nodes == graph.nodes
+    np.testing.assert_array_equal(run(kept), run(graph))
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_normalization_behind_a_gemm_is_folded(transposed: int, *, biased: bool) -> None:
+    rng = np.random.default_rng(4)
+    constants: dict[str, Array] = {"g": rng.standard_normal((3, 4)[:: 1 - 2 * transposed]).astype(np.float32)}
+    inputs = ("x", "g", "b") if biased else ("x", "g")
+    constants |= {"b": rng.standard_normal(4).astype(np.float32)} if biased else {}
+    bn = Node("BatchNormalization", ("h", *norm(rng, "bn", 4, constants)), ("y",), {}, "bn")
+    graph = Graph((Node("Gemm", inputs, ("h",), {"transB": transposed}, "fc"), bn), constants, "x", (3,), "y")
+    folded = fold_batch_norm(graph)
+    assert [node.op for node in folded.nodes] == ["Gemm"]
+    np.testing.assert_allclose(run(folded), run(graph), rtol=1e-4, atol=1e-4)
+
+
+def test_a_normalization_behind_a_scaled_gemm_stays() -> None:
+    rng = np.random.default_rng(4)
+    constants: dict[str, Array] = {"g": rng.standard_normal((3, 4)).astype(np.float32)}
+    bn = Node("BatchNormalization", ("h", *norm(rng, "bn", 4, constants)), ("y",), {}, "bn")
+    graph = Graph((Node("Gemm", ("x", "g"), ("h",), {"alpha": 0.5}, "fc"), bn), constants, "x", (3,), "y")
+    assert fold_batch_norm(graph).nodes == graph.nodes
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_normalization_behind_a_conv_transpose_is_folded(group: int) -> None:
+    rng = np.random.default_rng(5)
+    constants: dict[str, Array] = {"t": rng.standard_normal((4, 3, 2, 2)).astype(np.float32)}
+    bn = Node("BatchNormalization", ("h", *norm(rng, "bn", 3 * group, constants)), ("y",), {}, "bn")
+    up = Node("ConvTranspose", ("x", "t"), ("h",), {"group": group, "strides": [2, 2]}, "up")
+    graph = Graph((up, bn), constants, "x", (4, 3, 3), "y")
+    folded = fold_batch_norm(graph)
+    assert [node.op for node in folded.nodes] == ["ConvTranspose"]
+    np.testing.assert_allclose(run(folded), run(graph), rtol=1e-4, atol=1e-4)
 
 
 # --- head -------------------------------------------------------------------------------------------------------------
