@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.card import Preprocess
-from agent.cost import cost_table
 from agent.classification import Classification
+from agent.cost import cost_table
 from agent.engine import choose_engine
 from agent.engine.base import Float32, LossSpec, StepResult, Targets, TrainingRun
 from agent.engine.ir import Graph
@@ -348,21 +348,18 @@ def test_a_rate_that_blows_the_weights_up_ends_the_job() -> None:
 
 
 def test_reverification_passes_over_sound_memory_and_notices_a_flipped_bit() -> None:
-    net = mobile_block_net()
     scene = Scene(lambda _: steer(reverify=True))
-    trainer, _ = trainer_in(scene, net=net)
-    trainer.train()
+    trainer_in(scene)[0].train()
     assert scene.events().count("verified") == 2 * STEPS
-
-    bits = net.initializers["stem.w"].view(np.uint8).reshape(-1)
-    flipped = bits[17] ^ 4
 
     def orders(scene: Scene) -> Steer:
         if scene.steps == 3:
-            bits[17] = flipped
+            resident = runs[0].inner._weights.views["stem.w"].view(np.uint8).reshape(-1)  # type: ignore[attr-defined]
+            resident[17] = mobile_block_net().initializers["stem.w"].view(np.uint8).reshape(-1)[17] ^ 4
         return steer(reverify=scene.steps == 3)
 
-    trainer, _ = trainer_in(Scene(orders), net=net)
+    trainer, run = trainer_in(Scene(orders))
+    runs = [run]
     with pytest.raises(EngineError, match="frozen weights changed in memory") as caught:
         trainer.train()
     assert (caught.value.code, caught.value.where) == ("memory-corrupt", "stem.w")

@@ -137,10 +137,10 @@ def test_an_operator_without_a_rule_is_named_with_its_node(fleet: World) -> None
     net = mobile_block_net(classes=5)
     nodes = list(net.nodes)
     at = [node.name for node in nodes].index("project2")
-    soft = Node("Softplus", nodes[at].inputs[:1], ("soft",), {}, "odd")
+    soft = Node("Softsign", nodes[at].inputs[:1], ("soft",), {}, "odd")
     nodes[at : at + 1] = [soft, dataclasses.replace(nodes[at], inputs=("soft", *nodes[at].inputs[1:]))]
     fleet.publish("2.0", serialize(dataclasses.replace(net, nodes=tuple(nodes))))
-    fails(fleet, fleet.job(fleet.images()), "unsupported-model", "Softplus", "odd")
+    fails(fleet, fleet.job(fleet.images()), "unsupported-model", "Softsign", "odd")
     deep = fleet.send("fine-tune", fleet.job(fleet.folder / "images", depth="head", epochs=200, learning_rate=0.1))
     assert deep["status"] == "succeeded", "frozen, the operator is no obstacle"
 
