@@ -270,6 +270,88 @@ def test_a_name_that_is_not_text_is_refused() -> None:
     refused(raw, "a name is not UTF-8")
 
 
+# --- models that were exported otherwise ------------------------------------------------------------------------------
+
+
+def fixed(dims: list[int | str], *nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)]
+    return tiny(nodes=list(nodes), inputs=inputs, weights=list(weights.items()))
+
+
+def test_a_model_of_a_fixed_batch_takes_any() -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["y"]),
+    ]
+    weights = {"flat": np.asarray([1, 12]), "w": np.ones((12, 3), np.float32), "b": np.zeros(3, np.float32)}
+    graph = parse(fixed([1, 3, 4], *nodes, **weights).SerializeToString())
+    assert graph.initializers["f.shape"].tolist() == [0, 12]
+    x = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(
+        Inference(graph, 1).run(x), x.reshape(5, 12).sum(axis=1, keepdims=True).repeat(3, axis=1), rtol=1e-5
+    )
+    same(parse(serialize(graph)), graph)
+
+
+def test_a_fixed_batch_that_nothing_depends_on_is_simply_freed() -> None:
+    assert parse(fixed([8, 4], helper.make_node("Relu", ["x"], ["y"])).SerializeToString()).input_shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights"),
+    [
+        ([helper.make_node("Reshape", ["x", "s"], ["y"])], {"s": np.asarray([12])}),
+        ([helper.make_node("Reshape", ["x", "s"], ["y"])], {"s": np.asarray([3, 4])}),
+        ([helper.make_node("Add", ["x", "c"], ["y"])], {"c": np.ones((4, 3, 1), np.float32)}),
+        ([helper.make_node("Expand", ["x", "s"], ["y"])], {"s": np.asarray([4, 3, 4])}),
+        (
+            [
+                helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+                helper.make_node("Squeeze", ["t", "a"], ["y"]),
+            ],
+            {"a": np.asarray([1])},
+        ),
+    ],
+)
+def test_a_batch_size_that_is_built_in_is_refused_with_the_remedy(
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]
+) -> None:
+    error = refused(fixed([1, 3, 4], *nodes, **weights), "was exported for a batch of exactly 1")
+    assert error.where == "x"
+    assert 'dynamic_axes={"x": {0: "N"}}' in error.fix
+
+
+@pytest.mark.parametrize("op", ["QuantizeLinear", "DequantizeLinear", "QLinearConv", "MatMulInteger"])
+def test_quantized_models_are_refused_with_the_remedy(op: str) -> None:
+    node = helper.make_node(op, ["x", "w", "b"], ["y"], name="q")
+    error = refused(tiny(nodes=[node]), rf"the model is quantized \({op}\)")
+    assert error.where == "q"
+    assert "float32 model it was made from" in error.fix
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT64])
+def test_inputs_of_other_types_are_refused(kind: int) -> None:
+    error = refused(tiny(inputs=[helper.make_tensor_value_info("x", kind, ["N", 4])]), "input is not float32")
+    assert error.fix == "Export the model as float32"
+
+
+@pytest.mark.parametrize("sample", [(4,), (3, 4), (2, 3, 4), (1, 2, 3, 4)])
+def test_samples_of_one_to_four_axes_are_read(sample: tuple[int, ...]) -> None:
+    graph = parse(fixed(["N", *sample], helper.make_node("Relu", ["x"], ["y"])).SerializeToString())
+    assert graph.input_shape == sample
+    assert shapes(graph, 7)["y"] == (7, *sample)
+
+
+@pytest.mark.parametrize("sample", [(), (1, 1, 1, 1, 4)])
+def test_samples_of_other_ranks_are_refused(sample: tuple[int, ...]) -> None:
+    refused(fixed(["N", *sample], helper.make_node("Relu", ["x"], ["y"])), f"samples have {len(sample)} axes")
+
+
+def test_a_model_without_operators_is_refused() -> None:
+    outputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)]
+    refused(tiny(nodes=[], outputs=outputs), "no operators")
+
+
 # --- shapes and weights -----------------------------------------------------------------------------------------------
 
 
@@ -312,3 +394,47 @@ def test_layers_are_those_with_weights_of_their_own() -> None:
     ]  # fmt: skip
     product = Graph((Node("MatMul", ("x", "x"), ("y",)),), {}, "x", (4,), "y")
     assert product.layers() == ()
+
+
+PARAMETERS = {name: np.ones(3, np.float32) for name in ("s", "b", "m", "v")} | {
+    "w": np.ones((3, 3), np.float32), "two": np.float32(2).reshape(()), "i": np.asarray([0, 1])
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([("Conv", "x", "w", "b")], [("w", "b")]),
+        ([("ConvTranspose", "x", "w", "b")], [("w", "b")]),
+        ([("Gemm", "x", "w", "b")], [("w", "b")]),
+        ([("Gemm", "w", "x", "b")], [("w", "b")]),
+        ([("MatMul", "w", "x")], [("w",)]),
+        ([("MatMul", "x", "w"), ("Add", "y0", "b")], [("w", "b")]),
+        ([("MatMul", "x", "w"), ("Add", "b", "y0")], [("w", "b")]),
+        ([("MatMul", "x", "w"), ("Add", "y0", "two")], [("w",)]),
+        ([("MatMul", "x", "w"), ("Add", "y0", "x")], [("w",)]),
+        ([("MatMul", "x", "w"), ("Add", "y0", "b"), ("Mul", "y1", "y0")], [("w",)]),
+        ([("LayerNormalization", "x", "s", "b")], [("s", "b")]),
+        ([("LayerNormalization", "x", "s")], [("s",)]),
+        ([("InstanceNormalization", "x", "s", "b")], [("s", "b")]),
+        ([("BatchNormalization", "x", "s", "b", "m", "v")], [("s", "b")]),
+        ([("PRelu", "x", "s")], [("s",)]),
+        ([("Gather", "w", "x")], [("w",)]),
+        ([("Gather", "w", "i")], []),
+        ([("Gather", "x", "i")], []),
+        ([("Clip", "x", "two", "two")], []),
+        ([("Mul", "x", "two"), ("Add", "y0", "b"), ("Div", "y1", "s")], []),
+        ([("Conv", "x", "x", "b")], []),
+        ([("Reshape", "x", "i")], []),
+    ],
+)
+def test_parameters_are_found_each_once(nodes: list[tuple[str, ...]], expected: list[tuple[str, ...]]) -> None:
+    made = tuple(Node(op, tuple(inputs), (f"y{at}",)) for at, (op, *inputs) in enumerate(nodes))
+    graph = Graph(made, PARAMETERS, "x", (3,), made[-1].outputs[0])
+    assert [layer.parameters for layer in graph.layers()] == expected
+    assert [layer.index for layer in graph.layers()] == list(range(len(expected)))
+
+
+def test_an_absent_optional_output_needs_no_shape() -> None:
+    pool = Node("MaxPool", ("x",), ("y", ""), {"kernel_shape": [2]})
+    assert shapes(Graph((pool,), {}, "x", (3, 4), "y"), 2)["y"] == (2, 3, 3)
