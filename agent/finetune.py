@@ -193,6 +193,7 @@ class FineTune:
         self._ask("SEALING", "")
         model = serialize(graph.with_weights(dict(run.parameters())))
         manifest = self._manifest(task, target, model, after) | decision
+        result |= decision
         result |= {"model_sha256": manifest["model_sha256"], "base_sha256": target.sealed_sha256}
         samples = task.test_inputs(0, SELF_TEST_SAMPLES)
         slot, problem = promote(

@@ -13,7 +13,7 @@ from agent.errors import SealedFileError
 from agent.slots import SlotView
 from agent.store import Store
 
-SELF_TEST_TOLERANCE = 1e-3  # of the largest logit: constants are folded in another order than in training
+SELF_TEST_TOLERANCE = 1e-3  # of the largest output: constants are folded in another order than in training
 
 
 def settle(store: Store, job_id: str, warn: Callable[[str], None]) -> SlotView | None:
@@ -80,8 +80,8 @@ def promote(
         store: the board's slots.
         model: the tuned model file.
         manifest: what is bound to it.
-        samples: some inputs [M, C, H, W].
-        expected: their logits by the run that trained it [M, K].
+        samples: some inputs [M, ...].
+        expected: their outputs by the run that trained it [M, ...].
         threads: intra-op threads.
         enter: called with the slot once it is staged, before it becomes active.
 
@@ -101,6 +101,6 @@ def promote(
     except BaseException:
         store.roll_back("the self-test could not be finished")
         raise
-    problem = f"self-test: logits differ by {worst:.2g}"
+    problem = f"self-test: outputs differ by {worst:.2g}"
     store.roll_back(problem)
     return slot, problem

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 
 from agent.errors import BoardError, TemperdError
 from agent.messages import Failed, Finished, Go, Message, Order, Planned, Progress, Stage, Steer, Warned
-from service.job import STAGE_EVENTS, TERMINAL, WORKING, Event, State
+from service.job import MAX_ATTEMPTS, STAGE_EVENTS, TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal
 from service.logs import logger
 from service.statuses import Clock, Statuses
@@ -168,9 +168,10 @@ class Runner:
 
     @staticmethod
     def _can_shrink(record: JobRecord) -> bool:
-        """Whether the job has a plan that was not shrunk yet: the next attempt will shrink it."""
+        """Whether there is an attempt left, and a plan that it can shrink."""
         plan = (record.plan or {}).get("plan")
-        return isinstance(plan, dict) and not plan.get("shrunk") and record.standing.state in SHRINKABLE
+        left = record.standing.attempt < MAX_ATTEMPTS and record.standing.state in SHRINKABLE
+        return left and isinstance(plan, dict) and not plan.get("shrunk")
 
     async def _hear(self, message: Message) -> Message:
         assert self.current is not None
