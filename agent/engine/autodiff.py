@@ -47,7 +47,14 @@ class StepGraph:
 
 
 def step_graph(
-    graph: Graph, plan: UpdatePlan, samples: int, batch: int, loss: LossSpec, *, accumulate: bool = False
+    graph: Graph,
+    plan: UpdatePlan,
+    samples: int,
+    batch: int,
+    loss: LossSpec,
+    *,
+    accumulate: bool = False,
+    native: bool = False,
 ) -> StepGraph:
     """Forward of the suffix, loss and backward for `samples` of the `batch` samples of a step.
 
@@ -59,12 +66,13 @@ def step_graph(
         loss: what is differentiated.
         accumulate: add gradients to inputs `sum:<parameter>`. In and out may be the same memory: each value is written
             once, after it was read.
+        native: use operators of the kernel library.
 
     Raises:
         ModelError: an operator on the path has no rule, or the loss does not fit the output.
     """
     cut = split(graph, plan)
-    tape = _differentiate(graph, cut, samples, batch, loss)
+    tape = _differentiate(graph, cut, samples, batch, loss, native=native)
     outputs: dict[str, Tensor | None] = {LOSS: (np.float32, ())}
     targets = target_input(loss, tape.shapes[graph.output])
     inputs: dict[str, Tensor] = {name: (np.float32, tape.shapes[name]) for name in cut.crossing} | targets
@@ -83,22 +91,22 @@ def step_graph(
     return StepGraph(model, cut, crossing, shapes_out, next(iter(targets)))
 
 
-def forward_graph(graph: Graph, cut: Split, samples: int) -> onnx.ModelProto:
+def forward_graph(graph: Graph, cut: Split, samples: int, *, native: bool = False) -> onnx.ModelProto:
     """Forward of the suffix alone, for `samples` samples; learning parameters are inputs."""
-    tape, _, _ = _forward(graph, cut, samples)
+    tape, _, _ = _forward(graph, cut, samples, native=native)
     inputs: dict[str, Tensor] = {name: (np.float32, tape.shapes[name]) for name in (*cut.crossing, *cut.learning)}
     output = {graph.output: (np.float32, tape.shapes[graph.output])}
     return model_proto(tape.nodes, _constants(graph, tape, cut), inputs, output, opset=graph.opset)
 
 
-def _forward(graph: Graph, cut: Split, samples: int) -> tuple[Tape, Blocks, list[Node]]:
+def _forward(graph: Graph, cut: Split, samples: int, *, native: bool) -> tuple[Tape, Blocks, list[Node]]:
     learning = set(cut.learning)
     frozen = {name: value for name, value in graph.initializers.items() if name not in learning}
     known = shapes(graph, samples)
     nodes = channel_major(cut.suffix, known, frozen, graph.output)
     needed = learning | {name for node in nodes for name in node.outputs}
     tape = Tape(known, frozen, needed, [])
-    blocks = Blocks(tape, nodes, graph.output)
+    blocks = Blocks(tape, nodes, graph.output, native=native)
     for node in nodes:
         if node.domain == DOMAIN:
             blocks.write(node)
@@ -107,8 +115,8 @@ def _forward(graph: Graph, cut: Split, samples: int) -> tuple[Tape, Blocks, list
     return tape, blocks, nodes
 
 
-def _differentiate(graph: Graph, cut: Split, samples: int, batch: int, loss: LossSpec) -> Tape:
-    tape, blocks, nodes = _forward(graph, cut, samples)
+def _differentiate(graph: Graph, cut: Split, samples: int, batch: int, loss: LossSpec, *, native: bool) -> Tape:
+    tape, blocks, nodes = _forward(graph, cut, samples, native=native)
     made = set(cut.crossing)
     for node in nodes:  # what no learning parameter reaches wants no gradient, wherever the layout pass put it
         if not made.isdisjoint(node.inputs) and not any(name in tape.needed - made for name in node.inputs):

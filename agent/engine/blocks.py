@@ -14,8 +14,14 @@ import numpy as np
 from agent.engine import gradients_conv
 from agent.engine.gradients_tape import Product, Tape, inside
 from agent.engine.ir import Attribute, Node
-from agent.engine.layout import DEPTHWISE, POINTWISE, SWAP, TO_CHANNELS, TO_SAMPLES
-from agent.engine.native import DOMAIN, library
+from agent.engine.layout import DEPTHWISE, POINTWISE, POOL, SWAP, TO_CHANNELS, TO_SAMPLES
+from agent.engine.native import DOMAIN
+
+_NO_WINDOW: dict[str, Attribute] = {
+    "stride": 1, "pad_top": 0, "pad_left": 0, "out_height": 1, "out_width": 1,
+    "x_low": -math.inf, "x_high": math.inf, "input_gradient": 0,
+}  # fmt: skip
+"""The operators of the library share their attributes."""
 
 
 class Blocks:
@@ -24,9 +30,11 @@ class Blocks:
     Args:
         tape: forward nodes go there in order, later the backward ones.
         nodes: all nodes of the graph: who reads a tensor decides what may be fused.
+        output: tensor that is read from outside.
+        native: use the kernel library's operators; else standard ones alone.
     """
 
-    def __init__(self, tape: Tape, nodes: Sequence[Node], output: str) -> None:
+    def __init__(self, tape: Tape, nodes: Sequence[Node], output: str, *, native: bool) -> None:
         self._tape = tape
         self._makers = {name: node for node in nodes for name in node.outputs}
         readers: dict[str, int] = {output: 1}
@@ -34,7 +42,7 @@ class Blocks:
             for name in node.inputs:
                 readers[name] = readers.get(name, 0) + 1
         self._readers = readers
-        self._native = library() is not None
+        self._native = native
         self._sums: dict[str, str] = {}
         """Tensors whose gradient is masked already, with its sum over all but the channel axis."""
 
@@ -42,6 +50,8 @@ class Blocks:
         """The forward pass of one operator."""
         if node.op in (TO_CHANNELS, TO_SAMPLES):
             self._append("Transpose", node.inputs, node.outputs, perm=list(SWAP))
+        elif node.op == POOL:
+            self._append("GlobalAveragePool", node.inputs, node.outputs)
         elif node.op == POINTWISE:
             self._pointwise(node)
         elif self._native:
@@ -56,6 +66,8 @@ class Blocks:
         if node.op in (TO_CHANNELS, TO_SAMPLES):
             if tape.learns(node, 0):
                 tape.add(node.inputs[0], tape.emit("Transpose", dy, perm=list(SWAP)))
+        elif node.op == POOL:
+            self._pool_gradient(node, dy)
         elif node.op == POINTWISE:
             self._pointwise_gradient(node, dy)
         elif self._native:
@@ -114,16 +126,16 @@ class Blocks:
         maker = self._makers.get(x)
         if maker is None or maker.op not in (POINTWISE, DEPTHWISE) or self._readers.get(x) != 1:
             return None
-        return _bounds(maker)
+        bounds = _bounds(maker)
+        return None if all(map(math.isinf, bounds)) else bounds
 
     def _window(self, node: Node) -> dict[str, Attribute]:
         pads = node.ints("pads", (0, 0, 0, 0))
         _, _, height, width = self._tape.shapes[node.outputs[0]]
         low, high = _bounds(node)
-        return {
+        return _NO_WINDOW | {
             "stride": node.ints("strides", (1, 1))[0], "pad_top": pads[0], "pad_left": pads[1],
             "out_height": height, "out_width": width, "low": low, "high": high,
-            "x_low": -math.inf, "x_high": math.inf, "input_gradient": 0,
         }  # fmt: skip
 
     def _with_bias(self, node: Node) -> tuple[str, ...]:
@@ -174,7 +186,19 @@ class Blocks:
         wide = self._tape.emit("Expand", self._tape.reshape(name, c, 1, *shape), self._tape.ints(c, samples, *shape))
         return self._tape.reshape(wide, c * samples, *rest)
 
-    # --- both --------------------------------------------------------------------------------------------------------
+    def _pool_gradient(self, node: Node, dy: str) -> None:
+        """Each position gets dy / (H W); where a clip comes before, its gradient spreads the value itself."""
+        tape, x = self._tape, node.inputs[0]
+        if not tape.learns(node, 0):
+            return
+        shape = tape.shapes[x]
+        share = tape.emit("Mul", dy, tape.scalar(1.0 / math.prod(shape[2:])))
+        if self._native and self._clip_of(x) is not None:
+            tape.add(x, share)
+        else:
+            tape.add(x, tape.emit("Expand", share, tape.ints(*shape)))
+
+    # --- all --------------------------------------------------------------------------------------------------------
 
     def _before_clip(self, node: Node, dy: str) -> tuple[str, str | None]:
         """The gradient dz, and its sums over positions where another kernel made them already."""
@@ -184,6 +208,11 @@ class Blocks:
         low, high = (None if math.isinf(bound) else bound for bound in _bounds(node))
         if low is None and high is None:
             return dy, None
+        if self._native:
+            made = tuple(f"grad.{len(self._tape.nodes)}.ClipGrad.{part}" for part in ("dz", "sums"))
+            attrs = {**_NO_WINDOW, "low": _bounds(node)[0], "high": _bounds(node)[1]}
+            self._tape.nodes.append(Node("ClipGrad", (y, dy), made, attrs, f"{node.name}.clip_gradient", DOMAIN))
+            return made[0], made[1]
         return self._tape.emit("Mul", dy, inside(self._tape, y, low, high)), None
 
     def _clipped(self, node: Node, made: str) -> str:

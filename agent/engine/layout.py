@@ -17,14 +17,15 @@ import numpy as np
 from agent.engine.ir import Array, Node
 from agent.engine.native import DOMAIN
 
-POINTWISE, DEPTHWISE, TO_CHANNELS, TO_SAMPLES = "Pointwise", "Depthwise", "ToChannels", "ToSamples"
+POINTWISE, DEPTHWISE, POOL = "Pointwise", "Depthwise", "Pool"
+TO_CHANNELS, TO_SAMPLES = "ToChannels", "ToSamples"
 SWAP = (1, 0, 2, 3)
 RANK = 4
 UNARY = frozenset(
     ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Elu", "Gelu", "Erf", "Softplus")
 )  # each value by itself, whatever the axes mean
 BINARY = frozenset(("Add", "Sub", "Mul", "Div"))
-SPATIAL = frozenset(("GlobalAveragePool", "AveragePool", "MaxPool"))  # work on the last two axes only
+SPATIAL = frozenset(("AveragePool", "MaxPool"))  # work on the last two axes only
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -40,7 +41,8 @@ def channel_major(nodes: Sequence[Node], shapes: Shapes, constants: Mapping[str,
 
     Returns:
         Nodes of the standard domain on tensors of either layout, and of domain `temperd`: `Pointwise` and `Depthwise`
-        with attributes `low` and `high` (a clip behind them; infinite: none), `ToChannels` and `ToSamples`.
+        with attributes `low` and `high` (a clip behind them; infinite: none), `Pool`
+        (the mean over positions), `ToChannels` and `ToSamples`.
     """
     writer = _Writer(shapes, constants, _reader_counts(nodes, output))
     waiting = list(nodes)
@@ -78,6 +80,10 @@ class _Writer:
     def write(self, node: Node, waiting: list[Node]) -> None:
         if self._is_convolution(node):
             self._convolution(node, waiting)
+        elif node.op == "GlobalAveragePool" and node.inputs[0] in self.channels:
+            self._declare(node.outputs[0])
+            made = (in_channels(node.outputs[0]),)
+            self.made.append(Node(POOL, (in_channels(node.inputs[0]),), made, {}, node.name, DOMAIN))
         elif self._follows(node):
             self._same(node)
         else:

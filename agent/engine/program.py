@@ -20,6 +20,7 @@ from agent.engine.base import Float32, LossSpec, Targets, UpdatePlan
 from agent.engine.identity import prefix_digest
 from agent.engine.ir import Graph, model_proto
 from agent.engine.losses import LABELS, LOSS
+from agent.engine.native import library
 from agent.engine.sessions import session
 
 Parts = tuple[Float32, ...]
@@ -43,7 +44,9 @@ class Program:
     ) -> None:
         self._graph, self._micro, self._batch, self._threads = graph, micro, batch, threads
         self._weights = weights
-        self.step_graph: StepGraph = step_graph(graph, plan, micro, batch, loss, accumulate=micro < batch)
+        self.step_graph: StepGraph = step_graph(
+            graph, plan, micro, batch, loss, accumulate=micro < batch, native=library() is not None
+        )
         self.gradients = Arena({name: weights.shapes[name] for name in self.step_graph.cut.learning})
         self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
         self._step = session(self.step_graph.model, threads)
@@ -172,7 +175,9 @@ class Program:
                 self._prefix_binding.bind_ortvalue_output(name, bound(self._crossing[name]))
 
     def _bind_forward(self) -> tuple[ort.InferenceSession, ort.IOBinding, Float32]:
-        running = session(forward_graph(self._graph, self.step_graph.cut, self._micro), self._threads)
+        running = session(
+            forward_graph(self._graph, self.step_graph.cut, self._micro, native=library() is not None), self._threads
+        )
         binding = running.io_binding()
         for entry in running.get_inputs():
             buffer = self._crossing.get(entry.name)

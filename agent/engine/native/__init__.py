@@ -1,7 +1,7 @@
 """The optional library of kernels in C: depthwise convolutions, their gradients and update rules.
 
 It is built where a C compiler is found at installation and used where it loads; the engine computes the same without
-it, slower. `TEMPERD_NATIVE=0` in the environment leaves it out.
+it, slower. `TEMPERD_NATIVE=0` in the environment leaves it out; `base` or `avx2` keeps it to that instruction set.
 """
 
 from __future__ import annotations

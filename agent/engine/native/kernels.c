@@ -1,7 +1,11 @@
 /* The kernels for each instruction set, and the choice among them at run time. */
 #include "kernels.h"
 
+#include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 enum { SCRATCH_FLOATS = 4096 }; /* 16 KiB of planes at once: all buffers together stay in a second-level cache */
 
@@ -42,9 +46,8 @@ int window_derive(struct window *g) {
     return 0;
 }
 
-long window_scratch(const struct window *g) {
-    const int buffers = g->stride * g->stride + 1 + g->stride; /* phases of x, gradient, one row of phases of dx */
-    return buffers * g->room + padded((long)g->block * g->out_height * g->out_width + 32);
+long window_scratch(const struct window *g) { /* phases of x, the gradient, phases of dx */
+    return (2L * g->stride * g->stride + 1) * g->room;
 }
 
 #define JOIN_(a, b) a##b
@@ -57,7 +60,7 @@ long window_scratch(const struct window *g) {
 #include "update.inc"
 #undef SUFFIX
 #undef LANES
-static const struct kernels base = {"base", depthwise_base, depthwise_grad_base, sgd_base, adamw_base, square_sum_base};
+static const struct kernels base = {"base", depthwise_base, depthwise_grad_base, clip_grad_base, sgd_base, adamw_base, square_sum_base};
 
 #if defined(__x86_64__)
 #pragma GCC push_options
@@ -69,7 +72,7 @@ static const struct kernels base = {"base", depthwise_base, depthwise_grad_base,
 #undef SUFFIX
 #undef LANES
 #pragma GCC pop_options
-static const struct kernels avx2 = {"avx2", depthwise_avx2, depthwise_grad_avx2, sgd_avx2, adamw_avx2, square_sum_avx2};
+static const struct kernels avx2 = {"avx2", depthwise_avx2, depthwise_grad_avx2, clip_grad_avx2, sgd_avx2, adamw_avx2, square_sum_avx2};
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
@@ -80,16 +83,19 @@ static const struct kernels avx2 = {"avx2", depthwise_avx2, depthwise_grad_avx2,
 #undef SUFFIX
 #undef LANES
 #pragma GCC pop_options
-static const struct kernels avx512 = {"avx512", depthwise_avx512, depthwise_grad_avx512, sgd_avx512, adamw_avx512, square_sum_avx512};
+static const struct kernels avx512 = {"avx512", depthwise_avx512, depthwise_grad_avx512, clip_grad_avx512, sgd_avx512, adamw_avx512, square_sum_avx512};
 #endif
 
 const struct kernels *kernels_choose(void) {
+    const char *most = getenv("TEMPERD_NATIVE"); /* the best set that may be chosen, for tests and measurements */
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
+    const int least = most && !strcmp(most, "base") ? 0 : most && !strcmp(most, "avx2") ? 1 : 2;
+    if (least == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         return &avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2;
+    if (least >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2;
 #endif
+    (void)most;
     return &base;
 }

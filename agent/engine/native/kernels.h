@@ -32,6 +32,8 @@ struct kernels {
     void (*depthwise)(const struct window *, const float *x, const float *w, float bias, float *y, float *scratch);
     void (*depthwise_grad)(const struct window *, const float *x, const float *w, const float *y, const float *dy,
                            float *dx, float *dw, float *db, float *dx_sum, float *scratch);
+    float (*clip_grad)(const float *y, const float *dy, float *dz, long groups, long run, int spread, float low,
+                       float high);
     void (*sgd)(float *w, float *v, const float *g, long count, float rate, float momentum, float decay, float scale);
     void (*adamw)(float *w, float *m, float *v, const float *g, long count, const struct adamw *rule);
     double (*square_sum)(const float *g, long count);

@@ -2,6 +2,7 @@
  *
  * Depthwise(x [C, N, H, W], w [C, 1, kh, kw], b [C]) -> y [C, N, P, Q]
  * DepthwiseGrad(x, w, y, dy) -> dx [C, N, H, W], dw [C, 1, kh, kw], db [C], dx_sum [C]
+ * ClipGrad(y [C, N, P, Q], dy [C, N, P, Q] or [C, N, 1, 1]) -> dz [C, N, P, Q], its sum [C]
  */
 #include "kernels.h"
 #include "ort_abi.h"
@@ -76,6 +77,7 @@ struct call {
     struct window window;
     const float *x, *w, *b, *y, *dy;
     float *out, *dx, *dw, *db, *dx_sum;
+    long shared; /* values of y that one value of dy stands for */
     int failed;
 };
 
@@ -91,11 +93,12 @@ static float *thread_scratch(size_t count) {
     return kept ? memset(kept, 0, count * sizeof(float)) : NULL;
 }
 
+static int first_channel(const struct window *g, size_t task) { return (int)(g->channels * (long)task / TASKS); }
+
 static void depthwise_task(void *data, size_t task) {
     struct call *call = data;
     const struct window *g = &call->window;
-    const int per = (g->channels + TASKS - 1) / TASKS, from = (int)task * per;
-    const int until = from + per < g->channels ? from + per : g->channels;
+    const int from = first_channel(g, task), until = first_channel(g, task + 1);
     if (from >= until) return;
     float *scratch = thread_scratch((size_t)window_scratch(g));
     if (!scratch) {
@@ -174,6 +177,37 @@ static OrtStatus *depthwise_grad_compute(void *self, OrtKernelContext *context) 
     return run_tasks(api, context, &call);
 }
 
+static void clip_grad_task(void *data, size_t task) {
+    struct call *call = data;
+    const struct window *g = &call->window;
+    const long run = (long)g->height * g->width, step = run * g->samples;
+    for (int c = first_channel(g, task); c < first_channel(g, task + 1); c++)
+        call->db[c] = call->kernel->run->clip_grad(call->y + c * step, call->dy + c * (step / call->shared), call->dx + c * step,
+                                                   g->samples, run, call->shared > 1, g->low, g->high);
+}
+
+static OrtStatus *clip_grad_compute(void *self, OrtKernelContext *context) {
+    const struct kernel *kernel = self;
+    OrtApi api = kernel->api;
+    struct call call = {.kernel = kernel, .window = kernel->window, .shared = 1};
+    int64_t y_dims[RANK], dy_dims[RANK];
+    TRY(input(api, context, 0, &call.y, RANK, y_dims));
+    TRY(input(api, context, 1, &call.dy, RANK, dy_dims));
+    const int whole = dy_dims[2] == y_dims[2] && dy_dims[3] == y_dims[3], one = dy_dims[2] == 1 && dy_dims[3] == 1;
+    if (dy_dims[0] != y_dims[0] || dy_dims[1] != y_dims[1] || !(whole || one) || y_dims[1] < 1 || y_dims[2] < 1 ||
+        y_dims[3] < 1)
+        return refuse(api, "temperd: an output gradient has another shape");
+    if (!whole) call.shared = (long)(y_dims[2] * y_dims[3]);
+    struct window *g = &call.window;
+    g->channels = (int)y_dims[0];
+    g->samples = (int)y_dims[1];
+    g->height = (int)y_dims[2];
+    g->width = (int)y_dims[3];
+    TRY(output(api, context, 0, &call.dx, RANK, y_dims));
+    TRY(output(api, context, 1, &call.db, 1, y_dims));
+    return CALL(ORT_PARALLEL_FOR, ort_parallel_for, context, clip_grad_task, TASKS, TASKS, &call);
+}
+
 static OrtStatus *create(const OrtCustomOp *op, OrtApi api, const OrtKernelInfo *info, void **out) {
     (void)op;
     struct kernel *kernel = calloc(1, sizeof *kernel);
@@ -216,6 +250,7 @@ static size_t output_count(const OrtCustomOp *op) { return entry(op)->outputs; }
 static const struct operator_entry operators[] = {
     OPERATOR("Depthwise", 3, 1, depthwise_compute),
     OPERATOR("DepthwiseGrad", 4, 4, depthwise_grad_compute),
+    OPERATOR("ClipGrad", 2, 2, clip_grad_compute),
 };
 
 /* What onnxruntime calls when the library is registered with a session. */
