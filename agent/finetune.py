@@ -21,9 +21,20 @@ from agent.engine.ir import Graph, parse, serialize
 from agent.errors import BoardError, EngineError, SealedFileError, SpecError, TemperdError
 from agent.evaluate import Score, Verdict, gate
 from agent.keys import DeviceIdentity, load_identity
-from agent.messages import Finished, Message, Order, Planned, Progress, Steer, Warned
+from agent.messages import (
+    OUT_OF_MEMORY,
+    SHRINKING_ENGINE,
+    WORKER_KILLED,
+    Finished,
+    Message,
+    Order,
+    Planned,
+    Progress,
+    Steer,
+    Warned,
+)
 from agent.model import BaseModel, choose_head, load_base, with_head
-from agent.plan import OUT_OF_MEMORY, Plan, make_plan, parse_plan, plan_table, shrink
+from agent.plan import Plan, make_plan, parse_plan, plan_table, shrink
 from agent.promote import active_slot, load_active, promote, settle
 from agent.sealed import Binding, unseal
 from agent.similarity import cosine_of_means
@@ -36,7 +47,6 @@ from policies.policy import Policy, PolicyError, parse_policy
 
 SIMILARITY_SAMPLES = 128  # the mean of 128 feature vectors is stable to about 0.01 in cosine
 SELF_TEST_SAMPLES = 64
-KILLED = "worker-killed"  # how the daemon calls an attempt that the system ended, as it does when memory runs out
 
 Ask = Callable[[str, str], None]
 Emit = Callable[[Message], None]
@@ -135,7 +145,7 @@ class FineTune:
                 data_sha256=data_sha256,
             )  # fmt: skip
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
-        elif self._order.last_end in (OUT_OF_MEMORY, KILLED):
+        elif plan.engine == SHRINKING_ENGINE and self._order.last_end in (OUT_OF_MEMORY, WORKER_KILLED):
             plan = shrink(plan)
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
             self._warn(f"memory ran out before: {plan.micro_batch} samples at once now, of a batch of {plan.batch}")

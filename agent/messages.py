@@ -13,6 +13,9 @@ from typing import TypeAlias
 from agent.errors import EngineError
 from policies.strict import build
 
+OUT_OF_MEMORY = "out-of-memory"  # memory ran out: the next attempt goes on with a smaller micro-batch
+WORKER_KILLED = "worker-killed"  # the system ended the worker, as it does when memory runs out
+SHRINKING_ENGINE = "graph"  # the other engine takes whole batches only
 MAX_LINE_BYTES = 256 << 10  # a plan with its cost table has about 20 KB
 
 

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from agent.card import MAX_LABELS
 from agent.cost import CostTable
 from agent.errors import EngineError
+from agent.messages import OUT_OF_MEMORY
 from agent.spec import FineTuneSpec
 from policies.freezing import HEAD_ONLY_PERCENT, choose_depth, snap
 from policies.policy import DEPTH_LADDER, Policy
 from policies.strict import TableError, build, limits
 
-OUT_OF_MEMORY = "out-of-memory"
 OUT_OF_MEMORY_FIX = "Lower batch or image_size, freeze deeper, or end other programs; the active model is untouched"
 
 

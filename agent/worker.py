@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from agent.errors import EngineError, TemperdError
-from agent.messages import MAX_LINE_BYTES, Failed, Go, Message, Order, Stage, Steer, decode, encode
-from agent.plan import OUT_OF_MEMORY, OUT_OF_MEMORY_FIX
+from agent.messages import MAX_LINE_BYTES, OUT_OF_MEMORY, Failed, Go, Message, Order, Stage, Steer, decode, encode
+from agent.plan import OUT_OF_MEMORY_FIX
 from agent.trainer import FREE, JobEndedError
 
 PR_SET_PDEATHSIG = 1

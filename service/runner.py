@@ -7,7 +7,21 @@ import signal
 from collections.abc import Callable, Container
 
 from agent.errors import BoardError, TemperdError
-from agent.messages import Failed, Finished, Go, Message, Order, Planned, Progress, Stage, Steer, Warned
+from agent.messages import (
+    OUT_OF_MEMORY,
+    SHRINKING_ENGINE,
+    WORKER_KILLED,
+    Failed,
+    Finished,
+    Go,
+    Message,
+    Order,
+    Planned,
+    Progress,
+    Stage,
+    Steer,
+    Warned,
+)
 from service.job import MAX_ATTEMPTS, STAGE_EVENTS, TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal
 from service.logs import logger
@@ -19,7 +33,6 @@ PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a 
 STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is stopped
 MAX_WARNINGS = 20  # kept with the result
 OPERATIONS_PER_MAC = 2
-OUT_OF_MEMORY = "out-of-memory"
 SHRINKABLE = (State.COMPILING, State.TRAINING, State.PAUSED)  # where a smaller micro-batch takes less memory
 STOPPING = "stopping"  # rule of the order with which a stopped daemon ends its worker
 
@@ -146,7 +159,7 @@ class Runner:
             return self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator")
         if self.stopping:
             return record  # killed by the stop: the next start counts it as an interrupted attempt
-        ended = "worker-killed" if code == -signal.SIGKILL else "worker-crashed"
+        ended = WORKER_KILLED if code == -signal.SIGKILL else "worker-crashed"
         return self._statuses.move(record, Event.RESTART, ended, f"the worker ended with code {code}")
 
     def _after_last_word(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
@@ -171,7 +184,7 @@ class Runner:
         """Whether there is an attempt left, and a plan that it can shrink."""
         plan = (record.plan or {}).get("plan")
         left = record.standing.attempt < MAX_ATTEMPTS and record.standing.state in SHRINKABLE
-        return left and isinstance(plan, dict) and not plan.get("shrunk")
+        return left and isinstance(plan, dict) and plan.get("engine") == SHRINKING_ENGINE and not plan.get("shrunk")
 
     async def _hear(self, message: Message) -> Message:
         assert self.current is not None

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from agent.cost import cost_table
 from agent.engine.ir import shapes
 from agent.errors import EngineError
-from agent.messages import Planned, decode, encode
-from agent.plan import OUT_OF_MEMORY, Plan, Rung, make_plan, parse_plan, plan_table, shrink
+from agent.messages import OUT_OF_MEMORY, Planned, decode, encode
+from agent.plan import Plan, Rung, make_plan, parse_plan, plan_table, shrink
 from agent.spec import DEPTH_CHOICES, FineTuneSpec
 from policies.policy import DEPTH_LADDER, Policy
 from tests.simulators.small_models import mobile_block_net
