@@ -13,9 +13,9 @@ from agent.engine.base import Float32, Int64, LossSpec
 from agent.engine.sessions import FORWARD_CHUNK
 from agent.errors import DataError, SpecError
 from agent.evaluate import CHANCE, Baseline, Float64, Score, score_errors
-from agent.series import Labels, read_series
+from agent.series import Labels
 from agent.spec import FineTuneSpec
-from agent.windows import LEAST_WINDOWS, Windows, cut
+from agent.windows import LEAST_WINDOWS, Windows, read_windows, skipped_rows
 
 THRESHOLD_QUANTILE = 0.995  # of normal training windows: one false alarm in two hundred where the future is like them
 THRESHOLD_WINDOWS = 4000  # that quantile then rests on twenty windows above it
@@ -124,15 +124,6 @@ def window_errors(outputs: Float32 | Float64, inputs: Float32) -> Float64:
     return found
 
 
-def skipped_rows(windows: Windows) -> tuple[int, str]:
-    """Bad rows of a series, and in words what became of them."""
-    series = windows.series
-    if not series.bad:
-        return 0, ""
-    what = f"{series.bad} bad row{'s' * (series.bad > 1)}, {series.filled} of them filled"
-    return series.bad, f"{what}, {windows.gap} windows left out: {'; '.join(series.bad_names)}"
-
-
 def anomaly_detection(spec: FineTuneSpec, rule: WindowRule) -> AnomalyDetection:
     """The windows of a job.
 
@@ -143,28 +134,10 @@ def anomaly_detection(spec: FineTuneSpec, rule: WindowRule) -> AnomalyDetection:
     kind = "mse" if spec.loss == "auto" else spec.loss
     if kind not in ("mse", "l1", "huber"):
         raise SpecError(f"{kind} does not fit {ANOMALY_DETECTION}", where="loss", fix="Take mse, l1 or huber")
-    windows = windows_of(spec, rule)
+    windows = read_windows(spec, rule, spec.label)
     if windows.series.labels is not None:
         normal = windows.train[~windows.anomalous(windows.train, rule.window)]
         if len(normal) < LEAST_WINDOWS:
             raise DataError(f"only {len(normal)} training windows hold no labelled anomaly", where=spec.data)
         windows = replace(windows, train=normal)
     return AnomalyDetection(windows, rule, LossSpec(kind))
-
-
-def windows_of(spec: FineTuneSpec, rule: WindowRule) -> Windows:
-    """Read a job's series and cut it.
-
-    Raises:
-        DataError: see `read_series` and `cut`.
-        SpecError: not as many columns as the model has features.
-    """
-    columns = spec.columns or rule.columns
-    if len(columns) != len(rule.columns):
-        raise SpecError(
-            f"{len(columns)} columns for the model's {len(rule.columns)}: {', '.join(rule.columns)[:200]}",
-            where="columns",
-            fix="Name one column of the data for each, in this order",
-        )
-    series = read_series(spec.data, columns, spec.label, spec.missing)
-    return cut(series, rule, spec.held_out, spec.stride, spec.most_samples, spec.data)

@@ -8,13 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
-from agent.anomaly import skipped_rows, windows_of
 from agent.card import FORECASTING, WindowRule, parse_window_rule, window_table
 from agent.engine.base import Float32, Int64, LossSpec
 from agent.errors import SpecError
 from agent.evaluate import Baseline, Float64, Score, score_forecast
 from agent.spec import FineTuneSpec
-from agent.windows import Windows
+from agent.windows import Windows, read_windows, skipped_rows
 
 
 @dataclass(frozen=True)
@@ -137,4 +136,4 @@ def forecasting(spec: FineTuneSpec, rule: WindowRule) -> Forecasting:
     season = spec.season or rule.season
     if season > rule.window:
         raise SpecError(f"a season of {season} rows is longer than the window of {rule.window}", where="season")
-    return Forecasting(windows_of(spec, rule), rule, LossSpec(kind), season)
+    return Forecasting(read_windows(spec, rule, ""), rule, LossSpec(kind), season)

@@ -21,7 +21,7 @@ from agent.finetune import training_setup
 from agent.forecasting import forecasting
 from agent.plan import make_plan
 from agent.series import column_names, read_series
-from agent.spec import FineTuneSpec, parse_spec
+from agent.spec import LABEL, FineTuneSpec, parse_spec
 from agent.task import Task
 from agent.trainer import FREE, Trainer, World
 from policies.policy import Policy
@@ -56,7 +56,7 @@ class BaseRequest:
     kind: str
     data: str
     columns: tuple[str, ...] = ()
-    label: str = "label"
+    label: str = LABEL
     missing: str = "skip"
     window: int = 32
     horizon: int = 1

@@ -16,6 +16,7 @@ from agent.card import MAX_COLUMNS
 from agent.dataset import MAX_DATA_BYTES, NAMED_BAD, read_arrays, reason
 from agent.engine.base import Float32
 from agent.errors import DataError
+from agent.spec import LABEL
 
 MAX_CSV_BYTES = 256 << 20  # two million rows of some thirty sensors
 MAX_ROWS = 2_000_000  # a reading a second for three weeks
@@ -56,7 +57,8 @@ def read_series(path: str, columns: Sequence[str], label: str, missing: str) -> 
     Args:
         path: the file.
         columns: names of the features, in the order wanted.
-        label: name of the column with 0 or 1 for normal and anomalous rows; empty: none is read.
+        label: name of the column with 0 or 1 for normal and anomalous rows; empty: none is read. Only one that is
+            called `label` may be missing; in an .npz file it is always called so.
         missing: what becomes of bad rows: `skip` leaves them bad; `fill` repeats the last sound row before them, over
             at most `MAX_FILLED_ROWS` rows.
 
@@ -155,7 +157,7 @@ def _read_csv(file: Path, columns: Sequence[str], label: str) -> _Raw:
     rows = _rows(file)
     header = next(rows)
     places = [_place(header, name, file) for name in columns]
-    marks = header.index(label) if label in header else None
+    marks = _label_place(header, label, file)
     table = _Table(len(places))
     labels: list[bool] = []
     why: dict[int, str] = {}
@@ -212,6 +214,13 @@ def _place(header: Sequence[str], name: str, where: Path) -> int:
             where=f"{where}: {', '.join(header)[:200]}",
             fix="Name the file's columns in the order of the model's features: columns = [...]",
         ) from None
+
+
+def _label_place(header: Sequence[str], label: str, where: Path) -> int | None:
+    """Where the labels stand; a column that somebody named must be there."""
+    if not label or (label == LABEL and label not in header):
+        return None
+    return _place(header, label, where)
 
 
 def _number(cell: str) -> float | None:

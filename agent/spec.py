@@ -11,6 +11,7 @@ from agent.errors import SpecError
 from policies.strict import TableError, build, limits
 
 DEPTH_CHOICES = ("auto", "0", "25", "50", "75", "head")
+LABEL = "label"
 LOSS_CHOICES = ("auto", "cross-entropy", "mse", "l1", "huber", "bce")
 
 
@@ -60,7 +61,7 @@ class FineTuneSpec:
     seed: int = field(default=0, metadata=limits(0, 2**31 - 1))
     columns: tuple[str, ...] = field(default=(), metadata=limits(longest=MAX_COLUMNS))
     """Columns of the data for the model's features, in its order; empty: they have the names the card gives."""
-    label: str = field(default="label", metadata=limits(longest=MAX_LABEL_CHARACTERS))
+    label: str = field(default=LABEL, metadata=limits(longest=MAX_LABEL_CHARACTERS))
     """Column with 1 for anomalous and 0 for normal rows, where there is one."""
     missing: str = field(default="skip", metadata=limits(choices=("skip", "fill")))
     """What becomes of rows without a value: windows that hold one are left out, or the last sound row is repeated."""

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from agent.card import WindowRule
 from agent.engine.base import Float32, Int64
-from agent.errors import DataError
-from agent.series import Series
+from agent.errors import DataError, SpecError
+from agent.series import Series, read_series
+from agent.spec import FineTuneSpec
 
 LEAST_WINDOWS = 8  # in each part: fewer give a score that means nothing
 
@@ -118,3 +119,30 @@ def whole_windows(series: Series, length: int, stride: int = 1) -> Int64:
     bad_before = np.concatenate(([0], np.cumsum(~series.sound)))
     found: Int64 = starts[bad_before[starts + length] == bad_before[starts]]
     return found
+
+
+def read_windows(spec: FineTuneSpec, rule: WindowRule, label: str) -> Windows:
+    """Read a job's series and cut it; `label` names the column of labels, empty where none is wanted.
+
+    Raises:
+        DataError: see `read_series` and `cut`.
+        SpecError: not as many columns as the model has features.
+    """
+    columns = spec.columns or rule.columns
+    if len(columns) != len(rule.columns):
+        raise SpecError(
+            f"{len(columns)} columns for the model's {len(rule.columns)}: {', '.join(rule.columns)[:200]}",
+            where="columns",
+            fix="Name one column of the data for each, in this order",
+        )
+    series = read_series(spec.data, columns, label, spec.missing)
+    return cut(series, rule, spec.held_out, spec.stride, spec.most_samples, spec.data)
+
+
+def skipped_rows(windows: Windows) -> tuple[int, str]:
+    """Bad rows of a series, and in words what became of them."""
+    series = windows.series
+    if not series.bad:
+        return 0, ""
+    what = f"{series.bad} bad row{'s' * (series.bad > 1)}, {series.filled} of them filled"
+    return series.bad, f"{what}, {windows.gap} windows left out: {'; '.join(series.bad_names)}"

@@ -53,6 +53,17 @@ def test_columns_are_read_by_name_in_the_order_asked_for(tmp_path: Path) -> None
     assert column_names(path) == ("time", "a", "b", "label")
 
 
+def test_a_label_column_that_was_named_must_be_there(tmp_path: Path) -> None:
+    path = write(tmp_path, "a,b,fault\n1,2,1\n3,4,0\n")
+    assert read(path).labels is None
+    marks = read(path, label="fault").labels
+    assert marks is not None
+    assert marks.tolist() == [True, False]
+    refused(path, "no column 'alarm'", label="alarm")
+    unnamed = write(tmp_path, ",a,b\n17,1,2\n18,3,4\n")  # as pandas writes its index
+    assert read(unnamed, label="").labels is None
+
+
 @pytest.mark.parametrize("cell", ["", "  ", "NA", "nan", "NaN", "null", "None", "-", "inf", "-Infinity", "1e300"])
 def test_what_is_missing_or_infinite_makes_a_row_bad(tmp_path: Path, cell: str) -> None:
     found = read(write(tmp_path, table(20, {7: f"1,{cell}"})))
