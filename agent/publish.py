@@ -10,6 +10,7 @@ from pathlib import Path
 from agent.card import IMAGE_CLASSIFICATION, TASKS, ModelCard, Preprocess, Target, WindowRule, parse_window_rule
 from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import MAX_MODEL_BYTES, Graph, parse, serialize, shapes
+from agent.engine.prepare import prepare
 from agent.engine.signature import signature_from_batch_norm, signature_from_samples
 from agent.errors import BoardError, ModelError, SpecError
 from agent.images import load, preprocessed
@@ -144,7 +145,8 @@ def _signature(graph: Graph, rule: Preprocess, source_images: str) -> tuple[tupl
         found = signature_from_batch_norm(graph)
         return (found, "batch-norm statistics") if found else ((), "")
     data = load(source_images, graph.input_shape[-1], held_out=0.05, seed=0, most_samples=SOURCE_SAMPLES)
-    features = Inference(graph, 2, feature_tensor(graph)).run(preprocessed(data.x_train, rule))
+    prepared = prepare(graph)
+    features = Inference(prepared, 2, feature_tensor(prepared)).run(preprocessed(data.x_train, rule))
     return signature_from_samples(features), f"{len(features)} source images"
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from agent.engine.ir import Array, Graph, Node, inferred_shapes, model_proto
+from agent.errors import ModelError
 
 BATCHES = (2, 3)  # unequal, and neither is 1, which would broadcast
 MAX_ROUNDS = 8  # a round can make known the shapes that the next needs; exporters nest two or three deep
@@ -38,7 +39,7 @@ def fold_constants(graph: Graph) -> Graph:
     Postcondition: the function computed is the same, for any batch size; no more nodes than before.
 
     Raises:
-        ModelError: the graph does not fit the sample shape.
+        ModelError: the graph does not fit the sample shape, or a constant cannot be computed.
     """
     for _ in range(MAX_ROUNDS):
         folded = _Round(graph).run()
@@ -156,7 +157,11 @@ def _evaluate(node: Node, inputs: Sequence[Array], opset: int) -> Array:
     feeds = {f"i{index}": value for index, value in enumerate(inputs)}
     ends = {name: (value.dtype.type, value.shape) for name, value in feeds.items()}
     model = model_proto([renamed], {}, ends, {"o": None}, opset=opset)
-    return np.asarray(ReferenceEvaluator(model).run(["o"], feeds)[0])  # type: ignore[index]
+    try:
+        with np.errstate(all="ignore"):  # a division by zero is the model's own business
+            return np.asarray(ReferenceEvaluator(model).run(["o"], feeds)[0])  # type: ignore[index]
+    except Exception as error:  # the reference raises whatever NumPy does
+        raise ModelError(f"{node.op} of constants cannot be computed", where=node.name) from error
 
 
 def reaching_output(graph: Graph) -> Graph:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.engine.base import UpdatePlan
-from agent.engine.ir import Array, Graph, Node
+from agent.engine.ir import Array, Graph, Layer, Node
 from agent.errors import ModelError
 
 BATCH_NORM_INPUTS = 5
@@ -107,32 +107,57 @@ def unshare_parameters(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(nodes), initializers=constants)
 
 
+POOLING = frozenset(("Clip", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Relu", "Squeeze"))
+"""What may stand between a convolution that gives a map a class and the output."""
+
+
 def replace_head(graph: Graph, classes: int, seed: int) -> Graph:
     """Give the classifier `classes` outputs with fresh weights.
 
     The new weights are drawn from U(-1/sqrt(F), 1/sqrt(F)) for F features, the bias is zero (LeCun 1998 scaling).
 
-    Precondition: the node that makes the output is a Gemm with a constant weight.
+    Precondition: the node that makes the output is a Gemm with a constant weight; or the last layer is a 1 x 1 Conv
+    that gives one map a class, with nothing but pooling and clips behind it.
     Postcondition: the output is [N, classes]; every other weight is untouched.
     """
     layers = graph.layers()
     head = layers[-1] if layers else None
-    if head is None or head.node.op != "Gemm" or head.node.outputs[0] != graph.output:
+    if head is None or not (_is_dense_head(graph, head) or _is_map_head(graph, head)):
         raise ModelError(
             "the model does not end in a fully connected classifier",
             where=graph.output,
             fix='Ask for `head = "keep"`, or export the model with a Gemm head',
         )
-    transposed = bool(head.node.attrs.get("transB", 0))
-    features = graph.initializers[head.weight].shape[1 if transposed else 0]
+    old = graph.initializers[head.weight]
+    rows_are_classes = head.node.op == "Conv" or bool(head.node.attrs.get("transB", 0))
+    features = old.shape[1 if rows_are_classes else 0]
     bound = 1.0 / np.sqrt(features)
-    weight = np.random.default_rng(seed).uniform(-bound, bound, (classes, features)).astype(np.float32)
-    constants = dict(graph.initializers)
-    constants[head.weight] = weight if transposed else np.ascontiguousarray(weight.T)
-    constants[head.bias or f"{head.weight}.bias"] = np.zeros(classes, np.float32)
-    node = replace(head.node, inputs=(head.node.inputs[0], head.weight, head.bias or f"{head.weight}.bias"))
+    drawn = np.random.default_rng(seed).uniform(-bound, bound, (classes, features)).astype(np.float32)
+    weight = drawn.reshape(classes, features, *old.shape[2:]) if rows_are_classes else np.ascontiguousarray(drawn.T)
+    bias = head.bias or f"{head.weight}.bias"
+    constants = dict(graph.initializers) | {head.weight: weight, bias: np.zeros(classes, np.float32)}
+    node = replace(head.node, inputs=(head.node.inputs[0], head.weight, bias))
     nodes = tuple(node if item is head.node else item for item in graph.nodes)
     return replace(graph, nodes=nodes, initializers=constants)
+
+
+def _is_dense_head(graph: Graph, head: Layer) -> bool:
+    """A Gemm that makes the output, its weight on the right."""
+    return head.node.op == "Gemm" and head.node.outputs[0] == graph.output and head.weight == head.node.inputs[1]
+
+
+def _is_map_head(graph: Graph, head: Layer) -> bool:
+    """A 1 x 1 Conv whose maps only get pooled to become the output."""
+    kernel = graph.initializers[head.weight].shape[2:]
+    if head.node.op != "Conv" or set(kernel) != {1} or head.node.number("group", 1) != 1:
+        return False
+    made = head.node.outputs[0]
+    for node in graph.nodes[graph.nodes.index(head.node) + 1 :]:
+        if made in node.inputs:
+            if node.op not in POOLING:
+                return False
+            made = node.outputs[0]
+    return made == graph.output
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,17 +16,32 @@ MATRIX_RANK = 2
 
 
 def prepare(graph: Graph) -> Graph:
-    """All passes that a model goes through before training, in their order; the function computed is the same.
+    """All passes that a model goes through before training, in their order.
 
     Precondition: the sample shape is the one that will be trained with.
-    Postcondition: no Dropout, Split or `auto_pad`, no computation on shapes alone, no BatchNormalization that can be
-    folded; a product of a matrix [N, F] with a constant one is a Gemm.
+    Postcondition: the function computed is the same, but for `logits_output`; there is no Dropout, Split or `auto_pad`,
+    no computation on shapes alone and no BatchNormalization that can be folded; a product of a matrix [N, F] with a
+    constant one is a Gemm.
 
     Raises:
         ModelError: the graph does not fit its sample shape.
     """
-    folded = fold_constants(drop_identities(graph))
+    folded = fold_constants(drop_identities(logits_output(graph)))
     return fold_batch_norm(gemm_from_matmul(explicit_pads(slices_from_split(folded))))
+
+
+def logits_output(graph: Graph) -> Graph:
+    """Let a classifier [N, K] that ends in Softmax give its logits: losses, scores and answers take the softmax.
+
+    The order of the classes in an answer stays the same.
+    """
+    last = next((node for node in graph.nodes if graph.output in node.outputs), None)
+    if last is None or last.op != "Softmax":
+        return graph
+    rank = len(shapes(graph, 1)[graph.output])
+    if rank != MATRIX_RANK or int(last.number("axis", -1)) % rank != 1:
+        return graph
+    return reaching_output(replace(graph, output=last.inputs[0]))
 
 
 def drop_identities(graph: Graph) -> Graph:

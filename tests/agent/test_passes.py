@@ -194,6 +194,39 @@ def test_a_node_behind_the_head_that_nothing_reads_is_no_harm() -> None:
     assert run(fresh).shape == (3, 4)
 
 
+def map_head(*behind: Node, kernel: int = 1, group: int = 1) -> Graph:
+    """A 1 x 1 Conv that gives five maps, and what stands behind it; the output is `y`."""
+    rng = np.random.default_rng(6)
+    constants = {"w": rng.standard_normal((5, 10 // group, kernel, kernel)).astype(np.float32)}
+    conv = Node("Conv", ("x", "w"), ("m",), {"group": group}, "maps")
+    return Graph((conv, *behind), constants, "x", (10, 4, 4), "y")
+
+
+POOLED = (Node("GlobalAveragePool", ("r",), ("p",)), Node("Flatten", ("p",), ("y",)))
+
+
+def test_a_head_of_maps_is_replaced() -> None:
+    graph = replace_head(map_head(Node("Relu", ("m",), ("r",)), *POOLED), 7, seed=5)
+    assert shapes(graph, 2)["y"] == (2, 7)
+    assert graph.initializers["w"].shape == (7, 10, 1, 1)
+    assert graph.layers()[0].bias == "w.bias"
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        map_head(Node("Sigmoid", ("m",), ("r",)), *POOLED),
+        map_head(Node("Relu", ("m",), ("r",)), *POOLED, kernel=3),
+        map_head(Node("Relu", ("m",), ("r",)), *POOLED, group=5),
+        map_head(Node("Add", ("m", "m"), ("r",)), *POOLED),
+        replace(map_head(Node("Relu", ("m",), ("r",)), *POOLED), output="m2"),
+    ],
+)
+def test_other_heads_of_maps_are_refused(graph: Graph) -> None:
+    with pytest.raises(ModelError, match="does not end in a fully connected classifier"):
+        replace_head(graph, 3, 0)
+
+
 def test_a_model_without_such_a_head_is_refused() -> None:
     softmax = replace(NET, nodes=(*NET.nodes, Node("Softmax", ("logits",), ("p",))), output="p")
     features = replace(NET, nodes=NET.nodes[:-1], output="features")

@@ -9,12 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.engine import autodiff
 from agent.engine import fold_constants as folding
+from agent.engine.base import LossSpec, UpdatePlan
 from agent.engine.fold_constants import fold_constants
 from agent.engine.infer import Inference
 from agent.engine.ir import Array, Graph, Node, parse, serialize
-from agent.engine.prepare import drop_identities, explicit_pads, gemm_from_matmul, prepare, slices_from_split
+from agent.engine.prepare import (
+    drop_identities,
+    explicit_pads,
+    gemm_from_matmul,
+    logits_output,
+    prepare,
+    slices_from_split,
+)
 from agent.errors import ModelError
+from tests.simulators.small_architectures import ARCHITECTURES
 
 steady = settings(derandomize=True, deadline=None, max_examples=40)
 RNG = np.random.default_rng(21)
@@ -144,6 +154,22 @@ def test_a_graph_without_constants_to_fold_is_left_alone() -> None:
 # --- the other passes -------------------------------------------------------------------------------------------------
 
 
+def test_a_classifier_that_ends_in_softmax_gives_its_logits() -> None:
+    graph = graph_of(Node("Gemm", ("x", "w"), ("l",)), Node("Softmax", ("l",), ("y",)), sample=(4,), w=draw(4, 3))
+    logits = logits_output(graph)
+    assert (ops(logits), logits.output) == (["Gemm"], "l")
+    assert logits_output(logits) is logits
+    x = draw(3, 4)
+    weights = np.exp(Inference(logits, 1).run(x))
+    np.testing.assert_allclose(Inference(graph, 1).run(x), weights / weights.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("sample", "axis"), [((4, 5), -1), ((4,), 0)])
+def test_another_softmax_stays(sample: tuple[int, ...], axis: int) -> None:
+    graph = graph_of(Node("Softmax", ("x",), ("y",), {"axis": axis}), sample=sample)
+    assert logits_output(graph) is graph
+
+
 def test_dropout_and_identity_go() -> None:
     graph = graph_of(
         Node("Dropout", ("x", "ratio"), ("d", "mask")),
@@ -259,3 +285,33 @@ def test_a_graph_that_does_not_fit_its_sample_is_refused() -> None:
     graph = graph_of(Node("MatMul", ("x", "w"), ("y",)), sample=(5,), w=draw(4, 3))
     with pytest.raises(ModelError, match="does not accept samples"):
         prepare(graph)
+
+
+def test_constants_that_cannot_be_computed_are_refused_by_name() -> None:
+    graph = graph_of(
+        Node("Gather", ("c", "far"), ("g",), {}, "pick"), Node("Add", ("x", "g"), ("y",)),
+        sample=(4,), c=draw(4), far=ints(9),
+    )  # fmt: skip
+    with pytest.raises(ModelError, match=r"Gather of constants cannot be computed \(pick\)"):
+        fold_constants(graph)
+
+
+DATA = {name: serialize(ARCHITECTURES[name]()) for name in ("Transformer", "DS-CNN", "SqueezeNet")}
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    st.sampled_from(sorted(DATA)),
+    st.lists(st.tuples(st.integers(0, 99_999), st.integers(0, 255)), min_size=1, max_size=3),
+)
+def test_a_damaged_file_is_prepared_or_refused(name: str, damages: list[tuple[int, int]]) -> None:
+    raw = bytearray(DATA[name])
+    for place, value in damages:
+        raw[place % len(raw)] = value
+    try:
+        graph = prepare(parse(bytes(raw)))
+        autodiff.step_graph(graph, UpdatePlan(0), 2, 2, LossSpec())
+    except ModelError as error:
+        assert error.what  # noqa: PT017 - both ends are allowed
+        return
+    assert graph.layers()
