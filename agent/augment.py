@@ -45,4 +45,5 @@ def _one(picture: Pixels, rng: np.random.Generator) -> Pixels:
 def _shifted(side: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Which old row (or column) each new one shows."""
     most = int(side * SHIFT_SHARE)
-    return np.clip(np.arange(side) + rng.integers(-most, most, endpoint=True), 0, side - 1)
+    shift = int(rng.integers(-most, most, endpoint=True))
+    return np.arange(shift, shift + side, dtype=np.int64).clip(0, side - 1)

@@ -15,6 +15,7 @@ A sample with a value that a format cannot hold does not `fit` and must not be s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -115,7 +116,7 @@ class Codec:
         ends = [0]
         for shape in self._shapes:
             ends.append(ends[-1] + self._format.length(math.prod(shape)))
-        self._slices = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+        self._slices = [slice(start, end) for start, end in itertools.pairwise(ends)]
         self.record_bytes = ends[-1]
 
     def encode(self, activations: Sequence[Float32]) -> tuple[Records, Fits]:
