@@ -15,13 +15,7 @@ from agent.engine import gradients_conv
 from agent.engine.gradients_tape import Product, Tape, inside
 from agent.engine.ir import Attribute, Node
 from agent.engine.layout import DEPTHWISE, POINTWISE, POOL, SWAP, TO_CHANNELS, TO_SAMPLES
-from agent.engine.native import DOMAIN
-
-_NO_WINDOW: dict[str, Attribute] = {
-    "stride": 1, "pad_top": 0, "pad_left": 0, "out_height": 1, "out_width": 1,
-    "x_low": -math.inf, "x_high": math.inf, "input_gradient": 0,
-}  # fmt: skip
-"""The operators of the library share their attributes."""
+from agent.engine.native import DOMAIN, LARGEST_KERNEL, LARGEST_STRIDE
 
 
 class Blocks:
@@ -54,7 +48,7 @@ class Blocks:
             self._append("GlobalAveragePool", node.inputs, node.outputs)
         elif node.op == POINTWISE:
             self._pointwise(node)
-        elif self._native:
+        elif self._fits(node):
             self._tape.nodes.append(
                 Node(DEPTHWISE, self._with_bias(node), node.outputs, self._window(node), node.name, DOMAIN)
             )
@@ -70,7 +64,7 @@ class Blocks:
             self._pool_gradient(node, dy)
         elif node.op == POINTWISE:
             self._pointwise_gradient(node, dy)
-        elif self._native:
+        elif self._fits(node):
             self._depthwise_gradient(node, dy)
         else:
             self._depthwise_gradient_by_convolution(node, dy)
@@ -129,13 +123,27 @@ class Blocks:
         bounds = _bounds(maker)
         return None if all(map(math.isinf, bounds)) else bounds
 
+    def _fits(self, node: Node) -> bool:
+        """Whether the library takes this convolution."""
+        kernel, stride = self._tape.shapes[node.inputs[1]][2:], node.ints("strides", (1, 1))[0]
+        return self._native and max(kernel) <= LARGEST_KERNEL and stride <= LARGEST_STRIDE
+
     def _window(self, node: Node) -> dict[str, Attribute]:
-        pads = node.ints("pads", (0, 0, 0, 0))
-        _, _, height, width = self._tape.shapes[node.outputs[0]]
-        low, high = _bounds(node)
-        return _NO_WINDOW | {
-            "stride": node.ints("strides", (1, 1))[0], "pad_top": pads[0], "pad_left": pads[1],
-            "out_height": height, "out_width": width, "low": low, "high": high,
+        pads, kernel = node.ints("pads", (0, 0, 0, 0)), self._tape.shapes[node.inputs[1]][2:]
+        sizes = self._sizes(node.inputs[0], node.outputs[0], _bounds(node))
+        return sizes | {
+            "kernel_height": kernel[0], "kernel_width": kernel[1], "stride": node.ints("strides", (1, 1))[0],
+            "pad_top": pads[0], "pad_left": pads[1],
+        }  # fmt: skip
+
+    def _sizes(self, x: str, y: str, bounds: tuple[float, float]) -> dict[str, Attribute]:
+        """Attributes that all operators of the library have: sizes of two tensors and the clip between them."""
+        c, n, height, width = self._tape.shapes[x]
+        p, q = self._tape.shapes[y][2:]
+        return {
+            "channels": c, "samples": n, "height": height, "width": width, "out_height": p, "out_width": q,
+            "kernel_height": 1, "kernel_width": 1, "stride": 1, "pad_top": 0, "pad_left": 0,
+            "low": bounds[0], "high": bounds[1], "x_low": -math.inf, "x_high": math.inf, "input_gradient": 0,
         }  # fmt: skip
 
     def _with_bias(self, node: Node) -> tuple[str, ...]:
@@ -194,6 +202,7 @@ class Blocks:
         shape = tape.shapes[x]
         share = tape.emit("Mul", dy, tape.scalar(1.0 / math.prod(shape[2:])))
         if self._native and self._clip_of(x) is not None:
+            tape.shapes[share] = (*shape[:2], 1, 1)
             tape.add(x, share)
         else:
             tape.add(x, tape.emit("Expand", share, tape.ints(*shape)))
@@ -210,7 +219,7 @@ class Blocks:
             return dy, None
         if self._native:
             made = tuple(f"grad.{len(self._tape.nodes)}.ClipGrad.{part}" for part in ("dz", "sums"))
-            attrs = {**_NO_WINDOW, "low": _bounds(node)[0], "high": _bounds(node)[1]}
+            attrs = self._sizes(y, dy if dy in self._tape.shapes else y, _bounds(node))
             self._tape.nodes.append(Node("ClipGrad", (y, dy), made, attrs, f"{node.name}.clip_gradient", DOMAIN))
             return made[0], made[1]
         return self._tape.emit("Mul", dy, inside(self._tape, y, low, high)), None

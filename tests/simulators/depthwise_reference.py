@@ -97,7 +97,9 @@ def library_result(
 ) -> list[np.ndarray]:
     p, q = sizes.out
     attrs = {
-        "stride": sizes.stride, "pad_top": sizes.pads[0], "pad_left": sizes.pads[1], "out_height": p, "out_width": q,
+        "channels": sizes.channels, "samples": sizes.samples, "height": sizes.height, "width": sizes.width,
+        "kernel_height": sizes.kernel[0], "kernel_width": sizes.kernel[1], "stride": sizes.stride,
+        "pad_top": sizes.pads[0], "pad_left": sizes.pads[1], "out_height": p, "out_width": q,
         "low": CLIP[0], "high": CLIP[1], "x_low": X_CLIP[0], "x_high": X_CLIP[1], "input_gradient": int(input_gradient),
     }  # fmt: skip
     nodes = [

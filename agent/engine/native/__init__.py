@@ -17,6 +17,7 @@ from agent.engine.base import Float32
 
 DOMAIN = "temperd"
 SWITCH = "TEMPERD_NATIVE"
+LARGEST_KERNEL, LARGEST_STRIDE = 15, 4  # MAX_SIDE and MAX_STRIDE of kernels.h
 FIRST_RUNTIME = (1, 16)  # the interface version that ort_abi.h describes
 
 

@@ -7,15 +7,60 @@
 #include <immintrin.h>
 #endif
 
+#define WIDEST_LANES 16 /* WIDEST, for the preprocessor */
 enum { SCRATCH_FLOATS = 4096 }; /* 16 KiB of planes at once: all buffers together stay in a second-level cache */
 
 static long padded(long length) { return (length + 31) / 32 * 32; } /* 32: two vectors of the widest set */
 
 static int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
+/* Moves that put `height` x `width` planes into a flat buffer, padding lanes zero. */
+static void moves_in(const struct window *g, int height, int width, struct moves *moves) {
+    const long plane = (long)g->rows * g->pitch, used = g->block * plane;
+    moves->count = 0;
+    if ((used + WIDEST - 1) / WIDEST > MAX_MOVES) return;
+    for (long first = 0; first < used; first += WIDEST) {
+        struct move *move = &moves->each[first / WIDEST];
+        memset(move, 0, sizeof *move);
+        move->from = -1;
+        for (int lane = 0; lane < WIDEST && first + lane < used; lane++) {
+            const long t = first + lane, r = t % plane / g->pitch, c = t % g->pitch;
+            if (r >= height || c >= width) continue;
+            const int value = (int)(t / plane * height * width + r * width + c);
+            if (move->from < 0) move->from = value;
+            move->place[lane] = (unsigned char)(value - move->from);
+            move->lanes |= (unsigned short)(1u << lane);
+            move->read |= (unsigned short)(1u << move->place[lane]);
+        }
+        if (move->from < 0) move->from = 0;
+    }
+    moves->count = (int)((used + WIDEST - 1) / WIDEST);
+}
+
+/* Moves that take `height` x `width` planes out of a flat buffer; 32 values from `from` on are within reach. */
+static void moves_out(const struct window *g, int height, int width, struct moves *moves) {
+    const long plane = (long)height * width, used = g->block * plane;
+    moves->count = 0;
+    if ((used + WIDEST - 1) / WIDEST > MAX_MOVES) return;
+    for (long first = 0; first < used; first += WIDEST) {
+        struct move *move = &moves->each[first / WIDEST];
+        memset(move, 0, sizeof *move);
+        for (int lane = 0; lane < WIDEST && first + lane < used; lane++) {
+            const long value = first + lane;
+            const int t = (int)((value / plane * g->rows + value % plane / width) * g->pitch + value % width);
+            if (!lane) move->from = t;
+            if (t - move->from >= 2 * WIDEST) return;
+            move->place[lane] = (unsigned char)(t - move->from);
+            move->lanes |= (unsigned short)(1u << lane);
+        }
+    }
+    moves->count = (int)((used + WIDEST - 1) / WIDEST);
+}
+
 int window_derive(struct window *g) {
     if (g->kernel_height < 1 || g->kernel_width < 1 || g->kernel_height > MAX_SIDE || g->kernel_width > MAX_SIDE ||
-        g->stride < 1 || g->stride > MAX_STRIDE || g->out_height < 1 || g->out_width < 1)
+        g->stride < 1 || g->stride > MAX_STRIDE || g->out_height < 1 || g->out_width < 1 || g->channels < 1 ||
+        g->samples < 1 || g->height < 1 || g->width < 1 || (long)g->height * g->width > MAX_PLANE)
         return -1;
     const int s = g->stride;
     const int top = floor_div(-g->pad_top, s), bottom = floor_div(g->kernel_height - 1 - g->pad_top, s);
@@ -41,8 +86,16 @@ int window_derive(struct window *g) {
     const long plane = (long)g->rows * g->pitch;
     g->block = plane >= SCRATCH_FLOATS ? 1 : (int)(SCRATCH_FLOATS / plane);
     if (g->block > g->samples) g->block = g->samples;
+    while (g->samples % g->block) g->block--; /* every block is full, so nothing of a fuller one lies in the buffers */
     g->lead = padded((long)(above > below ? above : below) * g->pitch + before + after);
     g->room = padded(2 * g->lead + g->block * plane + 64);
+    moves_in(g, g->out_height, g->out_width, &g->y_in);
+    moves_out(g, g->out_height, g->out_width, &g->y_out);
+    g->x_in.count = g->x_out.count = 0;
+    if (s == 1 && g->phase_rows[0] == g->height && g->phase_columns[0] == g->width) {
+        moves_in(g, g->height, g->width, &g->x_in);
+        moves_out(g, g->height, g->width, &g->x_out);
+    }
     return 0;
 }
 

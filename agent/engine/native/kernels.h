@@ -2,7 +2,20 @@
 #ifndef TEMPERD_KERNELS_H
 #define TEMPERD_KERNELS_H
 
-enum { MAX_SIDE = 15, MAX_TAPS = MAX_SIDE * MAX_SIDE, MAX_STRIDE = 4 };
+enum { MAX_SIDE = 15, MAX_TAPS = MAX_SIDE * MAX_SIDE, MAX_STRIDE = 4, WIDEST = 16, MAX_MOVES = 272, MAX_PLANE = 1 << 22 };
+
+/* How one vector is filled from planes without padding or from a flat buffer: lane i gets value `from + place[i]`. */
+struct move {
+    int from;
+    unsigned short lanes, read; /* lanes that get a value; values that are read from `from` on, at most 16 */
+    unsigned char place[WIDEST];
+};
+
+/* Moves of one block of planes, in order; none where rows are moved one by one instead. */
+struct moves {
+    int count;
+    struct move each[MAX_MOVES];
+};
 
 /* One depthwise convolution of [C, N, H, W] by kernels [C, 1, kh, kw]; everything is derived once by `window_derive`.
  *
@@ -13,6 +26,7 @@ struct window {
     float low, high;      /* clip behind the convolution; infinite where there is none */
     float x_low, x_high;  /* clip that made x */
     int taps, rows, pitch, block;                          /* block: planes that go through the buffers at once */
+    struct moves x_in, y_in, y_out, x_out;                 /* into and out of the flat buffers */
     int phase[MAX_TAPS];
     long offset[MAX_TAPS], lead, room;                     /* floats before the first plane, floats of one buffer */
     int phase_rows[MAX_STRIDE], phase_columns[MAX_STRIDE]; /* of the input that some tap reads */

@@ -2,7 +2,9 @@
  *
  * Depthwise(x [C, N, H, W], w [C, 1, kh, kw], b [C]) -> y [C, N, P, Q]
  * DepthwiseGrad(x, w, y, dy) -> dx [C, N, H, W], dw [C, 1, kh, kw], db [C], dx_sum [C]
- * ClipGrad(y [C, N, P, Q], dy [C, N, P, Q] or [C, N, 1, 1]) -> dz [C, N, P, Q], its sum [C]
+ * ClipGrad(y [C, N, H, W], dy [C, N, H, W] or [C, N, 1, 1]) -> dz [C, N, H, W], its sum [C]
+ *
+ * All sizes are attributes: what follows from them is worked out once, when a session is made.
  */
 #include "kernels.h"
 #include "ort_abi.h"
@@ -15,7 +17,7 @@ enum { TASKS = 16, RANK = 4 }; /* tasks a call is cut into: enough for the cores
 struct kernel {
     OrtApi api;
     const struct kernels *run;
-    struct window window; /* its sizes hold from the first call on */
+    struct window window;
     int input_gradient;
 };
 
@@ -39,30 +41,36 @@ static OrtStatus *read_int(OrtApi api, const OrtKernelInfo *info, const char *na
 }
 
 static OrtStatus *read_window(OrtApi api, const OrtKernelInfo *info, struct window *g) {
-    TRY(read_int(api, info, "stride", &g->stride));
-    TRY(read_int(api, info, "pad_top", &g->pad_top));
-    TRY(read_int(api, info, "pad_left", &g->pad_left));
-    TRY(read_int(api, info, "out_height", &g->out_height));
-    TRY(read_int(api, info, "out_width", &g->out_width));
+    const struct { const char *name; int *place; } sizes[] = {
+        {"channels", &g->channels}, {"samples", &g->samples}, {"height", &g->height}, {"width", &g->width},
+        {"out_height", &g->out_height}, {"out_width", &g->out_width}, {"kernel_height", &g->kernel_height},
+        {"kernel_width", &g->kernel_width}, {"stride", &g->stride}, {"pad_top", &g->pad_top},
+        {"pad_left", &g->pad_left},
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) TRY(read_int(api, info, sizes[i].name, sizes[i].place));
     TRY(CALL(ORT_GET_ATTRIBUTE_FLOAT, ort_get_float, info, "low", &g->low));
     TRY(CALL(ORT_GET_ATTRIBUTE_FLOAT, ort_get_float, info, "high", &g->high));
     TRY(CALL(ORT_GET_ATTRIBUTE_FLOAT, ort_get_float, info, "x_low", &g->x_low));
-    return CALL(ORT_GET_ATTRIBUTE_FLOAT, ort_get_float, info, "x_high", &g->x_high);
+    TRY(CALL(ORT_GET_ATTRIBUTE_FLOAT, ort_get_float, info, "x_high", &g->x_high));
+    return window_derive(g) ? refuse(api, "temperd: a size, kernel or stride is out of bounds") : NULL;
 }
 
+/* Data of an input that has exactly these sizes. */
 static OrtStatus *input(OrtApi api, const OrtKernelContext *context, size_t index, const float **data, size_t rank,
-                        int64_t *dims) {
+                        const int64_t *expected) {
     const OrtValue *value;
     OrtTensorInfo *info;
+    int64_t dims[RANK];
     size_t found;
     TRY(CALL(ORT_GET_INPUT, ort_get_input, context, index, &value));
     TRY(CALL(ORT_GET_TENSOR_MUTABLE_DATA, ort_get_mutable_data, (OrtValue *)value, (void **)data));
     TRY(CALL(ORT_GET_TENSOR_TYPE_AND_SHAPE, ort_get_tensor_info, value, &info));
     OrtStatus *status = CALL(ORT_GET_DIMENSIONS_COUNT, ort_get_count, info, &found);
-    if (!status && found != rank) status = refuse(api, "temperd: an input has another rank");
-    if (!status) status = CALL(ORT_GET_DIMENSIONS, ort_get_dimensions, info, dims, rank);
+    int fits = !status && found == rank;
+    if (fits) status = CALL(ORT_GET_DIMENSIONS, ort_get_dimensions, info, dims, rank);
     CALL(ORT_RELEASE_TENSOR_INFO, ort_release_info, info);
-    return status;
+    if (status) return status;
+    return fits && !memcmp(dims, expected, rank * sizeof *dims) ? NULL : refuse(api, "temperd: an input has another shape");
 }
 
 static OrtStatus *output(OrtApi api, OrtKernelContext *context, size_t index, float **data, size_t rank,
@@ -74,10 +82,8 @@ static OrtStatus *output(OrtApi api, OrtKernelContext *context, size_t index, fl
 
 struct call {
     const struct kernel *kernel;
-    struct window window;
     const float *x, *w, *b, *y, *dy;
     float *out, *dx, *dw, *db, *dx_sum;
-    long shared; /* values of y that one value of dy stands for */
     int failed;
 };
 
@@ -97,7 +103,7 @@ static int first_channel(const struct window *g, size_t task) { return (int)(g->
 
 static void depthwise_task(void *data, size_t task) {
     struct call *call = data;
-    const struct window *g = &call->window;
+    const struct window *g = &call->kernel->window;
     const int from = first_channel(g, task), until = first_channel(g, task + 1);
     if (from >= until) return;
     float *scratch = thread_scratch((size_t)window_scratch(g));
@@ -127,34 +133,26 @@ static OrtStatus *run_tasks(OrtApi api, OrtKernelContext *context, struct call *
     return call->failed ? refuse(api, "temperd: out of memory") : NULL;
 }
 
-static OrtStatus *bind_inputs(OrtApi api, OrtKernelContext *context, struct call *call, int64_t *x_dims,
-                              int64_t *w_dims) {
-    TRY(input(api, context, 0, &call->x, RANK, x_dims));
-    TRY(input(api, context, 1, &call->w, RANK, w_dims));
-    struct window *g = &call->window;
-    *g = call->kernel->window;
-    if (w_dims[0] != x_dims[0] || w_dims[1] != 1 || x_dims[1] < 1 || x_dims[2] < 1 || x_dims[3] < 1)
-        return refuse(api, "temperd: shapes do not fit a depthwise convolution");
-    g->channels = (int)x_dims[0];
-    g->samples = (int)x_dims[1];
-    g->height = (int)x_dims[2];
-    g->width = (int)x_dims[3];
-    g->kernel_height = (int)w_dims[2];
-    g->kernel_width = (int)w_dims[3];
-    if (window_derive(g)) return refuse(api, "temperd: a kernel or stride is too large");
-    return NULL;
+/* Shapes of x, w and y, all of the same rank. */
+struct shapes {
+    int64_t x[RANK], w[RANK], y[RANK];
+};
+
+static struct shapes shapes_of(const struct window *g) {
+    return (struct shapes){{g->channels, g->samples, g->height, g->width},
+                           {g->channels, 1, g->kernel_height, g->kernel_width},
+                           {g->channels, g->samples, g->out_height, g->out_width}};
 }
 
 static OrtStatus *depthwise_compute(void *self, OrtKernelContext *context) {
     const struct kernel *kernel = self;
     OrtApi api = kernel->api;
     struct call call = {.kernel = kernel};
-    int64_t x_dims[RANK], w_dims[RANK], b_dims[1];
-    TRY(bind_inputs(api, context, &call, x_dims, w_dims));
-    TRY(input(api, context, 2, &call.b, 1, b_dims));
-    if (b_dims[0] != x_dims[0]) return refuse(api, "temperd: the bias has another length");
-    const int64_t y_dims[RANK] = {x_dims[0], x_dims[1], call.window.out_height, call.window.out_width};
-    TRY(output(api, context, 0, &call.out, RANK, y_dims));
+    const struct shapes sizes = shapes_of(&kernel->window);
+    TRY(input(api, context, 0, &call.x, RANK, sizes.x));
+    TRY(input(api, context, 1, &call.w, RANK, sizes.w));
+    TRY(input(api, context, 2, &call.b, 1, sizes.x));
+    TRY(output(api, context, 0, &call.out, RANK, sizes.y));
     return run_tasks(api, context, &call);
 }
 
@@ -162,49 +160,38 @@ static OrtStatus *depthwise_grad_compute(void *self, OrtKernelContext *context) 
     const struct kernel *kernel = self;
     OrtApi api = kernel->api;
     struct call call = {.kernel = kernel};
-    int64_t x_dims[RANK], w_dims[RANK], y_dims[RANK], dy_dims[RANK];
-    TRY(bind_inputs(api, context, &call, x_dims, w_dims));
-    TRY(input(api, context, 2, &call.y, RANK, y_dims));
-    TRY(input(api, context, 3, &call.dy, RANK, dy_dims));
-    const int64_t expected[RANK] = {x_dims[0], x_dims[1], call.window.out_height, call.window.out_width};
-    if (memcmp(y_dims, expected, sizeof expected) || memcmp(dy_dims, expected, sizeof expected))
-        return refuse(api, "temperd: an output gradient has another shape");
+    const struct shapes sizes = shapes_of(&kernel->window);
     const int64_t none[RANK] = {0, 0, 0, 0};
-    TRY(output(api, context, 0, &call.dx, RANK, kernel->input_gradient ? x_dims : none));
-    TRY(output(api, context, 1, &call.dw, RANK, w_dims));
-    TRY(output(api, context, 2, &call.db, 1, x_dims));
-    TRY(output(api, context, 3, &call.dx_sum, 1, kernel->input_gradient ? x_dims : none));
+    TRY(input(api, context, 0, &call.x, RANK, sizes.x));
+    TRY(input(api, context, 1, &call.w, RANK, sizes.w));
+    TRY(input(api, context, 2, &call.y, RANK, sizes.y));
+    TRY(input(api, context, 3, &call.dy, RANK, sizes.y));
+    TRY(output(api, context, 0, &call.dx, RANK, kernel->input_gradient ? sizes.x : none));
+    TRY(output(api, context, 1, &call.dw, RANK, sizes.w));
+    TRY(output(api, context, 2, &call.db, 1, sizes.x));
+    TRY(output(api, context, 3, &call.dx_sum, 1, kernel->input_gradient ? sizes.x : none));
     return run_tasks(api, context, &call);
 }
 
 static void clip_grad_task(void *data, size_t task) {
     struct call *call = data;
-    const struct window *g = &call->window;
+    const struct window *g = &call->kernel->window;
     const long run = (long)g->height * g->width, step = run * g->samples;
+    const long dy_step = (long)g->samples * g->out_height * g->out_width;
     for (int c = first_channel(g, task); c < first_channel(g, task + 1); c++)
-        call->db[c] = call->kernel->run->clip_grad(call->y + c * step, call->dy + c * (step / call->shared), call->dx + c * step,
-                                                   g->samples, run, call->shared > 1, g->low, g->high);
+        call->db[c] = call->kernel->run->clip_grad(call->y + c * step, call->dy + c * dy_step, call->dx + c * step,
+                                                   g->samples, run, dy_step < step, g->low, g->high);
 }
 
 static OrtStatus *clip_grad_compute(void *self, OrtKernelContext *context) {
     const struct kernel *kernel = self;
     OrtApi api = kernel->api;
-    struct call call = {.kernel = kernel, .window = kernel->window, .shared = 1};
-    int64_t y_dims[RANK], dy_dims[RANK];
-    TRY(input(api, context, 0, &call.y, RANK, y_dims));
-    TRY(input(api, context, 1, &call.dy, RANK, dy_dims));
-    const int whole = dy_dims[2] == y_dims[2] && dy_dims[3] == y_dims[3], one = dy_dims[2] == 1 && dy_dims[3] == 1;
-    if (dy_dims[0] != y_dims[0] || dy_dims[1] != y_dims[1] || !(whole || one) || y_dims[1] < 1 || y_dims[2] < 1 ||
-        y_dims[3] < 1)
-        return refuse(api, "temperd: an output gradient has another shape");
-    if (!whole) call.shared = (long)(y_dims[2] * y_dims[3]);
-    struct window *g = &call.window;
-    g->channels = (int)y_dims[0];
-    g->samples = (int)y_dims[1];
-    g->height = (int)y_dims[2];
-    g->width = (int)y_dims[3];
-    TRY(output(api, context, 0, &call.dx, RANK, y_dims));
-    TRY(output(api, context, 1, &call.db, 1, y_dims));
+    struct call call = {.kernel = kernel};
+    const struct shapes sizes = shapes_of(&kernel->window);
+    TRY(input(api, context, 0, &call.y, RANK, sizes.x));
+    TRY(input(api, context, 1, &call.dy, RANK, sizes.y));
+    TRY(output(api, context, 0, &call.dx, RANK, sizes.x));
+    TRY(output(api, context, 1, &call.db, 1, sizes.x));
     return CALL(ORT_PARALLEL_FOR, ort_parallel_for, context, clip_grad_task, TASKS, TASKS, &call);
 }
 
