@@ -7,6 +7,7 @@ import math
 from agent.engine.gradients_elementwise import give
 from agent.engine.gradients_tape import Rule, Tape, above_zero, constant_input, inside, total
 from agent.engine.ir import Node
+from agent.errors import ModelError
 
 TANH_GELU_CUBE = 0.044715  # Hendrycks and Gimpel 2016, as ONNX Gelu-20 writes it
 
@@ -14,6 +15,8 @@ TANH_GELU_CUBE = 0.044715  # Hendrycks and Gimpel 2016, as ONNX Gelu-20 writes i
 def _clip(tape: Tape, node: Node, dy: str) -> None:
     """1 strictly between the bounds, else 0; taken from the output y, so the input need not be kept."""
     bounds = [constant_input(tape, node, position, "a bound") for position in (1, 2)]
+    if any(bound is not None and bound.size != 1 for bound in bounds):
+        raise ModelError("Clip with a bound that is no scalar has no gradient rule", where=node.name)
     low, high = (None if bound is None else float(bound.item()) for bound in bounds)
     if low is None and high is None:
         tape.add(node.inputs[0], dy)

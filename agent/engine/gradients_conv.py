@@ -86,6 +86,7 @@ def conv(tape: Tape, node: Node, dy: str) -> None:
     shape_x, shape_y, shape_w = tape.shapes[x], tape.shapes[node.outputs[0]], tape.shapes[w]
     pads = pads_of(node, shape_x[2:], shape_y[2:], shape_w[2:])
     g = geometry_of({**node.attrs, "pads": pads}, shape_x, shape_w, shape_y)
+    _check_groups(node, g, shape_w[1])
     if tape.learns(node, 2):
         tape.add(node.inputs[2], total(tape, dy, [0, *g.axes]))
     if tape.learns(node, 1):
@@ -105,6 +106,7 @@ def conv_transpose(tape: Tape, node: Node, dy: str) -> None:
             fix="Export with explicit pads and output_padding",
         )
     g = geometry_of(node.attrs, shape_y, shape_w, shape_x)
+    _check_groups(node, g, shape_w[1])
     if tape.learns(node, 2):
         tape.add(node.inputs[2], total(tape, dy, [0, *g.axes]))
     if tape.learns(node, 1):
@@ -113,6 +115,11 @@ def conv_transpose(tape: Tape, node: Node, dy: str) -> None:
         image, _, pads = _used(tape, g, dy)
         made = tape.emit("Conv", image, w, group=g.group, strides=list(g.stride), dilations=list(g.dilation), pads=pads)
         tape.add(x, made)
+
+
+def _check_groups(node: Node, g: Geometry, within: int) -> None:
+    if g.group < 1 or g.o % g.group or g.c != within * g.group:
+        raise ModelError(f"{node.op} in {g.group} groups does not fit its channels", where=node.name)
 
 
 def geometry_of(attrs: Mapping[str, Attribute], big: Sizes, weight: Sizes, small: Sizes) -> Geometry:

@@ -122,7 +122,10 @@ def _interpolation(node: Node, size: int, out: int, scale: float | None) -> Arra
         {"y": (np.float32, (size, out))},
     )
     model = model_proto([one], {inputs[-1]: given}, *ends, opset=RESIZE_OPSET)
-    return np.asarray(ReferenceEvaluator(model).run(None, {"x": np.eye(size, dtype=np.float32)})[0])  # type: ignore[index]
+    try:
+        return np.asarray(ReferenceEvaluator(model).run(None, {"x": np.eye(size, dtype=np.float32)})[0])  # type: ignore[index]
+    except Exception as error:  # the reference raises whatever NumPy does
+        raise ModelError("Resize cannot be computed", where=node.name) from error
 
 
 RULES: dict[str, Rule] = {"AveragePool": _average_pool, "MaxPool": _max_pool, "Resize": _resize}

@@ -362,7 +362,7 @@ def inferred_shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | Non
     """Shapes as far as they are known before running; a tensor with an empty or unknown axis is left out.
 
     Raises:
-        ModelError: the graph does not fit the input shape.
+        ModelError: the graph does not fit the input shape, or a tensor would be impossibly large.
     """
     sample = input_shape or graph.input_shape
     inputs: dict[str, tuple[type[np.generic], tuple[int | str, ...]]] = {graph.input: (np.float32, (batch, *sample))}
@@ -378,6 +378,8 @@ def inferred_shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | Non
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         if value.type.tensor_type.HasField("shape"):
             size = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            if any(axis > MAX_DIMENSION for axis in size):
+                raise ModelError(f"impossible shape {list(size)}", where=value.name)
             if all(axis > 0 for axis in size):
                 found[value.name] = size
     return found

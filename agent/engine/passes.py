@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,9 @@ def fold_batch_norm(graph: Graph) -> Graph:
 
     Postcondition: a BatchNormalization is left only where it is not the one reader of such a layer with constant
     parameters; the function computed is the same up to rounding.
+
+    Raises:
+        ModelError: statistics that are none.
     """
     makers = {node.outputs[0]: node for node in graph.nodes}
     readers = _reader_counts(graph)
@@ -37,11 +40,24 @@ def fold_batch_norm(graph: Graph) -> Graph:
         if layer is None or readers[node.inputs[0]] != 1 or not _takes_scale(layer):
             continue
         if all(name in constants for name in (*node.inputs[1:], *_given(layer)[1:])):
-            folded[layer.outputs[0]] = _folded(layer, node, constants)
+            _check_statistics(node, constants)
+            try:
+                folded[layer.outputs[0]] = _folded(layer, node, constants)
+            except ValueError as error:  # NumPy's word for shapes that do not fit
+                raise ModelError("batch normalization does not fit the layer before it", where=node.name) from error
             dropped.add(id(node))
     nodes = [folded.get(node.outputs[0], node) for node in graph.nodes if id(node) not in dropped]
     used = {name for node in nodes for name in node.inputs}
     return replace(graph, nodes=tuple(nodes), initializers={k: v for k, v in constants.items() if k in used})
+
+
+def _check_statistics(norm: Node, constants: Mapping[str, Array]) -> None:
+    """Refuse statistics of several sizes and variances that have no root."""
+    parts = [constants[name] for name in norm.inputs[1:BATCH_NORM_INPUTS]]
+    if len({part.shape for part in parts}) > 1 or parts[0].ndim != 1:
+        raise ModelError("batch normalization with parameters of several sizes", where=norm.name)
+    if float(parts[3].astype(np.float64).min()) + norm.number("epsilon", 1e-5) <= 0:
+        raise ModelError("batch normalization with a negative variance", where=norm.name, fix="The file is broken")
 
 
 def _takes_scale(layer: Node) -> bool:

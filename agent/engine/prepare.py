@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 
 from agent.engine.fold_constants import fold_constants, reaching_output
 from agent.engine.gradients_conv import pads_of
-from agent.engine.ir import Array, Graph, Node, shapes
+from agent.engine.ir import Array, Graph, Node, model_proto, shapes
 from agent.engine.passes import fold_batch_norm
+from agent.errors import ModelError
 
+Tensor = tuple[type[np.generic], tuple[int | str, ...]]
 WINDOWS = ("AveragePool", "Conv", "MaxPool")
 MATRIX_RANK = 2
+MOST_SAID = 200  # characters of a foreign message
 
 
 def prepare(graph: Graph) -> Graph:
@@ -24,10 +28,21 @@ def prepare(graph: Graph) -> Graph:
     constant one is a Gemm.
 
     Raises:
-        ModelError: the graph does not fit its sample shape.
+        ModelError: the graph does not fit its sample shape, or a node is not as its operator's definition says.
     """
+    check_operators(graph)
     folded = fold_constants(drop_identities(logits_output(graph)))
     return fold_batch_norm(gemm_from_matmul(explicit_pads(slices_from_split(folded))))
+
+
+def check_operators(graph: Graph) -> None:
+    """Refuse nodes with inputs or attributes that their operator does not have, or without those that it needs."""
+    inputs: dict[str, Tensor] = {graph.input: (np.float32, ("N", *graph.input_shape))}
+    outputs: dict[str, Tensor | None] = {graph.output: (np.float32, ())}  # which shape it has is not checked here
+    try:
+        onnx.checker.check_model(model_proto(graph.nodes, graph.initializers, inputs, outputs, opset=graph.opset))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError("not a valid ONNX graph", where=" ".join(str(error).split())[:MOST_SAID]) from error
 
 
 def logits_output(graph: Graph) -> Graph:

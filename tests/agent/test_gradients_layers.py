@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from agent.engine.gradients import Tape, rule_for
 from agent.engine.ir import Node
 from agent.errors import ModelError
 from tests.simulators.gradient_check import Check, check
@@ -107,6 +108,13 @@ def test_any_conv_of_two_axes(data: st.DataObject) -> None:
     attrs = {"group": group, "strides": strides, "dilations": dilations, "pads": pads}
     x, w = (pick(1, 2), group * within, *size), (group * multiple, within, *kernel)
     check(window("Conv", x, w, bias=w[0], **attrs))
+
+
+def test_groups_that_do_not_fit_are_refused() -> None:
+    node = Node("Conv", ("x", "w"), ("y",), {"group": 3}, "odd")
+    tape = Tape({"x": (1, 4, 2, 2), "w": (6, 2, 1, 1), "y": (1, 6, 2, 2)}, {}, {"x", "w", "y"}, [node])
+    with pytest.raises(ModelError, match=r"Conv in 3 groups does not fit its channels \(odd\)"):
+        rule_for(node)(tape, node, "dy")
 
 
 TRANSPOSED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {

@@ -378,6 +378,14 @@ def test_a_shape_that_depends_on_data_is_refused_by_name() -> None:
     assert caught.value.where == "where: y"
 
 
+def test_an_impossibly_large_tensor_is_refused_by_name() -> None:
+    pad = Node("Pad", ("x", "p"), ("y",), {}, "pad")
+    graph = Graph((pad,), {"p": np.asarray([0, 0, 0, 2**40])}, "x", (4,), "y")
+    with pytest.raises(ModelError, match="impossible shape") as caught:
+        shapes(graph, 1)
+    assert caught.value.where == "y"
+
+
 def test_weights_are_replaced_only_by_such_of_the_same_shape_and_type() -> None:
     fresh = np.full((3, 8), 2, np.float32)
     assert NET.with_weights({"head.w": fresh}).initializers["head.w"] is fresh

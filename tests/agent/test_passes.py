@@ -155,6 +155,27 @@ def test_a_normalization_behind_a_conv_transpose_is_folded(group: int) -> None:
     np.testing.assert_allclose(run(folded), run(graph), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("variance", np.full(4, -1, np.float32), "negative variance"),
+        ("mean", np.zeros(3, np.float32), "several sizes"),
+        ("all", np.ones(3, np.float32), "does not fit the layer"),
+    ],
+)
+def test_statistics_that_are_none_are_refused_by_name(part: str, value: Array, says: str) -> None:
+    constants: dict[str, Array] = {}
+    parameters = norm(np.random.default_rng(0), "bn", 4, constants)
+    constants |= {name: value for name in constants if part in (name.removeprefix("bn."), "all")}
+    nodes = (
+        Node("Conv", ("x", "w"), ("c",), {}, "conv"),
+        Node("BatchNormalization", ("c", *parameters), ("y",), {}, "bn"),
+    )
+    with pytest.raises(ModelError, match=says) as caught:
+        fold_batch_norm(one_conv(nodes, constants))
+    assert caught.value.where == "bn"
+
+
 # --- head -------------------------------------------------------------------------------------------------------------
 
 

@@ -287,6 +287,21 @@ def test_a_graph_that_does_not_fit_its_sample_is_refused() -> None:
         prepare(graph)
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        Node("PRelu", ("x",), ("y",), {}, "odd"),
+        Node("Relu", ("x", "x"), ("y",), {}, "odd"),
+        Node("Relu", ("x",), ("y",), {"slope": 1}, "odd"),
+        Node("Nowhere", ("x",), ("y",), {}, "odd"),
+        Node("Concat", ("x", "x"), ("y",), {}, "odd"),
+    ],
+)
+def test_nodes_that_are_not_as_their_definition_says_are_refused_by_name(node: Node) -> None:
+    with pytest.raises(ModelError, match=r"not a valid ONNX graph \(.*(odd|Nowhere)"):
+        prepare(graph_of(node, sample=(4,)))
+
+
 def test_constants_that_cannot_be_computed_are_refused_by_name() -> None:
     graph = graph_of(
         Node("Gather", ("c", "far"), ("g",), {}, "pick"), Node("Add", ("x", "g"), ("y",)),
