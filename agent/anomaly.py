@@ -66,6 +66,11 @@ class AnomalyDetection:
         """Normal windows [N, ...]."""
         return self.windows.inputs(self.windows.train[chosen], self.rule)
 
+    def view(self, chosen: Int64, number: int) -> Float32:
+        """The windows themselves; other views are refused before."""
+        assert number == 0
+        return self.inputs(chosen)
+
     def targets(self, chosen: Int64) -> Float32:
         """The inputs themselves."""
         return self.inputs(chosen)

@@ -6,7 +6,7 @@ a view is the same in every epoch, every attempt and on every board.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ SHIFT_SHARE = 1 / 8  # of the side: 4 pixels of 32, the usual range of random cr
 _DIGEST_BYTES = 8  # of a picture's digest that take part in the draw
 
 
-def augmented(pixels: Pixels, digests: Sequence[bytes], view: int, seed: int) -> Pixels:
+def augmented(pixels: Pixels, view: int, seed: int) -> Pixels:
     """View number `view` of pictures [N, H, W, C].
 
     View 0 is the picture itself. The others are mirrored left to right with probability 1/2 and shifted by up to
@@ -25,17 +25,17 @@ def augmented(pixels: Pixels, digests: Sequence[bytes], view: int, seed: int) ->
 
     Args:
         pixels: the pictures.
-        digests: a SHA-256 of each; what is drawn for a picture does not depend on its place in the data.
         view: number of the view, from 0.
         seed: of the job.
     """
     if view == 0:
         return pixels
-    draws = [np.random.default_rng((seed, view, int.from_bytes(d[:_DIGEST_BYTES], "big"))) for d in digests]
-    return np.stack([_one(picture, rng) for picture, rng in zip(pixels, draws, strict=True)])
+    return np.stack([_one(picture, view, seed) for picture in pixels])
 
 
-def _one(picture: Pixels, rng: np.random.Generator) -> Pixels:
+def _one(picture: Pixels, view: int, seed: int) -> Pixels:
+    digest = hashlib.sha256(np.ascontiguousarray(picture).data).digest()  # not its place in the data, which may change
+    rng = np.random.default_rng((seed, view, int.from_bytes(digest[:_DIGEST_BYTES], "big")))
     mirrored = picture[:, ::-1] if rng.random() < 0.5 else picture  # noqa: PLR2004 - a fair coin
     rows, columns = (_shifted(side, rng) for side in picture.shape[:2])
     moved: Pixels = mirrored[rows][:, columns]

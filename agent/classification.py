@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 
+from agent.augment import augmented
 from agent.card import IMAGE_CLASSIFICATION, Preprocess
 from agent.engine.base import Float32, Int64, LossSpec, Targets
 from agent.evaluate import Baseline, Score, majority_share, score_logits
@@ -25,6 +26,8 @@ class Classification:
     smoothing: float = 0.0
     """Share of a label's weight spread over all classes, where the targets are made here (`bce`)."""
     name: str = IMAGE_CLASSIFICATION
+    seed: int = 0
+    """Of the views."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,6 +52,10 @@ class Classification:
     def inputs(self, chosen: Int64) -> Float32:
         """Training images [N, 3, S, S]."""
         return preprocessed(self.images.x_train[chosen], self.rule)
+
+    def view(self, chosen: Int64, number: int) -> Float32:
+        """See `agent.augment.augmented`."""
+        return preprocessed(augmented(self.images.x_train[chosen], number, self.seed), self.rule)
 
     def targets(self, chosen: Int64) -> Targets:
         """Labels [N]; for binary cross-entropy one column a class [N, K]."""
@@ -118,5 +125,6 @@ def classification(spec: FineTuneSpec, rule: Preprocess) -> Classification:
     """
     images = load(spec.data, spec.image_size, spec.held_out, spec.seed, spec.most_samples)
     if spec.loss == "bce":
-        return Classification(images, rule, LossSpec("bce"), spec.label_smoothing)
-    return Classification(images, rule, LossSpec("cross-entropy", label_smoothing=spec.label_smoothing))
+        return Classification(images, rule, LossSpec("bce"), spec.label_smoothing, seed=spec.seed)
+    loss = LossSpec("cross-entropy", label_smoothing=spec.label_smoothing)
+    return Classification(images, rule, loss, seed=spec.seed)

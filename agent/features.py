@@ -258,13 +258,21 @@ def _bytes_in(generation: Path) -> int:
     return sum(path.stat().st_size for path in generation.glob(f"*{SUFFIX}"))
 
 
-def sweep(folder: Path, keep: str) -> None:
-    """Remove the caches of all jobs in `folder` but that of job `keep`: those were killed before they could.
+def job_cache(folder: Path, job_id: str, warn: Callable[[str], None], *, fresh: bool) -> FeatureCache:
+    """The cache of a job, below `folder`. The caches of other jobs are removed: those were killed before they could.
 
-    Raises:
-        BoardError: `disk`.
+    Args:
+        folder: of all jobs' caches.
+        job_id: whose cache it is.
+        warn: see `FeatureCache`.
+        fresh: remove what an earlier attempt of this job left, too. Blocks are read through memory maps, and a disk
+            that cannot read a mapped page kills the process: it must not kill the next attempt as well.
     """
-    with disk_errors(folder):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name != keep:
-                shutil.rmtree(path)
+    try:
+        with disk_errors(folder):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if fresh or path.name != job_id:
+                    shutil.rmtree(path)
+    except BoardError as error:
+        warn(f"old feature caches could not be removed: {error}")
+    return FeatureCache(folder / job_id, warn)

@@ -20,6 +20,7 @@ from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import Graph, parse, serialize
 from agent.errors import BoardError, EngineError, SealedFileError, SpecError, TemperdError
 from agent.evaluate import Score, Verdict, gate
+from agent.features import FeatureCache, job_cache
 from agent.keys import DeviceIdentity, load_identity
 from agent.messages import (
     OUT_OF_MEMORY,
@@ -101,11 +102,12 @@ class FineTune:
         plan, task = self._plan(base, task, target, store)
         graph, _ = with_head(base, plan.head, plan.classes, self._spec.seed)
         self._ask("COMPILING", f"{plan.engine}, {plan.depth_percent} % frozen")
-        run = self._compile(graph, plan, task)
+        run, cache = self._compile(graph, plan, task), self._open_cache()
         try:
-            return self._learn(run, plan, task, target, store, graph)
+            return self._learn(run, plan, task, target, store, graph, cache)
         finally:
             run.close()
+            cache.remove()
 
     # --- stages ------------------------------------------------------------------------------------------------------
 
@@ -182,13 +184,19 @@ class FineTune:
     def _compile(self, graph: Graph, plan: Plan, task: Task) -> TrainingRun:
         return choose_engine(plan.engine).start(training_setup(self._spec, plan, graph, task, self._order.threads))
 
-    def _learn(self, run: TrainingRun, plan: Plan, task: Task, target: Target, store: Store, graph: Graph) -> Finished:
+    def _open_cache(self) -> FeatureCache:
+        fresh = self._spec.cache == "off" or self._order.last_end == WORKER_KILLED
+        return job_cache(self._state / "features", self._order.job_id, self._warn, fresh=fresh)
+
+    def _learn(
+        self, run: TrainingRun, plan: Plan, task: Task, target: Target, store: Store, graph: Graph, cache: FeatureCache
+    ) -> Finished:
         job_id = self._order.job_id
         world = World(
             self._orders.steer, self._orders.verified, lambda seen: self._emit(_progress(seen, self._spec, plan)),
             lambda data: store.seal_checkpoint(job_id, data), time.monotonic, time.sleep,
         )  # fmt: skip
-        trainer = Trainer(run, plan, self._spec, task, world)
+        trainer = Trainer(run, plan, self._spec, task, world, None if self._spec.cache == "off" else cache)
         self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         before = trainer.evaluate()
         self._go_on(trainer, store)
@@ -196,7 +204,7 @@ class FineTune:
         self._ask("EVALUATING", "")
         running = self._running_score(store, task, trainer)
         verdict = gate(after, before, running, task.baselines[0], self._spec.least_gain)
-        result = self._result(trainer, plan, task, before, after, running)
+        result = self._result(trainer, plan, task, before, after, running) | {"cache": trainer.cache_told()}
         if not verdict.accepted:
             raise RefusedError(verdict, result)
         decision = task.decision(run.outputs)

@@ -58,6 +58,11 @@ class Forecasting:
         """Windows [N, ...]."""
         return self.windows.inputs(self.windows.train[chosen], self.rule)
 
+    def view(self, chosen: Int64, number: int) -> Float32:
+        """The windows themselves; other views are refused before."""
+        assert number == 0
+        return self.inputs(chosen)
+
     def targets(self, chosen: Int64) -> Float32:
         """The values that followed [N, H], normalized as the target column is."""
         mean, deviation = target_statistics(self.rule)

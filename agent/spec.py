@@ -12,6 +12,8 @@ from policies.strict import TableError, build, limits
 
 DEPTH_CHOICES = ("auto", "0", "25", "50", "75", "head")
 LABEL = "label"
+CACHE_CHOICES = ("auto", "off", "float32", "float16", "int8")
+MAX_VIEWS = 16  # each is a whole epoch through the frozen part, and its share of the disk
 LOSS_CHOICES = ("auto", "cross-entropy", "mse", "l1", "huber", "bce")
 
 
@@ -52,6 +54,10 @@ class FineTuneSpec:
     label_smoothing: float = field(default=0.0, metadata=limits(0.0, 0.5))
     micro_batch: int = field(default=0, metadata=limits(0, 1024))
     """Samples that go through the step at once; their gradients are summed. 0: chosen by the plan."""
+    cache: str = field(default="auto", metadata=limits(choices=CACHE_CHOICES))
+    """Number format in which the frozen part's activations are kept on disk while the job runs; `auto`: float16."""
+    views: int = field(default=1, metadata=limits(1, MAX_VIEWS))
+    """Fixed views of each training picture, a different one each epoch in turn; 1: the picture itself."""
     held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))
     """Share kept apart for the gate where the data has no test part of its own; of a series its last rows."""
     least_gain: float = field(default=0.0, metadata=limits(-1.0, 1.0))

@@ -9,6 +9,7 @@ from agent.anomaly import anomaly_detection
 from agent.card import ANOMALY_DETECTION, IMAGE_CLASSIFICATION, ModelCard
 from agent.classification import classification
 from agent.engine.base import Float32, Int64, LossSpec, Targets
+from agent.errors import SpecError
 from agent.evaluate import Baseline, Score
 from agent.forecasting import forecasting
 from agent.spec import FineTuneSpec
@@ -41,8 +42,15 @@ class Task(Protocol):
     def baselines(self) -> tuple[Baseline, ...]:
         """What no model at all scores on the held-out samples; the gate asks for more than the first."""
 
+    @property
+    def rule(self) -> object:
+        """How samples become the model's input; its `repr` tells any two rules apart."""
+
     def inputs(self, chosen: Int64) -> Float32:
         """Training samples by number [N] as the model's input [N, ...]."""
+
+    def view(self, chosen: Int64, number: int) -> Float32:
+        """One of their fixed views: number 0 is `inputs`, and the only one of what is no picture."""
 
     def targets(self, chosen: Int64) -> Targets:
         """What the model is to answer for them."""
@@ -82,6 +90,10 @@ def load_task(spec: FineTuneSpec, card: ModelCard) -> Task:
         DataError: the data cannot be used.
         SpecError: the job asks for what does not fit the task.
     """
+    if spec.views > 1 and card.task != IMAGE_CLASSIFICATION:
+        raise SpecError(
+            f"views are for pictures, and {spec.model} is for {card.task}", where="views", fix="Leave it out"
+        )
     if card.task == IMAGE_CLASSIFICATION:
         assert card.preprocess is not None
         return classification(spec, card.preprocess)

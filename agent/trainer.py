@@ -18,6 +18,8 @@ from agent.engine.base import Float32, StepResult, TrainingRun
 from agent.engine.sessions import FORWARD_CHUNK
 from agent.errors import BoardError, EngineError, TemperdError
 from agent.evaluate import Score
+from agent.features import FeatureCache
+from agent.features_prefix import FrozenPrefix
 from agent.messages import Steer
 from agent.plan import Plan
 from agent.spec import FineTuneSpec
@@ -104,7 +106,16 @@ class World:
 class Trainer:
     """Runs a plan to its end, or until an order or an error ends it."""
 
-    def __init__(self, run: TrainingRun, plan: Plan, spec: FineTuneSpec, task: Task, world: World) -> None:
+    def __init__(
+        self,
+        run: TrainingRun,
+        plan: Plan,
+        spec: FineTuneSpec,
+        task: Task,
+        world: World,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self._prefix = FrozenPrefix(run, task, spec, plan, cache)
         self._run, self._plan, self._spec, self._task, self._world = run, plan, spec, task, world
         self._at = Position()
         self._depth = plan.depth_percent
@@ -120,6 +131,10 @@ class Trainer:
     def position(self) -> Position:
         """Where the loop stands."""
         return self._at
+
+    def cache_told(self) -> dict[str, object]:
+        """What the feature cache did, as JSON values."""
+        return self._prefix.told()
 
     def resume(self, checkpoint: bytes) -> None:
         """Go on from a checkpoint that `World.save` was given.
@@ -153,20 +168,24 @@ class Trainer:
                     self._obey()
                     self._one_step(step, chosen)
             latest = self.evaluate()
+            self._prefix.flush()
             self._move(epoch=epoch + 1, step=0)
             self._tell("epoch", latest)
         return latest or self.evaluate()
 
     def evaluate(self) -> Score:
         """Score the current weights on the held-out samples."""
-        return self.score_with(self._run.outputs, self._task)
+        return self._scored(self._prefix.outputs, self._task)
 
     def score_with(self, forward: Callable[[Float32], Float32], task: Task) -> Score:
         """Score any model on the held-out samples, a few at a time; pauses and ends are obeyed in between."""
+        return self._scored(lambda start, stop: forward(task.test_inputs(start, stop)), task)
+
+    def _scored(self, outputs: Callable[[int, int], Float32], task: Task) -> Score:
         parts = []
         for start in range(0, task.test_samples, FORWARD_CHUNK):
             self._wait_or_end()
-            parts.append(task.measured(forward(task.test_inputs(start, start + FORWARD_CHUNK)), start))
+            parts.append(task.measured(outputs(start, start + FORWARD_CHUNK), start))
         return task.score(np.concatenate(parts))
 
     # --- orders ------------------------------------------------------------------------------------------------------
@@ -207,9 +226,8 @@ class Trainer:
             self._tell("depth")
 
     def _one_step(self, step: int, chosen: npt.NDArray[np.int64]) -> None:
-        samples = self._task.inputs(chosen)
         began = self._world.clock()
-        result = self._run.step(samples, self._task.targets(chosen), self._learning_rate())
+        result = self._prefix.step(chosen, self._at.epoch, self._learning_rate())
         took = self._world.clock() - began
         self._count(step, len(chosen), took, result)
         if self._world.clock() - self._told_at >= PROGRESS_EVERY_S:
