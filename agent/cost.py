@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from agent.engine.base import UpdatePlan
-from agent.engine.ir import Graph, shapes
+from agent.engine.ir import Graph, Layer, shapes
 from agent.engine.passes import split
 
 FLOAT_BYTES = 4
@@ -66,17 +67,26 @@ def cost_table(graph: Graph) -> CostTable:
     known = shapes(graph, 1)
     layers = []
     for layer in graph.layers():
-        output = known[layer.node.outputs[0]]
-        weight = known[layer.weight]
-        per_output = int(np.prod(weight[1:])) if layer.node.op == "Conv" else int(np.prod(weight)) // output[-1]
+        outputs = int(np.prod(known[layer.node.outputs[0]]))
         size = sum(int(np.prod(known[name])) for name in layer.parameters) * FLOAT_BYTES
-        outputs = int(np.prod(output))
-        layers.append(LayerCost(layer.node.name, outputs * per_output, size, outputs * FLOAT_BYTES))
+        layers.append(LayerCost(layer.node.name, _macs(layer, known), size, outputs * FLOAT_BYTES))
     crossing = tuple(
         sum(int(np.prod(known[name])) for name in split(graph, UpdatePlan(k)).crossing) * FLOAT_BYTES
         for k in range(len(layers))
     )
     return CostTable(tuple(layers), crossing)
+
+
+def _macs(layer: Layer, known: Mapping[str, tuple[int, ...]]) -> int:
+    """Products of one forward pass: each value made of a weight's whole row, or each value times one factor."""
+    weight, output = known[layer.weight], int(np.prod(known[layer.node.outputs[0]]))
+    if layer.node.op == "Conv":
+        return output * int(np.prod(weight[1:]))
+    if layer.node.op == "ConvTranspose":
+        return int(np.prod(known[layer.node.inputs[0]])) * int(np.prod(weight[1:]))
+    if layer.node.op in ("Gemm", "MatMul"):
+        return output * int(np.prod(weight)) // known[layer.node.outputs[0]][-1]
+    return output  # normalizations and PRelu
 
 
 def required_bandwidth(model_bytes: float, operations_per_byte: float, budget_s: float) -> float:

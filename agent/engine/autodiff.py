@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper
 
 from agent.engine.base import LossSpec, UpdatePlan
-from agent.engine.blocks import Blocks
+from agent.engine.blocks import Blocks, output_shapes
 from agent.engine.gradients import rule_for
 from agent.engine.gradients_tape import Product, Tape, WeightGradient
 from agent.engine.ir import Array, Graph, Node, model_proto, shapes
@@ -87,6 +88,7 @@ def step_graph(
         if accumulate:
             inputs[SUM + name] = (np.float32, shape)
     model = model_proto(tape.nodes, _constants(graph, tape, cut), inputs, outputs, opset=graph.opset)
+    _declare(model, tape)
     crossing = {name: tape.shapes[name] for name in cut.crossing}
     return StepGraph(model, cut, crossing, shapes_out, next(iter(targets)))
 
@@ -96,7 +98,9 @@ def forward_graph(graph: Graph, cut: Split, samples: int, *, native: bool = Fals
     tape, _, _ = _forward(graph, cut, samples, native=native)
     inputs: dict[str, Tensor] = {name: (np.float32, tape.shapes[name]) for name in (*cut.crossing, *cut.learning)}
     output = {graph.output: (np.float32, tape.shapes[graph.output])}
-    return model_proto(tape.nodes, _constants(graph, tape, cut), inputs, output, opset=graph.opset)
+    model = model_proto(tape.nodes, _constants(graph, tape, cut), inputs, output, opset=graph.opset)
+    _declare(model, tape)
+    return model
 
 
 def _forward(graph: Graph, cut: Split, samples: int, *, native: bool) -> tuple[Tape, Blocks, list[Node]]:
@@ -130,6 +134,16 @@ def _differentiate(graph: Graph, cut: Split, samples: int, batch: int, loss: Los
         rule = blocks.differentiate if node.domain == DOMAIN else rule_for(node)
         rule(tape, node, reached[0] or "")
     return tape
+
+
+def _declare(model: onnx.ModelProto, tape: Tape) -> None:
+    """State the shapes that shape inference does not know: those of the library's operators."""
+    for node in tape.nodes:
+        if node.domain == DOMAIN:
+            shapes_made = zip(node.outputs, output_shapes(node), strict=True)
+            model.graph.value_info.extend(
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes_made
+            )
 
 
 def _emit_gradient(tape: Tape, name: str, gradient: WeightGradient, *, accumulate: bool) -> None:

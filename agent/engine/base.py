@@ -81,7 +81,7 @@ class TrainingSetup:
         threads: intra-op threads.
         loss: what a step lowers.
         micro_batch: samples that go through the step graph at once; their gradients are summed, so the update is that
-            of the whole batch. It divides `batch`; 0: the whole batch.
+            of the whole batch. It divides `batch`; 0: chosen from the memory that is free.
     """
 
     graph: Graph

@@ -243,3 +243,22 @@ class Blocks:
 
 def _bounds(node: Node) -> tuple[float, float]:
     return node.number("low", -math.inf), node.number("high", math.inf)
+
+
+def output_shapes(node: Node) -> tuple[tuple[int, ...], ...]:
+    """Shapes of what an operator of the library makes; see native/ops.c."""
+    size = {key: int(node.number(key, 0)) for key in _SIZES}
+    x = (size["channels"], size["samples"], size["height"], size["width"])
+    y = (*x[:2], size["out_height"], size["out_width"])
+    if node.op == DEPTHWISE:
+        return (y,)
+    if node.op == "ClipGrad":
+        return x, x[:1]
+    dx, sums = (x, x[:1]) if size["input_gradient"] else ((0, 0, 0, 0), (0,))
+    return dx, (x[0], 1, size["kernel_height"], size["kernel_width"]), x[:1], sums
+
+
+_SIZES = (
+    "channels", "samples", "height", "width", "out_height", "out_width", "kernel_height", "kernel_width",
+    "input_gradient",
+)  # fmt: skip

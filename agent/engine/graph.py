@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from agent.engine.arena import Arena
 from agent.engine.base import Float32, StepResult, Targets, TrainingRun, TrainingSetup, UpdatePlan
+from agent.engine.footprint import Footprint, return_memory
 from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, state_kinds, state_names
 from agent.engine.passes import fold_batch_norm, learning_parameters
 from agent.engine.program import Program
@@ -37,9 +38,9 @@ class GraphRun:
     """A run of the `graph` engine; see `TrainingRun`."""
 
     def __init__(self, setup: TrainingSetup) -> None:
-        self._micro = setup.micro_batch or setup.batch
-        if setup.batch % self._micro:
-            raise EngineError(f"a micro-batch of {self._micro} does not divide a batch of {setup.batch}")
+        if setup.micro_batch and setup.batch % setup.micro_batch:
+            raise EngineError(f"a micro-batch of {setup.micro_batch} does not divide a batch of {setup.batch}")
+        return_memory()
         graph = fold_batch_norm(replace(setup.graph, input_shape=setup.input_shape))
         names = dict.fromkeys(name for layer in graph.layers() for name in layer.parameters)
         self._weights = Arena({name: graph.initializers[name].shape for name in names})
@@ -66,6 +67,17 @@ class GraphRun:
     def boundary_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `TrainingRun.boundary_shapes`."""
         return self._running.boundary
+
+    @property
+    def footprint(self) -> Footprint:
+        """Predicted memory of the plan that runs now."""
+        made = self._running.footprint
+        return replace(made, parameters=made.parameters + sum(arena.flat.nbytes for arena in self._moments))
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that go through the step graph at once, as asked for or as chosen."""
+        return self._running.micro_batch
 
     @property
     def prefix_digest(self) -> bytes:
@@ -153,7 +165,8 @@ class GraphRun:
 
     def _compile(self, plan: UpdatePlan) -> Program:
         setup = self._setup
-        program = Program(self._graph, plan, setup.batch, self._micro, setup.loss, self._weights, setup.threads)
+        micro = setup.micro_batch
+        program = Program(self._graph, plan, setup.batch, micro, setup.loss, self._weights, setup.threads)
         learning = program.step_graph.cut.learning
         kept = self._moments
         self._moments = tuple(

@@ -7,6 +7,7 @@ copied through NumPy but the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -14,11 +15,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from agent.engine.arena import Arena, bound
+from agent.engine.arena import FLOAT_BYTES, Arena, bound
 from agent.engine.autodiff import GRADIENT, SUM, StepGraph, forward_graph, step_graph
 from agent.engine.base import Float32, LossSpec, Targets, UpdatePlan
+from agent.engine.footprint import (
+    PREFIX_BUDGET,
+    RUNTIME_BYTES,
+    Footprint,
+    choose_micro_batch,
+    live_peak,
+    peak_live_bytes,
+    resident_bytes,
+)
 from agent.engine.identity import prefix_digest
-from agent.engine.ir import Graph, model_proto
+from agent.engine.ir import Graph, model_proto, shapes
 from agent.engine.losses import LABELS, LOSS
 from agent.engine.native import library
 from agent.engine.sessions import session
@@ -33,7 +43,7 @@ class Program:
         graph: its initializers that learn are views of `weights`.
         plan: what learns.
         batch: samples a step.
-        micro: samples that go through a session at once; divides `batch`.
+        micro: samples that go through a session at once; divides `batch`; 0: as many as memory allows.
         loss: what a step lowers.
         weights: current values of all parameters.
         threads: intra-op threads.
@@ -42,15 +52,29 @@ class Program:
     def __init__(
         self, graph: Graph, plan: UpdatePlan, batch: int, micro: int, loss: LossSpec, weights: Arena, threads: int
     ) -> None:
-        self._graph, self._micro, self._batch, self._threads = graph, micro, batch, threads
+        self._graph, self._batch, self._threads = graph, batch, threads
         self._weights = weights
-        self.step_graph: StepGraph = step_graph(
-            graph, plan, micro, batch, loss, accumulate=micro < batch, native=library() is not None
-        )
+        before = resident_bytes()
+        native = library() is not None
+
+        def compiled(samples: int) -> StepGraph:
+            return step_graph(graph, plan, samples, batch, loss, accumulate=samples < batch, native=native)
+
+        self.step_graph = compiled(micro or batch)
+        if not micro:
+            whole = peak_live_bytes(self.step_graph.model)
+            micro = choose_micro_batch(batch, whole)
+            if micro < batch:
+                self.step_graph = compiled(micro)
+        self._micro = micro
+        self._tile, prefix_live = self._prefix_tile()
         self.gradients = Arena({name: weights.shapes[name] for name in self.step_graph.cut.learning})
         self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
         self._step = session(self.step_graph.model, threads)
         self._prefix = session(self._prefix_model(), threads) if self.step_graph.cut.prefix else None
+        parameters = sum(array.nbytes for array in (self.gradients.flat, *self._crossing.values()))
+        live = max(peak_live_bytes(self.step_graph.model), prefix_live)  # they take turns in one arena
+        self.footprint = Footprint(before, parameters, live, RUNTIME_BYTES)
         self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
         self._bind()
 
@@ -58,6 +82,11 @@ class Program:
     def prefix_digest(self) -> bytes:
         """See `identity.prefix_digest`."""
         return prefix_digest(self.step_graph.cut.prefix, self._graph.initializers, self._graph.input)
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that go through a session at once."""
+        return self._micro
 
     @property
     def boundary(self) -> dict[str, tuple[int, ...]]:
@@ -112,8 +141,11 @@ class Program:
             if self._prefix is None:
                 self._crossing[self._graph.input][: len(part)] = part
             else:
-                self._input[: len(part)] = part
-                self._prefix.run_with_iobinding(self._prefix_binding)
+                for tile, binding in enumerate(self._prefix_bindings):
+                    rest = part[tile * self._tile : (tile + 1) * self._tile]
+                    if len(rest):
+                        self._input[: len(rest)] = rest
+                        self._prefix.run_with_iobinding(binding)
             yield
 
     def _backward(self, parts: Iterator[None], targets: Targets) -> float:
@@ -136,13 +168,25 @@ class Program:
             found.append(made[: count - index * self._micro].copy())
         return np.concatenate(found)
 
+    def _prefix_tile(self) -> tuple[int, int]:
+        """Samples that go through the frozen part at once, and its live bytes then."""
+        cut = self.step_graph.cut
+        if not cut.prefix:
+            return self._micro, 0
+        known = shapes(self._graph, self._micro)
+        sizes = {name: math.prod(shape) * FLOAT_BYTES for name, shape in known.items()}
+        nodes = [(node.op, node.inputs, node.outputs) for node in cut.prefix]
+        live = live_peak(nodes, sizes, cut.crossing)
+        tile = choose_micro_batch(self._micro, live, PREFIX_BUDGET)
+        return tile, live * tile // self._micro
+
     def _prefix_model(self) -> onnx.ModelProto:
-        graph, shapes = self._graph, self.step_graph.crossing_shapes
+        graph, crossing = self._graph, self.step_graph.crossing_shapes
         return model_proto(
             self.step_graph.cut.prefix,
             graph.initializers,
-            {graph.input: (np.float32, (self._micro, *graph.input_shape))},
-            {name: (np.float32, shapes[name]) for name in self._made_by_prefix()},
+            {graph.input: (np.float32, (self._tile, *graph.input_shape))},
+            {name: (np.float32, (self._tile, *crossing[name][1:])) for name in self._made_by_prefix()},
             opset=graph.opset,
         )
 
@@ -167,12 +211,19 @@ class Program:
         for name, value in sums.items():
             self._binding.bind_ortvalue_output(GRADIENT + name, value)
         if self._prefix is not None:
-            given = self._crossing.get(self._graph.input)
-            self._input = np.zeros((self._micro, *self._graph.input_shape), np.float32) if given is None else given
-            self._prefix_binding = self._prefix.io_binding()
-            self._prefix_binding.bind_ortvalue_input(self._graph.input, bound(self._input))
+            self._bind_prefix(self._prefix)
+
+    def _bind_prefix(self, prefix: ort.InferenceSession) -> None:
+        """One binding for each tile of samples: they write one behind the other into the crossing buffers."""
+        self._input = np.zeros((self._tile, *self._graph.input_shape), np.float32)
+        given = bound(self._input)
+        self._prefix_bindings = []
+        for start in range(0, self._micro, self._tile):
+            binding = prefix.io_binding()
+            binding.bind_ortvalue_input(self._graph.input, given)
             for name in self._made_by_prefix():
-                self._prefix_binding.bind_ortvalue_output(name, bound(self._crossing[name]))
+                binding.bind_ortvalue_output(name, bound(self._crossing[name][start : start + self._tile]))
+            self._prefix_bindings.append(binding)
 
     def _bind_forward(self) -> tuple[ort.InferenceSession, ort.IOBinding, Float32]:
         running = session(
