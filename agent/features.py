@@ -120,7 +120,7 @@ class FeatureCache:
     def corrupt(self) -> int:
         """Records and blocks found damaged so far; each is a miss and is stored again."""
         current = self._generation
-        return self._corrupt + (current.corrupt + current.broken_blocks if current else 0)
+        return self._corrupt + (0 if current is None else current.corrupt + current.broken_blocks)
 
     def room(self) -> int:
         """Bytes that the cache may hold now, those it holds included; 0 when it is off."""
@@ -157,10 +157,10 @@ class FeatureCache:
 
     def put(self, keys: Sequence[bytes], records: Records) -> None:
         """Store records [M, record_bytes]; they can be read at once and are on disk after `flush`."""
-        generation = self._generation
-        if generation is None or self._full:
-            return
         for key, record in zip(keys, records, strict=True):
+            generation = self._generation
+            if generation is None or self._full:
+                return
             generation.add(key, record)
             self.counts.stored += 1
             if generation.full_block:

@@ -146,19 +146,11 @@ class Generation:
         self._reads = counting(1)
         make_folder(folder)
         remove_partials(folder)
-        for path in sorted(folder.glob(f"*{SUFFIX}"))[-MAX_BLOCKS:]:
+        for path in sorted(folder.glob(f"{'[0-9]' * 8}{SUFFIX}"))[-MAX_BLOCKS:]:
             self._open(path)
-
-    def __len__(self) -> int:
-        return len(self._places.keys() | self._pending.keys())
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._pending or key in self._places
-
-    @property
-    def size(self) -> int:
-        """Bytes of all blocks on disk."""
-        return sum(block.size for block in self._blocks)
 
     @property
     def full_block(self) -> bool:
