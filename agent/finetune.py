@@ -24,7 +24,6 @@ from agent.features import FeatureCache, job_cache
 from agent.keys import DeviceIdentity, load_identity
 from agent.messages import (
     OUT_OF_MEMORY,
-    SHRINKING_ENGINE,
     WORKER_KILLED,
     Finished,
     Message,
@@ -147,8 +146,8 @@ class FineTune:
                 data_sha256=data_sha256,
             )  # fmt: skip
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
-        elif plan.engine == SHRINKING_ENGINE and self._order.last_end in (OUT_OF_MEMORY, WORKER_KILLED):
-            plan = shrink(plan)
+        elif self._order.last_end in (OUT_OF_MEMORY, WORKER_KILLED) and (smaller := shrink(plan)) != plan:
+            plan = smaller
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
             self._warn(f"memory ran out before: {plan.micro_batch} samples at once now, of a batch of {plan.batch}")
         return plan, task.with_classes(plan.classes)

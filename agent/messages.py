@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -131,6 +132,13 @@ Message: TypeAlias = Order | Go | Steer | Stage | Planned | Progress | Warned | 
 _TYPES: dict[str, type[Message]] = {
     cls.__name__.lower(): cls for cls in (Order, Go, Steer, Stage, Planned, Progress, Warned, Finished, Failed)
 }
+
+
+def can_shrink(plan: Mapping[str, object]) -> bool:
+    """Whether a plan, as `Planned` carries it, can go on with a smaller micro-batch: once, and down to one sample."""
+    at_once = plan.get("micro_batch") or plan.get("batch")
+    larger = isinstance(at_once, int) and at_once > 1
+    return larger and plan.get("engine") == SHRINKING_ENGINE and not plan.get("shrunk")
 
 
 def encode(message: Message) -> bytes:

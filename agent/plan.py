@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from agent.card import MAX_LABELS
 from agent.cost import CostTable
 from agent.errors import EngineError
-from agent.messages import OUT_OF_MEMORY
+from agent.messages import OUT_OF_MEMORY, can_shrink
 from agent.spec import FineTuneSpec
 from policies.freezing import HEAD_ONLY_PERCENT, choose_depth, snap
 from policies.policy import DEPTH_LADDER, Policy
@@ -111,15 +111,19 @@ def make_plan(
 def shrink(plan: Plan) -> Plan:
     """The plan once memory ran out: half the micro-batch. The update stays that of the whole batch.
 
+    A plan that cannot shrink comes back as it is: a worker may be killed for other reasons too.
+
     Raises:
-        EngineError: `out-of-memory`: it was shrunk before, or a step takes one sample already.
+        EngineError: `out-of-memory`: it was shrunk before.
     """
     at_once = plan.micro_batch or plan.batch
-    if plan.shrunk or at_once == 1:
+    if plan.shrunk:
         size = f"{at_once} sample{'s' * (at_once > 1)} at once"
         raise EngineError(
             f"not enough memory for this job, with {size} too", fix=OUT_OF_MEMORY_FIX, reason=OUT_OF_MEMORY
         )
+    if not can_shrink(plan_table(plan)):
+        return plan
     return replace(plan, micro_batch=_divisor(plan.batch, at_once // 2), shrunk=True)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Container
 from agent.errors import BoardError, TemperdError
 from agent.messages import (
     OUT_OF_MEMORY,
-    SHRINKING_ENGINE,
     WORKER_KILLED,
     Failed,
     Finished,
@@ -21,6 +20,7 @@ from agent.messages import (
     Stage,
     Steer,
     Warned,
+    can_shrink,
 )
 from service.job import MAX_ATTEMPTS, STAGE_EVENTS, TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal
@@ -184,7 +184,7 @@ class Runner:
         """Whether there is an attempt left, and a plan that it can shrink."""
         plan = (record.plan or {}).get("plan")
         left = record.standing.attempt < MAX_ATTEMPTS and record.standing.state in SHRINKABLE
-        return left and isinstance(plan, dict) and plan.get("engine") == SHRINKING_ENGINE and not plan.get("shrunk")
+        return left and isinstance(plan, dict) and can_shrink(plan)
 
     async def _hear(self, message: Message) -> Message:
         assert self.current is not None

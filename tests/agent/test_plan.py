@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.cost import cost_table
 from agent.engine.ir import shapes
 from agent.errors import EngineError
-from agent.messages import OUT_OF_MEMORY, Planned, decode, encode
+from agent.messages import OUT_OF_MEMORY, Planned, can_shrink, decode, encode
 from agent.plan import Plan, Rung, make_plan, parse_plan, plan_table, shrink
 from agent.spec import DEPTH_CHOICES, FineTuneSpec
 from policies.policy import DEPTH_LADDER, Policy
@@ -99,10 +99,13 @@ def test_a_plan_shrinks_once_and_keeps_its_batch(batch: int, micro_batch: int, e
     assert "Lower batch" in caught.value.fix
 
 
-@pytest.mark.parametrize(("batch", "micro_batch"), [(1, 0), (8, 1)])
-def test_a_step_of_one_sample_does_not_shrink(batch: int, micro_batch: int) -> None:
-    with pytest.raises(EngineError, match="with 1 sample at once too"):
-        shrink(plan(dataclasses.replace(SPEC, batch=batch, micro_batch=micro_batch)))
+@pytest.mark.parametrize(("batch", "micro_batch", "engine"), [(1, 0, "graph"), (8, 1, "graph"), (8, 0, "ort-training")])
+def test_a_step_of_one_sample_and_an_engine_of_whole_batches_do_not_shrink(
+    batch: int, micro_batch: int, engine: str
+) -> None:
+    made = plan(dataclasses.replace(SPEC, batch=batch, micro_batch=micro_batch), engine=engine)
+    assert shrink(made) == made
+    assert not can_shrink(plan_table(made))
 
 
 @steady

@@ -22,6 +22,7 @@ from service.steering import Steering
 PLAN = {"plan": {"engine": "graph", "batch": 16, "shrunk": False}, "version": "1.0"}
 SMALL = {"plan": {"engine": "graph", "batch": 16, "micro_batch": 8, "shrunk": True}, "version": "1.0"}
 WHOLE = {"plan": {"engine": "ort-training", "batch": 16, "shrunk": False}, "version": "1.0"}
+SINGLE = {"plan": {"engine": "graph", "batch": 16, "micro_batch": 1, "shrunk": False}, "version": "1.0"}
 NO_MEMORY = Failed("out-of-memory", "not enough memory")
 
 
@@ -60,6 +61,7 @@ def test_memory_that_ran_out_is_tried_once_more(tmp_path: Path, state: State) ->
     [
         (State.TRAINING, SMALL, 2),
         (State.TRAINING, WHOLE, 1),
+        (State.TRAINING, SINGLE, 1),
         (State.TRAINING, PLAN, MAX_ATTEMPTS),
         (State.PLANNING, None, 1),
         (State.PLANNING, PLAN, 1),  # a smaller micro-batch takes no less memory there
