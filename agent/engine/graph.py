@@ -18,7 +18,8 @@ from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, sta
 from agent.engine.passes import fold_batch_norm, learning_parameters
 from agent.engine.program import Program
 from agent.engine.sessions import first_line
-from agent.errors import EngineError, ModelError
+from agent.engine.shelf import Shelf
+from agent.errors import EngineError
 
 Made = TypeVar("Made")
 WEIGHT, UPDATES = "weight/", "updates/"  # key prefixes in a saved state
@@ -47,8 +48,12 @@ class GraphRun:
         self._weights.fill(graph.initializers)
         self._graph = graph.with_weights(self._weights.views)  # constants and weights are one memory
         self._setup = replace(setup, graph=self._graph)  # the weights that came in may be forgotten
+        self._gradients = Arena(self._weights.shapes)  # pages of what never learns are never touched
+        self._moments = tuple(Arena(self._weights.shapes) for _ in state_kinds(setup.optimizer))
         self._updates_made: dict[str, int] = {}
-        self._moments: tuple[Arena, ...] = ()
+        self._steps = 0
+        self._changed_at: dict[str, int] = {}
+        self._shelf = Shelf()
         self._threads = ThreadPoolExecutor(max(1, setup.threads - 1))
         self._plan = UpdatePlan(setup.frozen_layers)
         self._program: Program | None = self._compile(self._plan)
@@ -61,7 +66,7 @@ class GraphRun:
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that learn now, in execution order."""
-        return self._running.step_graph.cut.learning
+        return self._running.learning
 
     @property
     def boundary_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -71,8 +76,9 @@ class GraphRun:
     @property
     def footprint(self) -> Footprint:
         """Predicted memory of the plan that runs now."""
-        made = self._running.footprint
-        return replace(made, parameters=made.parameters + sum(arena.flat.nbytes for arena in self._moments))
+        program = self._running
+        taken = sum(self._weights.views[name].nbytes for name in program.learning) * (1 + len(self._moments))
+        return replace(program.footprint, parameters=program.footprint.parameters + taken)
 
     @property
     def micro_batch(self) -> int:
@@ -104,17 +110,16 @@ class GraphRun:
 
     def set_plan(self, plan: UpdatePlan) -> None:
         """See `TrainingRun.set_plan`."""
-        if plan == self._plan and self._program is not None:
+        if plan == self._plan:
             return
-        learning_parameters(self._graph, plan)  # refused before anything is given up
-        before = self._plan
-        self._program = None  # two programs at once would double the peak
-        try:
-            self._program = self._compile(plan)
-        except ModelError:
-            self._program = self._compile(before)
-            raise
-        self._plan = plan
+        learning = set(learning_parameters(self._graph, plan))
+        program = self._compile(plan)
+        for name in self._running.learning:
+            if name not in learning:
+                self._updates_made.pop(name, None)
+                for arena in self._moments:
+                    arena.views[name].fill(0)
+        self._program, self._plan = program, plan
 
     def outputs(self, samples: Float32) -> Float32:
         """See `TrainingRun.outputs`."""
@@ -141,7 +146,7 @@ class GraphRun:
         """See `TrainingRun.load_state`."""
         weights = {name: _fitting(state, WEIGHT + name, view) for name, view in self._weights.views.items()}
         moments = [
-            {name: _fitting(state, f"{kind}/{name}", view) for name, view in arena.views.items()}
+            {name: _fitting(state, f"{kind}/{name}", arena.views[name]) for name in self.trainable}
             for kind, arena in zip(state_kinds(self._setup.optimizer), self._moments, strict=True)
         ]
         made = {name: int(_fitting(state, UPDATES + name, np.zeros((), np.int64))) for name in self.trainable}
@@ -149,12 +154,14 @@ class GraphRun:
         for arena, values in zip(self._moments, moments, strict=True):
             arena.fill(values)
         self._updates_made = made
-        self._program = None
-        self._program = self._compile(self._plan)  # the prefix holds its weights as constants
+        self._steps += 1
+        self._changed_at = dict.fromkeys(self._weights.shapes, self._steps)
+        self._program = self._compile(self._plan)
 
     def close(self) -> None:
         """See `TrainingRun.close`; sessions go with the last reference."""
         self._program = None
+        self._shelf = Shelf()
         self._threads.shutdown()
 
     @property
@@ -164,18 +171,18 @@ class GraphRun:
         return self._program
 
     def _compile(self, plan: UpdatePlan) -> Program:
-        setup = self._setup
-        micro = setup.micro_batch
-        program = Program(self._graph, plan, setup.batch, micro, setup.loss, self._weights, setup.threads)
-        learning = program.step_graph.cut.learning
-        kept = self._moments
-        self._moments = tuple(
-            Arena({name: self._weights.shapes[name] for name in learning}) for _ in state_kinds(setup.optimizer)
-        )
-        for arena, old in zip(self._moments, kept, strict=False):
-            arena.fill(old.views)
-        self._updates_made = {name: made for name, made in self._updates_made.items() if name in set(learning)}
-        return program
+        """The plan's program: from the shelf, as far as what it took for constant still is, or a new one."""
+        known = self._shelf.take(plan)
+        if known is not None:
+            moved = {name for name, step in self._changed_at.items() if step > known.made_at}
+            if moved.isdisjoint(known.step_constants):
+                if not moved.isdisjoint(known.prefix_constants):
+                    known.renew_prefix(self._steps)
+                self._shelf.put(plan, known)
+                return known
+        made = Program(self._graph, plan, self._setup, self._weights, self._gradients, self._steps)
+        self._shelf.put(plan, made)
+        return made
 
     def _check(self, arrays: Sequence[Float32], shapes: Sequence[tuple[int, ...]], targets: Targets) -> None:
         batch = self._setup.batch
@@ -194,21 +201,24 @@ class GraphRun:
     def _update(self, loss: float, learning_rate: float) -> StepResult:
         """Apply the gradients of the last backward pass, unless something in them is not finite."""
         program, spec = self._running, self._setup.optimizer
-        norm = gradient_norm([program.gradients.flat])
+        spans = [self._weights.span(first, last) for first, last in self._weights.runs(program.learning)]
+        norm = gradient_norm([self._gradients.flat[span] for span in spans])
         if not math.isfinite(loss) or not math.isfinite(norm):
             return StepResult(loss, norm, kept=False)
         scale = clip_scale(spec, norm)
         for first, last, made in self._runs():
-            place = program.gradients.span(first, last)
-            weight = self._weights.flat[self._weights.span(first, last)]
+            place = self._weights.span(first, last)
             state = [arena.flat[place] for arena in self._moments]
-            apply_update(spec, weight, program.gradients.flat[place], state, made, learning_rate, scale, self._threads)
-        for name in self.trainable:
+            weight, gradient = self._weights.flat[place], self._gradients.flat[place]
+            apply_update(spec, weight, gradient, state, made, learning_rate, scale, self._threads)
+        self._steps += 1
+        for name in program.learning:
             self._updates_made[name] = self._updates_made.get(name, 0) + 1
+            self._changed_at[name] = self._steps
         return StepResult(loss, norm, kept=True)
 
     def _runs(self) -> list[tuple[str, str, int]]:
-        """Neighbours in both arenas with equally many updates: first, last and that number."""
+        """Neighbours in the arenas with equally many updates: first, last and that number."""
         found: list[tuple[str, str, int]] = []
         for first, last in self._weights.runs(self.trainable):
             names = self._names_between(first, last)

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from agent.engine.arena import FLOAT_BYTES, Arena, bound
 from agent.engine.autodiff import GRADIENT, SUM, StepGraph, forward_graph, step_graph
-from agent.engine.base import Float32, LossSpec, Targets, UpdatePlan
+from agent.engine.base import Float32, Targets, TrainingSetup, UpdatePlan
 from agent.engine.footprint import (
     PREFIX_BUDGET,
     RUNTIME_BYTES,
@@ -33,6 +33,7 @@ from agent.engine.losses import LABELS, LOSS
 from agent.engine.native import library
 from agent.engine.sessions import session
 
+SESSION_BYTES = 4 << 20  # structures of a session that waits, as measured on networks of some hundred nodes
 Parts = tuple[Float32, ...]
 
 
@@ -42,37 +43,37 @@ class Program:
     Args:
         graph: its initializers that learn are views of `weights`.
         plan: what learns.
-        batch: samples a step.
-        micro: samples that go through a session at once; divides `batch`; 0: as many as memory allows.
-        loss: what a step lowers.
+        setup: batch and micro-batch, loss, threads.
         weights: current values of all parameters.
-        threads: intra-op threads.
+        gradients: where those of the learning parameters go.
+        made_at: the caller's count of changes to the weights, kept for it.
     """
 
     def __init__(
-        self, graph: Graph, plan: UpdatePlan, batch: int, micro: int, loss: LossSpec, weights: Arena, threads: int
+        self, graph: Graph, plan: UpdatePlan, setup: TrainingSetup, weights: Arena, gradients: Arena, made_at: int
     ) -> None:
-        self._graph, self._batch, self._threads = graph, batch, threads
-        self._weights = weights
+        self._graph, self._batch, self._threads = graph, setup.batch, setup.threads
+        self._weights, self._gradients, self.made_at = weights, gradients, made_at
         before = resident_bytes()
         native = library() is not None
 
         def compiled(samples: int) -> StepGraph:
-            return step_graph(graph, plan, samples, batch, loss, accumulate=samples < batch, native=native)
+            accumulate = samples < setup.batch
+            return step_graph(graph, plan, samples, setup.batch, setup.loss, accumulate=accumulate, native=native)
 
-        self.step_graph = compiled(micro or batch)
+        micro = setup.micro_batch
+        self.step_graph = compiled(micro or setup.batch)
         if not micro:
-            whole = peak_live_bytes(self.step_graph.model)
-            micro = choose_micro_batch(batch, whole)
-            if micro < batch:
+            micro = choose_micro_batch(setup.batch, peak_live_bytes(self.step_graph.model))
+            if micro < setup.batch:
                 self.step_graph = compiled(micro)
         self._micro = micro
         self._tile, prefix_live = self._prefix_tile()
-        self.gradients = Arena({name: weights.shapes[name] for name in self.step_graph.cut.learning})
+        self._spans = [gradients.span(first, last) for first, last in gradients.runs(self.learning)]
         self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
-        self._step = session(self.step_graph.model, threads)
-        self._prefix = session(self._prefix_model(), threads) if self.step_graph.cut.prefix else None
-        parameters = sum(array.nbytes for array in (self.gradients.flat, *self._crossing.values()))
+        self._step = session(self.step_graph.model, self._threads)
+        self._prefix = session(self._prefix_model(), self._threads) if self.step_graph.cut.prefix else None
+        parameters = sum(array.nbytes for array in self._crossing.values())
         live = max(peak_live_bytes(self.step_graph.model), prefix_live)  # they take turns in one arena
         self.footprint = Footprint(before, parameters, live, RUNTIME_BYTES)
         self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
@@ -82,6 +83,37 @@ class Program:
     def prefix_digest(self) -> bytes:
         """See `identity.prefix_digest`."""
         return prefix_digest(self.step_graph.cut.prefix, self._graph.initializers, self._graph.input)
+
+    @property
+    def learning(self) -> tuple[str, ...]:
+        """Names of the parameters that learn, in execution order."""
+        return self.step_graph.cut.learning
+
+    @property
+    def prefix_constants(self) -> frozenset[str]:
+        """Names that the frozen part holds the values of."""
+        return frozenset(name for node in self.step_graph.cut.prefix for name in node.inputs)
+
+    @property
+    def step_constants(self) -> frozenset[str]:
+        """Parameters that the step graph holds the values of: those past the boundary that do not learn."""
+        return frozenset(name for node in self.step_graph.cut.suffix for name in node.inputs).difference(self.learning)
+
+    @property
+    def kept_bytes(self) -> int:
+        """About what the program takes while it does not run."""
+        constants = sum(
+            self._weights.views[name].nbytes for name in self.prefix_constants & self._weights.shapes.keys()
+        )
+        return constants + sum(array.nbytes for array in self._crossing.values()) + SESSION_BYTES
+
+    def renew_prefix(self, made_at: int) -> None:
+        """Take the frozen part's weights as they are now."""
+        self.made_at = made_at
+        self.__dict__.pop("prefix_digest", None)
+        if self.step_graph.cut.prefix:
+            self._prefix = session(self._prefix_model(), self._threads)
+            self._bind_prefix(self._prefix)
 
     @property
     def micro_batch(self) -> int:
@@ -94,7 +126,7 @@ class Program:
         return {name: shape[1:] for name, shape in self.step_graph.crossing_shapes.items()}
 
     def backward(self, samples: Float32, targets: Targets) -> float:
-        """Loss of a batch, run from its samples; its gradients are in `gradients` afterwards."""
+        """Loss of a batch, run from its samples; its gradients are where they belong afterwards."""
         return self._backward(self._cross(samples), targets)
 
     def backward_from(self, activations: Sequence[Float32], targets: Targets) -> float:
@@ -150,7 +182,8 @@ class Program:
 
     def _backward(self, parts: Iterator[None], targets: Targets) -> float:
         if self._micro < self._batch:
-            self.gradients.flat.fill(0)
+            for span in self._spans:
+                self._gradients.flat[span] = 0
         loss = 0.0
         for index, _ in enumerate(parts):
             self._targets[...] = targets[index * self._micro : (index + 1) * self._micro]
@@ -199,7 +232,7 @@ class Program:
         shape = next(tuple(entry.shape) for entry in self._step.get_inputs() if entry.name == made.targets)
         self._targets = np.zeros(shape, kind)
         self._loss = np.zeros((), np.float32)
-        sums = {name: bound(self.gradients.views[name], made.gradient_shapes[name]) for name in made.cut.learning}
+        sums = {name: bound(self._gradients.views[name], made.gradient_shapes[name]) for name in made.cut.learning}
         values = {name: bound(buffer) for name, buffer in self._crossing.items()}
         values |= {name: bound(self._weights.views[name]) for name in made.cut.learning}
         values |= {SUM + name: value for name, value in sums.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.engine.base import OptimizerSpec, TrainingEngine, TrainingSetup
+from agent.engine.base import OptimizerSpec, TrainingEngine, TrainingSetup, UpdatePlan
 from agent.engine.graph import GraphEngine
 from agent.engine.ir import Graph, parse
 from agent.engine.passes import replace_head
@@ -236,3 +236,99 @@ def test_both_engines_agree_step_by_step_with_nothing_frozen(optimizer: Optimize
         mine, other = ours.parameters(), theirs.parameters()
         moved = max(float(np.abs(mine[name] - other[name]).max() / (np.abs(mine[name]).max() + 1e-6)) for name in mine)
         assert moved < (1e-3 if optimizer.kind == "sgd" else 5e-3)  # AdamW's first step is lr times the gradient's sign
+
+
+@each_engine
+def test_a_boundary_that_comes_back_sees_what_was_learnt_meanwhile(engine: type[TrainingEngine]) -> None:
+    """Programs of other boundaries may be kept, but never with weights of another time."""
+    run = engine().start(setup(4))
+    data = batches(6)
+    for frozen, (samples, labels) in zip((4, 0, 4, 2, 0, 4), data, strict=True):
+        run.set_frozen_layers(frozen)
+        assert run.step(samples, labels, 0.05).kept
+    fresh = engine().start(setup(4, graph=mobile_block_net().with_weights(dict(run.parameters()))))
+    samples, labels = data[0]
+    np.testing.assert_array_equal(run.outputs(samples), fresh.outputs(samples))
+    assert run.step(samples, labels, 0.0).loss == fresh.step(samples, labels, 0.0).loss
+    run.close()
+    fresh.close()
+
+
+@each_engine
+def test_the_boundary_can_be_crossed_in_two_steps(engine: type[TrainingEngine]) -> None:
+    """What a cache does: keep what crosses, go on from it."""
+    whole, halves = engine().start(setup(5)), engine().start(setup(5))
+    for samples, labels in batches(3):
+        crossed = halves.boundary(samples)
+        assert [part.shape[1:] for part in crossed] == list(halves.boundary_shapes.values())
+        np.testing.assert_array_equal(halves.outputs_from_boundary(crossed), halves.outputs(samples))
+        assert halves.step_from_boundary(crossed, labels, 0.05) == whole.step(samples, labels, 0.05)
+    whole.close()
+    halves.close()
+
+
+@each_engine
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
+def test_a_step_that_is_not_finite_changes_nothing(engine: type[TrainingEngine], bad: float) -> None:
+    run = engine().start(setup(0))
+    (samples, labels), (spoilt, _) = batches(2)
+    run.step(samples, labels, 0.05)
+    before = run.state()
+    spoilt[0, 0, 0, 0] = bad
+    made = run.step(spoilt, labels, 0.05)
+    assert not made.kept
+    after = run.state()
+    for key, value in before.items():
+        np.testing.assert_array_equal(after[key], value, err_msg=key)
+    assert run.step(samples, labels, 0.05).kept
+    run.close()
+
+
+@each_engine
+def test_gradients_are_clipped_to_their_global_norm(engine: type[TrainingEngine]) -> None:
+    samples, labels = batches(1)[0]
+    free = engine().start(setup(0, OptimizerSpec("sgd", momentum=0.0)))
+    norm = free.step(samples, labels, 0.0).gradient_norm
+    bound = norm / 3
+    clipped = engine().start(setup(0, OptimizerSpec("sgd", momentum=0.0, clip_norm=bound)))
+    before = clipped.parameters()
+    assert clipped.step(samples, labels, 1.0).gradient_norm == pytest.approx(norm, rel=1e-4)
+    after = clipped.parameters()
+    moved = np.sqrt(sum(float(np.square(after[name] - before[name]).sum()) for name in before))
+    assert moved == pytest.approx(bound, rel=1e-3)
+    free.close()
+    clipped.close()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: f"{o.kind}-{o.momentum}-{o.weight_decay}")
+def test_micro_batches_give_the_update_of_the_whole_batch(optimizer: OptimizerSpec) -> None:
+    whole = GraphEngine().start(replace(setup(0, optimizer), micro_batch=6))
+    parts = GraphEngine().start(replace(setup(0, optimizer), micro_batch=2))
+    for samples, labels in batches(3):
+        one, three = whole.step(samples, labels, 0.01), parts.step(samples, labels, 0.01)
+        assert three.loss == pytest.approx(one.loss, rel=1e-3)
+    np.testing.assert_allclose(parts.outputs(samples), whole.outputs(samples), rtol=0.05, atol=0.02)
+    with pytest.raises(EngineError, match="a micro-batch of 4 does not divide a batch of 6"):
+        GraphEngine().start(replace(setup(0), micro_batch=4))
+
+
+@pytest.mark.parametrize("optimizer", [OPTIMIZERS[0], OPTIMIZERS[3]], ids=["sgd", "adamw"])
+def test_a_sparse_plan_moves_what_learns_and_nothing_else(optimizer: OptimizerSpec) -> None:
+    net = mobile_block_net()
+    layers = net.layers()
+    biases = frozenset(layer.bias for layer in layers[2:] if layer.bias)
+    run = GraphEngine().start(setup(0, optimizer))
+    run.set_plan(UpdatePlan(2, biases))
+    assert set(run.trainable) == biases
+    for samples, labels in batches(3):
+        run.step(samples, labels, 0.05)
+    after = run.parameters()
+    for name, value in after.items():
+        assert np.array_equal(value, net.initializers[name]) == (name not in biases), name
+    with pytest.raises(ModelError, match="names a parameter that cannot learn"):
+        run.set_plan(UpdatePlan(2, frozenset({layers[0].weight})))
+    with pytest.raises(ModelError, match="lets nothing learn"):
+        run.set_plan(UpdatePlan(2, frozenset()))
+    assert set(run.trainable) == biases  # goes on as before
+    assert run.step(samples, labels, 0.05).kept
+    run.close()
