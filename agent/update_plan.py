@@ -1,0 +1,186 @@
+"""Which parameters learn past the freeze boundary: all of them, the biases alone, or those worth their cost.
+
+The sparse choice asks which parameters lower the loss most within a budget of work. Reaching a layer costs the input
+gradients of all layers behind it, however few of those learn; so the deepest layer that learns and the subset of layers
+behind it are chosen together, exactly, by one dynamic programme. After contribution analysis (Lin et al. 2022,
+"On-Device Training Under 256KB Memory"), ElasticTrainer (Huang et al. 2023) and TinyTrain (Kwon et al. 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from agent.cost import FLOAT_BYTES, CostTable
+from agent.engine.ir import Graph
+
+BUDGET_STEPS = 2000
+"""Costs are rounded up to whole parts of the budget; 52 layers then waste at most 2.6 % of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """A parameter that learns, and the layer it belongs to, counted from the input."""
+
+    layer: int
+    parameter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way in which a layer may learn: what its parameters gain, and what their gradients cost."""
+
+    parameters: tuple[str, ...]
+    gain: float
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a layer offers.
+
+    Attributes:
+        options: at most one is taken; none of them leaves the layer as it is.
+        pass_cost: of its input gradient, paid as soon as an earlier layer learns.
+    """
+
+    options: tuple[Option, ...]
+    pass_cost: int
+
+
+def layer_offers(graph: Graph, costs: CostTable, gains: Mapping[str, float]) -> tuple[Offer, ...]:
+    """Offers of all layers, in multiply-accumulates for one sample.
+
+    A weight's gradient costs what the layer's forward pass costs, and so does its input gradient; a bias's gradient is
+    one addition for each output value. A layer may learn by its bias alone or whole; the head only whole.
+
+    Args:
+        graph: the model.
+        costs: its table.
+        gains: what each parameter is worth, as `agent.probe.parameter_gains` measures it.
+    """
+    offers = []
+    for layer, cost in zip(graph.layers(), costs.layers, strict=True):
+        sums = cost.output_bytes // FLOAT_BYTES if layer.bias else 0
+        whole = Option(layer.parameters, sum(gains[name] for name in layer.parameters), cost.macs + sums)
+        bias = (Option((layer.bias,), gains[layer.bias], sums),) if layer.bias else ()
+        offers.append(Offer((*bias, whole), cost.macs))
+    head = offers[-1]
+    return (*offers[:-1], Offer(head.options[-1:], head.pass_cost))
+
+
+def backward_cost(offers: Sequence[Offer], chosen: Sequence[Option | None]) -> int:
+    """Cost of the backward pass when each layer learns as chosen."""
+    deepest = next((index for index, option in enumerate(chosen) if option), len(chosen))
+    passed = sum(offer.pass_cost for offer in offers[deepest + 1 :])
+    return passed + sum(option.cost for option in chosen if option)
+
+
+def choose_options(offers: Sequence[Offer], budget: int, first: int = 0) -> tuple[Option | None, ...]:
+    """The choice of greatest gain whose `backward_cost` is at most `budget`.
+
+    Where the best option of every layer fits, that is the choice; else, of equally good ones, the shallower.
+
+    With `best[c]` the greatest gain of the layers behind layer b for at most c parts of the budget, reaching b adds its
+    own option and the chain of input gradients behind it, which depends on b alone: so one table, grown from the head
+    towards the input, answers for every b. Costs are rounded up to parts of the budget, so it is never exceeded; while
+    the budget is at most `BUDGET_STEPS` nothing is rounded and the choice is the best there is.
+
+    Args:
+        offers: of all layers, in execution order. The last one, the head, always learns, by its first option.
+        budget: what the backward pass may cost, in the offers' unit.
+        first: layers before this one stay as they are.
+
+    Raises:
+        ValueError: the head alone costs more.
+    """
+    whole = _everything(offers, first)
+    if backward_cost(offers, whole) <= budget:
+        return whole
+    unit = max(1, -(-budget // BUDGET_STEPS))
+    room = budget // unit
+    head = offers[-1].options[0]
+    left = room - -(-head.cost // unit)
+    if left < 0:
+        raise ValueError(f"the head alone costs {head.cost}, the budget is {budget}")
+    best = [0.0] * (left + 1)
+    picks: list[list[int]] = []  # from the head towards the input: what a layer takes for each part of the budget
+    reached: tuple[float, int, int, int] = (0.0, len(offers) - 1, 0, 0)
+    passed = offers[-1].pass_cost
+    for layer in range(len(offers) - 2, first - 1, -1):
+        options = [(option.gain, -(-option.cost // unit)) for option in offers[layer].options]
+        for taken, (gain, cost) in enumerate(options):
+            rest = left - cost - -(-passed // unit)
+            if rest >= 0 and gain + best[rest] > reached[0]:
+                reached = (gain + best[rest], layer, taken, rest)
+        best, taken_here = _with_layer(best, options)
+        picks.append(taken_here)
+        passed += offers[layer].pass_cost
+    return _followed(offers, picks, reached, unit)
+
+
+def _everything(offers: Sequence[Offer], first: int) -> tuple[Option | None, ...]:
+    """The option of greatest gain of every layer from `first` on; of equal ones the first."""
+    best = [max(offer.options, key=lambda option: option.gain, default=None) for offer in offers[:-1]]
+    return (*(option if index >= first else None for index, option in enumerate(best)), offers[-1].options[0])
+
+
+def _with_layer(best: list[float], options: Sequence[tuple[float, int]]) -> tuple[list[float], list[int]]:
+    """The table once a layer may learn too, and which option it takes for each part of the budget (-1: none)."""
+    grown, taken_here = list(best), [-1] * len(best)
+    for taken, (gain, cost) in enumerate(options):
+        for parts in range(cost, len(best)):
+            if gain + best[parts - cost] > grown[parts]:
+                grown[parts], taken_here[parts] = gain + best[parts - cost], taken
+    return grown, taken_here
+
+
+def _followed(
+    offers: Sequence[Offer], picks: Sequence[Sequence[int]], reached: tuple[float, int, int, int], unit: int
+) -> tuple[Option | None, ...]:
+    """Walk the table back from the deepest layer that learns to the head."""
+    _, deepest, taken, parts = reached
+    chosen: list[Option | None] = [None] * len(offers)
+    chosen[-1] = offers[-1].options[0]
+    if deepest == len(offers) - 1:
+        return tuple(chosen)
+    chosen[deepest] = offers[deepest].options[taken]
+    for layer in range(deepest + 1, len(offers) - 1):
+        taken = picks[len(offers) - 2 - layer][parts]
+        if taken >= 0:
+            option = offers[layer].options[taken]
+            chosen[layer] = option
+            parts -= -(-option.cost // unit)
+    return tuple(chosen)
+
+
+def sparse_learners(
+    graph: Graph, costs: CostTable, gains: Mapping[str, float], share: float, first: int = 0
+) -> tuple[Learner, ...]:
+    """What learns in a step that costs at most `share` (0..1) of a full one, in multiply-accumulates for one sample.
+
+    The step's cost is that of the whole forward pass and of the backward pass as far as it goes.
+
+    Args:
+        graph: the model.
+        costs: its table.
+        gains: see `layer_offers`.
+        share: of the cost of a step in which everything learns.
+        first: layers before this one stay as they are.
+
+    Raises:
+        ValueError: the head alone costs more.
+    """
+    offers = layer_offers(graph, costs, gains)
+    forward = sum(layer.macs for layer in costs.layers)
+    full = forward + backward_cost(offers, _everything(offers, 0))
+    chosen = choose_options(offers, math.floor(share * full) - forward, first)
+    return tuple(Learner(layer, name) for layer, option in enumerate(chosen) if option for name in option.parameters)
+
+
+def bias_learners(graph: Graph) -> tuple[Learner, ...]:
+    """All biases, and the whole head (Cai et al. 2020, "TinyTL")."""
+    layers = graph.layers()
+    biases = [Learner(layer.index, layer.bias) for layer in layers[:-1] if layer.bias]
+    return (*biases, *(Learner(layers[-1].index, name) for name in layers[-1].parameters))

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.cost import cost_table
+from agent.update_plan import (
+    BUDGET_STEPS,
+    Offer,
+    Option,
+    backward_cost,
+    bias_learners,
+    choose_options,
+    layer_offers,
+    sparse_learners,
+)
+from tests.simulators.small_models import mobile_block_net
+
+steady = settings(derandomize=True, deadline=None)
+NET = mobile_block_net()
+COSTS = cost_table(NET)
+FORWARD = sum(layer.macs for layer in COSTS.layers)
+NAMES = [name for layer in NET.layers() for name in layer.parameters]
+
+small_offers = st.lists(
+    st.builds(
+        Offer,
+        st.lists(st.builds(Option, st.just(("p",)), st.integers(0, 9).map(float), st.integers(0, 12)), max_size=2).map(
+            tuple
+        ),
+        st.integers(0, 12),
+    ),
+    max_size=5,
+)
+heads = st.builds(Offer, st.tuples(st.builds(Option, st.just(("head",)), st.just(1.0), st.integers(0, 5))), st.just(3))
+
+
+def gain(chosen: tuple[Option | None, ...]) -> float:
+    return sum(option.gain for option in chosen if option)
+
+
+def every_choice(offers: list[Offer], first: int) -> list[tuple[Option | None, ...]]:
+    """All ways in which the layers may learn; the head always does."""
+    ways = [(None, *offer.options) if index >= first else (None,) for index, offer in enumerate(offers[:-1])]
+    return [(*way, offers[-1].options[0]) for way in itertools.product(*ways)]
+
+
+@steady
+@given(small_offers, heads, st.integers(5, 90), st.integers(0, 3))
+def test_no_choice_within_the_budget_gains_more(layers: list[Offer], head: Offer, budget: int, first: int) -> None:
+    offers = [*layers, head]
+    chosen = choose_options(offers, budget, first)
+    affordable = [way for way in every_choice(offers, first) if backward_cost(offers, way) <= budget]
+    assert chosen in affordable
+    assert gain(chosen) == max(gain(way) for way in affordable)
+
+
+@steady
+@given(
+    small_offers.map(lambda offers: [_scaled(offer, 991) for offer in offers]), heads, st.integers(BUDGET_STEPS, 60_000)
+)
+def test_rounded_costs_never_exceed_the_budget(layers: list[Offer], head: Offer, budget: int) -> None:
+    offers = [*layers, head]
+    chosen = choose_options(offers, budget)
+    assert backward_cost(offers, chosen) <= budget
+    lost = (len(offers) + 1) * -(-budget // BUDGET_STEPS)  # what rounding may waste: less than a part for each cost
+    tight = [way for way in every_choice(offers, 0) if backward_cost(offers, way) <= budget - lost]
+    assert gain(chosen) >= max((gain(way) for way in tight), default=0.0)
+
+
+def _scaled(offer: Offer, factor: int) -> Offer:
+    options = tuple(Option(option.parameters, option.gain, option.cost * factor) for option in offer.options)
+    return Offer(options, offer.pass_cost * factor)
+
+
+def test_a_head_beyond_the_budget_is_refused() -> None:
+    offers = [Offer((), 2), Offer((Option(("head",), 1.0, 7),), 7)]
+    assert choose_options(offers, 7) == (None, offers[1].options[0])
+    with pytest.raises(ValueError, match="the head alone costs 7, the budget is 6"):
+        choose_options(offers, 6)
+
+
+def test_reaching_a_layer_costs_the_chain_behind_it() -> None:
+    offers = [Offer((Option(("deep",), 5.0, 1),), 1), Offer((), 10), Offer((Option(("head",), 1.0, 1),), 1)]
+    assert choose_options(offers, 12)[0] is None
+    assert choose_options(offers, 13)[0] == offers[0].options[0]
+
+
+def test_a_full_budget_lets_everything_learn() -> None:
+    learners = sparse_learners(NET, COSTS, dict.fromkeys(NAMES, 1.0), 1.0)
+    assert [learner.parameter for learner in learners] == NAMES
+
+
+def test_the_least_budget_leaves_the_head_and_less_is_refused() -> None:
+    gains = dict.fromkeys(NAMES, 1.0)
+    offers = layer_offers(NET, COSTS, gains)
+    full = FORWARD + backward_cost(offers, tuple(offer.options[-1] for offer in offers))
+    least = FORWARD + offers[-1].options[0].cost
+    learners = sparse_learners(NET, COSTS, gains, (least + 0.5) / full)
+    assert [learner.parameter for learner in learners] == ["head.w", "head.b"]
+    with pytest.raises(ValueError, match="the head alone costs"):
+        sparse_learners(NET, COSTS, gains, (least - 0.5) / full)
+
+
+def test_a_layer_that_gains_much_is_chosen_over_its_neighbours() -> None:
+    gains = dict.fromkeys(NAMES, 1e-3) | {"project2.w": 50.0}
+    learners = sparse_learners(NET, COSTS, gains, 0.45)
+    assert "project2.w" in [learner.parameter for learner in learners]
+    assert "expand.w" not in [learner.parameter for learner in learners]
+    assert learners == sparse_learners(NET, COSTS, gains, 0.45)
+
+
+def test_the_cost_of_all_options_is_that_of_a_full_step() -> None:
+    offers = layer_offers(NET, COSTS, dict.fromkeys(NAMES, 1.0))
+    whole = tuple(offer.options[-1] for offer in offers)
+    biases = sum(layer.output_bytes // 4 for layer in COSTS.layers)
+    assert FORWARD + backward_cost(offers, whole) - biases == COSTS.step_macs(0)
+
+
+def test_layers_before_the_first_stay() -> None:
+    learners = sparse_learners(NET, COSTS, dict.fromkeys(NAMES, 1.0), 1.0, first=4)
+    assert min(learner.layer for learner in learners) == 4
+
+
+def test_biases_and_the_whole_head() -> None:
+    names = [learner.parameter for learner in bias_learners(NET)]
+    assert names == [name for name in NAMES if name.endswith(".b") or name == "head.w"]
+    assert [learner.layer for learner in bias_learners(NET)] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
