@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import SpecError
-from agent.spec import DEPTH_CHOICES, LOSS_CHOICES, FineTuneSpec, parse_spec, spec_table
+from agent.spec import CACHE_CHOICES, DEPTH_CHOICES, LOSS_CHOICES, FineTuneSpec, parse_spec, spec_table
 
 LEAST = {"model": "efficientnet-lite0", "data": "/srv/images"}
 BOUNDS = {  # key: lowest, highest, step outside
@@ -25,6 +25,7 @@ BOUNDS = {  # key: lowest, highest, step outside
     "clip_norm": (0.0, 1e6, 1.0),
     "label_smoothing": (0.0, 0.5, 1e-3),
     "micro_batch": (0, 1024, 1),
+    "views": (1, 16, 1),
     "stride": (1, 4096, 1),
     "season": (0, 4096, 1),
 }
@@ -45,6 +46,7 @@ specs = st.builds(
     optimizer=st.sampled_from(["sgd", "adamw"]),
     schedule=st.sampled_from(["cosine", "constant"]),
     loss=st.sampled_from(LOSS_CHOICES),
+    cache=st.sampled_from(CACHE_CHOICES),
     columns=st.lists(st.text(max_size=20), max_size=4).map(tuple),
     label=st.text(max_size=128),
     missing=st.sampled_from(["skip", "fill"]),
@@ -86,6 +88,7 @@ def test_bounds_are_inclusive(key: str) -> None:
         ({"engine": "torch"}, "engine", "not one of"),
         ({"head": "drop"}, "head", "not one of"),
         ({"optimizer": "lion"}, "optimizer", "not one of"),
+        ({"cache": "on"}, "cache", "not one of auto, off, float32, float16, int8"),
         ({"loss": "hinge"}, "loss", "not one of auto, cross-entropy, mse, l1, huber, bce"),
         ({"schedule": "step"}, "schedule", "not one of cosine, constant"),
         ({"missing": "drop"}, "missing", "not one of skip, fill"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,9 +17,10 @@ from agent.card import Preprocess
 from agent.classification import Classification
 from agent.cost import cost_table
 from agent.engine import choose_engine
-from agent.engine.base import Float32, LossSpec, StepResult, Targets, TrainingRun
+from agent.engine.base import Float32, LossSpec, StepResult, Targets, TrainingRun, UpdatePlan
 from agent.engine.ir import Graph
 from agent.errors import BoardError, EngineError
+from agent.features import FeatureCache
 from agent.finetune import training_setup
 from agent.images import Images
 from agent.messages import Steer
@@ -65,6 +66,8 @@ class TimedRun:
     scene: Scene
     rates: list[float] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
+    crossed: int = 0
+    whole_steps: int = 0
 
     @property
     def frozen_layers(self) -> int:
@@ -74,14 +77,39 @@ class TimedRun:
     def trainable(self) -> tuple[str, ...]:
         return self.inner.trainable
 
+    @property
+    def boundary_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.inner.boundary_shapes
+
+    @property
+    def prefix_digest(self) -> bytes:
+        return self.inner.prefix_digest
+
+    def boundary(self, samples: Float32) -> tuple[Float32, ...]:
+        self.crossed += len(samples)
+        return self.inner.boundary(samples)
+
+    def step_from_boundary(self, activations: Sequence[Float32], targets: Targets, learning_rate: float) -> StepResult:
+        return self._timed(learning_rate, lambda: self.inner.step_from_boundary(activations, targets, learning_rate))
+
+    def outputs_from_boundary(self, activations: Sequence[Float32]) -> Float32:
+        return self.inner.outputs_from_boundary(activations)
+
     def step(self, samples: Float32, targets: Targets, learning_rate: float) -> StepResult:
+        self.whole_steps += 1
+        return self._timed(learning_rate, lambda: self.inner.step(samples, targets, learning_rate))
+
+    def _timed(self, learning_rate: float, step: Callable[[], StepResult]) -> StepResult:
         self.rates.append(learning_rate)
         self.depths.append(self.inner.frozen_layers)
         self.scene.now += self.scene.step_s
         self.scene.steps += 1
         if self.scene.steps in self.scene.spoilt:  # as an engine tells of a batch with a broken gradient
             return StepResult(math.nan, math.inf, kept=False)
-        return self.inner.step(samples, targets, learning_rate)
+        return step()
+
+    def set_plan(self, plan: UpdatePlan) -> None:
+        self.inner.set_plan(plan)
 
     def set_frozen_layers(self, count: int) -> None:
         self.inner.set_frozen_layers(count)
@@ -144,7 +172,11 @@ def plan_for(spec: FineTuneSpec) -> Plan:
 
 
 def trainer_in(
-    scene: Scene, spec: FineTuneSpec = SPEC, net: Graph | None = None, engine: str = "graph"
+    scene: Scene,
+    spec: FineTuneSpec = SPEC,
+    net: Graph | None = None,
+    engine: str = "graph",
+    cache: FeatureCache | None = None,
 ) -> tuple[Trainer, TimedRun]:
     plan, graph = plan_for(spec), net or mobile_block_net()
     setup = training_setup(spec, plan, graph, DATA, threads=1)
@@ -152,7 +184,7 @@ def trainer_in(
     world = World(
         lambda: scene.orders(scene), lambda: None, scene.told.append, scene.save, lambda: scene.now, scene.nap
     )
-    return Trainer(run, plan, spec, DATA, world), run
+    return Trainer(run, plan, spec, replace(DATA, seed=spec.seed), world, cache), run
 
 
 def weights_after(scene: Scene, spec: FineTuneSpec = SPEC) -> dict[str, np.ndarray]:
