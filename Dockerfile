@@ -8,9 +8,13 @@ COPY pyproject.toml README.md LICENSE ./
 COPY policies policies
 COPY agent agent
 COPY service service
+# The compiler stays in this stage: it builds the kernel library that makes training faster.
+RUN command -v cc >/dev/null \
+ || { apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; }
 # pip leaves the environment when its work is done: nothing is installed in a running container.
 RUN python3 -m venv /opt/temperd \
  && /opt/temperd/bin/python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheel . \
+ && /opt/temperd/bin/python -m zipfile -l /wheel/temperd-*.whl | grep 'native/_ops.*\.so' \
  && /opt/temperd/bin/python -m pip install --no-cache-dir "$(echo /wheel/temperd-*.whl)[ort]" \
  && /opt/temperd/bin/python -m pip uninstall --yes setuptools pip
 
