@@ -92,6 +92,8 @@ class TrainingSetup:
     threads: int = 2
     loss: LossSpec = field(default_factory=LossSpec)
     micro_batch: int = 0
+    learning: frozenset[str] | None = None
+    """What learns past the boundary at the start, as in `UpdatePlan`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,13 @@ class TrainingRun(Protocol):
 
     def step(self, samples: Float32, targets: Targets, learning_rate: float) -> StepResult:
         """One optimizer step on samples [N, ...] and their targets.
+
+        Raises:
+            EngineError: the runtime failed, or the batch does not fit.
+        """
+
+    def gradients(self, samples: Float32, targets: Targets) -> Mapping[str, Float32]:
+        """Gradients of the parameters that learn now on one batch (copies); nothing is updated.
 
         Raises:
             EngineError: the runtime failed, or the batch does not fit.

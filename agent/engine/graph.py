@@ -55,7 +55,7 @@ class GraphRun:
         self._changed_at: dict[str, int] = {}
         self._shelf = Shelf()
         self._threads = ThreadPoolExecutor(max(1, setup.threads - 1))
-        self._plan = UpdatePlan(setup.frozen_layers)
+        self._plan = UpdatePlan(setup.frozen_layers, setup.learning)
         self._program: Program | None = self._compile(self._plan)
 
     @property
@@ -94,6 +94,12 @@ class GraphRun:
         """See `TrainingRun.step`."""
         self._check([samples], [self._graph.input_shape], targets)
         return self._update(self._run(lambda program: program.backward(samples, targets)), learning_rate)
+
+    def gradients(self, samples: Float32, targets: Targets) -> Mapping[str, Float32]:
+        """See `TrainingRun.gradients`."""
+        self._check([samples], [self._graph.input_shape], targets)
+        self._run(lambda program: program.backward(samples, targets))
+        return {name: self._gradients.views[name].copy() for name in self.trainable}
 
     def boundary(self, samples: Float32) -> tuple[Float32, ...]:
         """See `TrainingRun.boundary`."""

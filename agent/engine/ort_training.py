@@ -25,6 +25,8 @@ from agent.engine.passes import check_boundary, fold_batch_norm
 from agent.engine.sessions import FORWARD_CHUNK
 from agent.errors import EngineError, ModelError
 
+WHOLE_LAYERS = "engine ort-training updates all parameters past the boundary"
+
 
 class OrtTrainingEngine:
     """Compiles training steps with the training runtime; x86-64 and Python 3.12 or older only."""
@@ -40,6 +42,8 @@ class OrtTrainingRun:
     """A run of the `ort-training` engine; see `TrainingRun`."""
 
     def __init__(self, setup: TrainingSetup) -> None:
+        if setup.learning is not None:
+            raise ModelError(WHOLE_LAYERS, fix='Use engine "graph"')
         if setup.loss != LossSpec() or setup.micro_batch not in (0, setup.batch):
             raise ModelError(
                 "engine ort-training knows plain cross-entropy over whole batches only", fix='Use engine "graph"'
@@ -92,6 +96,13 @@ class OrtTrainingRun:
             self._updates_made[name] = made + 1
         return StepResult(loss, norm, kept=True)
 
+    def gradients(self, samples: Float32, targets: Targets) -> Mapping[str, Float32]:
+        """See `TrainingRun.gradients`."""
+        self._check_batch(samples, targets)
+        session = self._running
+        session.backward(np.ascontiguousarray(samples, np.float32), np.ascontiguousarray(targets, np.int64))
+        return {name: session.gradients[name].copy() for name in self.trainable}
+
     def boundary(self, samples: Float32) -> tuple[Float32, ...]:
         """See `boundary_shapes`."""
         return (samples,)
@@ -109,7 +120,7 @@ class OrtTrainingRun:
     def set_plan(self, plan: UpdatePlan) -> None:
         """Prefix depths only."""
         if plan.learning is not None:
-            raise ModelError("engine ort-training updates all parameters past the boundary", fix='Use engine "graph"')
+            raise ModelError(WHOLE_LAYERS, fix='Use engine "graph"')
         self.set_frozen_layers(plan.frozen_layers)
 
     def outputs_from_boundary(self, activations: Sequence[Float32]) -> Float32:
