@@ -73,7 +73,7 @@ def test_only_what_is_finite_useful_and_better_passes(
     running: Score | None,
     floor: float,
     gain: float,
-    finite: bool,  # noqa: FBT001 - hypothesis passes it
+    finite: bool,
 ) -> None:
     verdict = gate(at(tuned.value, tuned.loss, finite=finite), before, running, largest_class(floor), gain)
     beaten = [(tuned.value, -tuned.loss) > (other.value + gain, -other.loss) for other in (before, running) if other]
@@ -161,7 +161,7 @@ def test_errors_are_judged_by_labels_or_by_themselves() -> None:
 
 def test_a_forecast_is_scored_in_the_units_of_the_data() -> None:
     actual = np.asarray([[1.0, 2.0], [3.0, 4.0]])
-    found = score_forecast(actual + [[1, -1], [0, 2]], actual)
+    found = score_forecast(actual + np.asarray([[1, -1], [0, 2]]), actual)
     assert (found.metric, found.value, found.samples, found.higher_is_better) == ("mae", 1.0, 2, False)
     assert found.loss == pytest.approx(np.sqrt(6 / 4))
     assert not score_forecast(actual * np.nan, actual).finite
