@@ -88,7 +88,7 @@ class GraphRun:
     @property
     def prefix_digest(self) -> bytes:
         """See `TrainingRun.prefix_digest`."""
-        return self._running.prefix_digest
+        return self._running.prefix.digest
 
     def step(self, samples: Float32, targets: Targets, learning_rate: float) -> StepResult:
         """See `TrainingRun.step`."""

@@ -7,30 +7,19 @@ copied through NumPy but the batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
-from agent.engine.arena import FLOAT_BYTES, Arena, bound
+from agent.engine.arena import Arena, bound
 from agent.engine.autodiff import GRADIENT, SUM, StepGraph, forward_graph, step_graph
 from agent.engine.base import Float32, Targets, TrainingSetup, UpdatePlan
-from agent.engine.footprint import (
-    PREFIX_BUDGET,
-    RUNTIME_BYTES,
-    Footprint,
-    choose_micro_batch,
-    live_peak,
-    peak_live_bytes,
-    resident_bytes,
-)
-from agent.engine.identity import prefix_digest
-from agent.engine.ir import Graph, model_proto, shapes
+from agent.engine.footprint import RUNTIME_BYTES, Footprint, choose_micro_batch, peak_live_bytes, resident_bytes
+from agent.engine.ir import Graph
 from agent.engine.losses import LABELS, LOSS
 from agent.engine.native import library
+from agent.engine.prefix import Prefix
 from agent.engine.sessions import session
 
 SESSION_BYTES = 4 << 20  # structures of a session that waits, as measured on networks of some hundred nodes
@@ -68,21 +57,15 @@ class Program:
             if micro < setup.batch:
                 self.step_graph = compiled(micro)
         self._micro = micro
-        self._tile, prefix_live = self._prefix_tile()
         self._spans = [gradients.span(first, last) for first, last in gradients.runs(self.learning)]
         self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
         self._step = session(self.step_graph.model, self._threads)
-        self._prefix = session(self._prefix_model(), self._threads) if self.step_graph.cut.prefix else None
+        self.prefix = Prefix(graph, self.step_graph.cut, self._crossing, self._threads)
         parameters = sum(array.nbytes for array in self._crossing.values())
-        live = max(peak_live_bytes(self.step_graph.model), prefix_live)  # they take turns in one arena
+        live = max(peak_live_bytes(self.step_graph.model), self.prefix.live_bytes)  # they take turns in one arena
         self.footprint = Footprint(before, parameters, live, RUNTIME_BYTES)
         self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
         self._bind()
-
-    @cached_property
-    def prefix_digest(self) -> bytes:
-        """See `identity.prefix_digest`."""
-        return prefix_digest(self.step_graph.cut.prefix, self._graph.initializers, self._graph.input)
 
     @property
     def learning(self) -> tuple[str, ...]:
@@ -110,10 +93,7 @@ class Program:
     def renew_prefix(self, made_at: int) -> None:
         """Take the frozen part's weights as they are now."""
         self.made_at = made_at
-        self.__dict__.pop("prefix_digest", None)
-        if self.step_graph.cut.prefix:
-            self._prefix = session(self._prefix_model(), self._threads)
-            self._bind_prefix(self._prefix)
+        self.prefix.use(None)
 
     @property
     def micro_batch(self) -> int:
@@ -169,15 +149,7 @@ class Program:
     def _cross(self, samples: Float32) -> Iterator[None]:
         """Fill the crossing buffers with micro-batch after micro-batch; the last one may be filled in part."""
         for start in range(0, len(samples), self._micro):
-            part = samples[start : start + self._micro]
-            if self._prefix is None:
-                self._crossing[self._graph.input][: len(part)] = part
-            else:
-                for tile, binding in enumerate(self._prefix_bindings):
-                    rest = part[tile * self._tile : (tile + 1) * self._tile]
-                    if len(rest):
-                        self._input[: len(rest)] = rest
-                        self._prefix.run_with_iobinding(binding)
+            self.prefix.run(samples[start : start + self._micro])
             yield
 
     def _backward(self, parts: Iterator[None], targets: Targets) -> float:
@@ -201,31 +173,6 @@ class Program:
             found.append(made[: count - index * self._micro].copy())
         return np.concatenate(found)
 
-    def _prefix_tile(self) -> tuple[int, int]:
-        """Samples that go through the frozen part at once, and its live bytes then."""
-        cut = self.step_graph.cut
-        if not cut.prefix:
-            return self._micro, 0
-        known = shapes(self._graph, self._micro)
-        sizes = {name: math.prod(shape) * FLOAT_BYTES for name, shape in known.items()}
-        nodes = [(node.op, node.inputs, node.outputs) for node in cut.prefix]
-        live = live_peak(nodes, sizes, cut.crossing)
-        tile = choose_micro_batch(self._micro, live, PREFIX_BUDGET)
-        return tile, live * tile // self._micro
-
-    def _prefix_model(self) -> onnx.ModelProto:
-        graph, crossing = self._graph, self.step_graph.crossing_shapes
-        return model_proto(
-            self.step_graph.cut.prefix,
-            graph.initializers,
-            {graph.input: (np.float32, (self._tile, *graph.input_shape))},
-            {name: (np.float32, (self._tile, *crossing[name][1:])) for name in self._made_by_prefix()},
-            opset=graph.opset,
-        )
-
-    def _made_by_prefix(self) -> tuple[str, ...]:
-        return tuple(name for name in self.step_graph.cut.crossing if name != self._graph.input)
-
     def _bind(self) -> None:
         made = self.step_graph
         kind = np.int64 if made.targets == LABELS else np.float32
@@ -243,20 +190,6 @@ class Program:
         self._binding.bind_ortvalue_output(LOSS, bound(self._loss))
         for name, value in sums.items():
             self._binding.bind_ortvalue_output(GRADIENT + name, value)
-        if self._prefix is not None:
-            self._bind_prefix(self._prefix)
-
-    def _bind_prefix(self, prefix: ort.InferenceSession) -> None:
-        """One binding for each tile of samples: they write one behind the other into the crossing buffers."""
-        self._input = np.zeros((self._tile, *self._graph.input_shape), np.float32)
-        given = bound(self._input)
-        self._prefix_bindings = []
-        for start in range(0, self._micro, self._tile):
-            binding = prefix.io_binding()
-            binding.bind_ortvalue_input(self._graph.input, given)
-            for name in self._made_by_prefix():
-                binding.bind_ortvalue_output(name, bound(self._crossing[name][start : start + self._tile]))
-            self._prefix_bindings.append(binding)
 
     def _bind_forward(self) -> tuple[ort.InferenceSession, ort.IOBinding, Float32]:
         running = session(

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.engine.base import OptimizerSpec, TrainingEngine, TrainingSetup, UpdatePlan
+from agent.engine.base import LossSpec, OptimizerSpec, TrainingEngine, TrainingSetup, UpdatePlan
 from agent.engine.graph import GraphEngine
-from agent.engine.ir import Graph, parse
+from agent.engine.ir import Graph, Node, parse
 from agent.engine.passes import replace_head
 from agent.errors import EngineError, ModelError
 from tests.simulators.small_models import colour_images, mobile_block_net
@@ -332,3 +332,30 @@ def test_a_sparse_plan_moves_what_learns_and_nothing_else(optimizer: OptimizerSp
     assert set(run.trainable) == biases  # goes on as before
     assert run.step(samples, labels, 0.05).kept
     run.close()
+
+
+def test_an_input_that_the_learning_part_reads_too_crosses_the_boundary() -> None:
+    """A forecaster that adds to the last value it saw: the input skips the frozen layers."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w1": rng.standard_normal((4, 4)),
+        "b1": np.zeros(4),
+        "w2": rng.standard_normal((4, 4)),
+        "b2": np.zeros(4),
+    }
+    nodes = (
+        Node("Gemm", ("x", "w1", "b1"), ("h",), {}, "first"),
+        Node("Relu", ("h",), ("r",), {}, "relu"),
+        Node("Gemm", ("r", "w2", "b2"), ("change",), {}, "second"),
+        Node("Add", ("x", "change"), ("y",), {}, "add"),
+    )
+    net = Graph(nodes, {k: v.astype(np.float32) for k, v in weights.items()}, "x", (4,), "y")
+    frozen = TrainingSetup(net, 6, (4,), 1, threads=1, loss=LossSpec("mse"), micro_batch=3)
+    run, whole = GraphEngine().start(frozen), GraphEngine().start(replace(frozen, frozen_layers=0))
+    samples = rng.standard_normal((6, 4)).astype(np.float32)
+    targets = rng.standard_normal((6, 4)).astype(np.float32)
+    assert set(run.boundary_shapes) == {"x", "r"}
+    np.testing.assert_allclose(run.outputs(samples), whole.outputs(samples), rtol=1e-5, atol=1e-6)
+    expected = whole.step(samples, targets, 0.0).loss
+    assert run.step(samples, targets, 0.0).loss == pytest.approx(expected, rel=1e-5)
+    assert run.step_from_boundary(run.boundary(samples), targets, 0.0).loss == pytest.approx(expected, rel=1e-5)
