@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.cost import FLOAT_BYTES, CostTable
 from agent.engine.ir import Graph
@@ -42,43 +42,48 @@ class Offer:
 
     Attributes:
         options: at most one is taken; none of them leaves the layer as it is.
-        pass_cost: of its input gradient, paid as soon as an earlier layer learns.
+        pass_cost: paid as soon as an earlier layer learns: its input gradient must be found.
+        reach_cost: paid where it is the first that learns.
     """
 
     options: tuple[Option, ...]
     pass_cost: int
+    reach_cost: int = 0
 
 
-def layer_offers(graph: Graph, costs: CostTable, gains: Mapping[str, float]) -> tuple[Offer, ...]:
+def layer_offers(graph: Graph, costs: CostTable, gains: Mapping[str, float], *, cached: bool) -> tuple[Offer, ...]:
     """Offers of all layers, in multiply-accumulates for one sample.
 
     A weight's gradient costs what the layer's forward pass costs, and so does its input gradient; a bias's gradient is
-    one addition for each output value. A layer may learn by its bias alone or whole; the head only whole.
+    one addition for each output value. A layer may learn by its bias alone or whole; the head only whole. Where what
+    crosses the boundary is cached, a step runs forward only from the first layer that learns.
 
     Args:
         graph: the model.
         costs: its table.
         gains: what each parameter is worth, as `agent.probe.parameter_gains` measures it.
+        cached: whether frozen layers run once a sample and not in every step.
     """
     offers = []
     for layer, cost in zip(graph.layers(), costs.layers, strict=True):
         sums = cost.output_bytes // FLOAT_BYTES if layer.bias else 0
         whole = Option(layer.parameters, sum(gains[name] for name in layer.parameters), cost.macs + sums)
         bias = (Option((layer.bias,), gains[layer.bias], sums),) if layer.bias else ()
-        offers.append(Offer((*bias, whole), cost.macs))
+        forward = cost.macs if cached else 0
+        offers.append(Offer((*bias, whole), cost.macs + forward, forward))
     head = offers[-1]
-    return (*offers[:-1], Offer(head.options[-1:], head.pass_cost))
+    return (*offers[:-1], replace(head, options=head.options[-1:]))
 
 
-def backward_cost(offers: Sequence[Offer], chosen: Sequence[Option | None]) -> int:
-    """Cost of the backward pass when each layer learns as chosen."""
-    deepest = next((index for index, option in enumerate(chosen) if option), len(chosen))
+def plan_cost(offers: Sequence[Offer], chosen: Sequence[Option | None]) -> int:
+    """Cost when each layer learns as chosen: its own gradients, and what lies behind the first layer that learns."""
+    deepest = next(index for index, option in enumerate(chosen) if option)
     passed = sum(offer.pass_cost for offer in offers[deepest + 1 :])
-    return passed + sum(option.cost for option in chosen if option)
+    return offers[deepest].reach_cost + passed + sum(option.cost for option in chosen if option)
 
 
 def choose_options(offers: Sequence[Offer], budget: int, first: int = 0) -> tuple[Option | None, ...]:
-    """The choice of greatest gain whose `backward_cost` is at most `budget`.
+    """The choice of greatest gain whose `plan_cost` is at most `budget`.
 
     Where the best option of every layer fits, that is the choice; else, of equally good ones, the shallower.
 
@@ -89,21 +94,22 @@ def choose_options(offers: Sequence[Offer], budget: int, first: int = 0) -> tupl
 
     Args:
         offers: of all layers, in execution order. The last one, the head, always learns, by its first option.
-        budget: what the backward pass may cost, in the offers' unit.
+        budget: what all of it may cost, in the offers' unit.
         first: layers before this one stay as they are.
 
     Raises:
         ValueError: the head alone costs more.
     """
     whole = _everything(offers, first)
-    if backward_cost(offers, whole) <= budget:
+    if plan_cost(offers, whole) <= budget:
         return whole
     unit = max(1, -(-budget // BUDGET_STEPS))
     room = budget // unit
     head = offers[-1].options[0]
+    least = head.cost + offers[-1].reach_cost
+    if least > budget:
+        raise ValueError(f"the head alone costs {least}, the budget is {budget}")
     left = room - -(-head.cost // unit)
-    if left < 0:
-        raise ValueError(f"the head alone costs {head.cost}, the budget is {budget}")
     best = [0.0] * (left + 1)
     picks: list[list[int]] = []  # from the head towards the input: what a layer takes for each part of the budget
     reached: tuple[float, int, int, int] = (0.0, len(offers) - 1, 0, 0)
@@ -111,7 +117,7 @@ def choose_options(offers: Sequence[Offer], budget: int, first: int = 0) -> tupl
     for layer in range(len(offers) - 2, first - 1, -1):
         options = [(option.gain, -(-option.cost // unit)) for option in offers[layer].options]
         for taken, (gain, cost) in enumerate(options):
-            rest = left - cost - -(-passed // unit)
+            rest = left - cost - -(-(passed + offers[layer].reach_cost) // unit)
             if rest >= 0 and gain + best[rest] > reached[0]:
                 reached = (gain + best[rest], layer, taken, rest)
         best, taken_here = _with_layer(best, options)
@@ -156,11 +162,11 @@ def _followed(
 
 
 def sparse_learners(
-    graph: Graph, costs: CostTable, gains: Mapping[str, float], share: float, first: int = 0
+    graph: Graph, costs: CostTable, gains: Mapping[str, float], share: float, first: int = 0, *, cached: bool
 ) -> tuple[Learner, ...]:
     """What learns in a step that costs at most `share` (0..1) of a full one, in multiply-accumulates for one sample.
 
-    The step's cost is that of the whole forward pass and of the backward pass as far as it goes.
+    A step costs its forward pass (without a cache that of the frozen layers too) and its backward pass.
 
     Args:
         graph: the model.
@@ -168,14 +174,15 @@ def sparse_learners(
         gains: see `layer_offers`.
         share: of the cost of a step in which everything learns.
         first: layers before this one stay as they are.
+        cached: see `layer_offers`.
 
     Raises:
         ValueError: the head alone costs more.
     """
-    offers = layer_offers(graph, costs, gains)
-    forward = sum(layer.macs for layer in costs.layers)
-    full = forward + backward_cost(offers, _everything(offers, 0))
-    chosen = choose_options(offers, math.floor(share * full) - forward, first)
+    offers = layer_offers(graph, costs, gains, cached=cached)
+    always = 0 if cached else sum(layer.macs for layer in costs.layers)
+    full = always + plan_cost(offers, _everything(offers, 0))
+    chosen = choose_options(offers, math.floor(share * full) - always, first)
     return tuple(Learner(layer, name) for layer, option in enumerate(chosen) if option for name in option.parameters)
 
 

@@ -11,10 +11,10 @@ from agent.update_plan import (
     BUDGET_STEPS,
     Offer,
     Option,
-    backward_cost,
     bias_learners,
     choose_options,
     layer_offers,
+    plan_cost,
     sparse_learners,
 )
 from tests.simulators.small_models import mobile_block_net
@@ -23,7 +23,9 @@ steady = settings(derandomize=True, deadline=None)
 NET = mobile_block_net()
 COSTS = cost_table(NET)
 FORWARD = sum(layer.macs for layer in COSTS.layers)
+HEAD = COSTS.layers[-1].macs + COSTS.layers[-1].output_bytes // 4
 NAMES = [name for layer in NET.layers() for name in layer.parameters]
+cached_or_not = pytest.mark.parametrize("cached", [True, False], ids=["cached", "not-cached"])
 
 small_offers = st.lists(
     st.builds(
@@ -32,10 +34,16 @@ small_offers = st.lists(
             tuple
         ),
         st.integers(0, 12),
+        st.integers(0, 12),
     ),
     max_size=5,
 )
-heads = st.builds(Offer, st.tuples(st.builds(Option, st.just(("head",)), st.just(1.0), st.integers(0, 5))), st.just(3))
+heads = st.builds(
+    Offer,
+    st.tuples(st.builds(Option, st.just(("head",)), st.just(1.0), st.integers(0, 5))),
+    st.just(3),
+    st.integers(0, 3),
+)
 
 
 def gain(chosen: tuple[Option | None, ...]) -> float:
@@ -49,11 +57,11 @@ def every_choice(offers: list[Offer], first: int) -> list[tuple[Option | None, .
 
 
 @steady
-@given(small_offers, heads, st.integers(5, 90), st.integers(0, 3))
+@given(small_offers, heads, st.integers(8, 90), st.integers(0, 3))
 def test_no_choice_within_the_budget_gains_more(layers: list[Offer], head: Offer, budget: int, first: int) -> None:
     offers = [*layers, head]
     chosen = choose_options(offers, budget, first)
-    affordable = [way for way in every_choice(offers, first) if backward_cost(offers, way) <= budget]
+    affordable = [way for way in every_choice(offers, first) if plan_cost(offers, way) <= budget]
     assert chosen in affordable
     assert gain(chosen) == max(gain(way) for way in affordable)
 
@@ -65,15 +73,15 @@ def test_no_choice_within_the_budget_gains_more(layers: list[Offer], head: Offer
 def test_rounded_costs_never_exceed_the_budget(layers: list[Offer], head: Offer, budget: int) -> None:
     offers = [*layers, head]
     chosen = choose_options(offers, budget)
-    assert backward_cost(offers, chosen) <= budget
-    lost = (len(offers) + 1) * -(-budget // BUDGET_STEPS)  # what rounding may waste: less than a part for each cost
-    tight = [way for way in every_choice(offers, 0) if backward_cost(offers, way) <= budget - lost]
+    assert plan_cost(offers, chosen) <= budget
+    lost = (len(offers) + 2) * -(-budget // BUDGET_STEPS)  # what rounding may waste: less than a part for each cost
+    tight = [way for way in every_choice(offers, 0) if plan_cost(offers, way) <= budget - lost]
     assert gain(chosen) >= max((gain(way) for way in tight), default=0.0)
 
 
 def _scaled(offer: Offer, factor: int) -> Offer:
     options = tuple(Option(option.parameters, option.gain, option.cost * factor) for option in offer.options)
-    return Offer(options, offer.pass_cost * factor)
+    return Offer(options, offer.pass_cost * factor, offer.reach_cost * factor)
 
 
 def test_a_head_beyond_the_budget_is_refused() -> None:
@@ -89,39 +97,51 @@ def test_reaching_a_layer_costs_the_chain_behind_it() -> None:
     assert choose_options(offers, 13)[0] == offers[0].options[0]
 
 
-def test_a_full_budget_lets_everything_learn() -> None:
-    learners = sparse_learners(NET, COSTS, dict.fromkeys(NAMES, 1.0), 1.0)
+@cached_or_not
+def test_a_full_budget_lets_everything_learn(cached: bool) -> None:
+    learners = sparse_learners(NET, COSTS, dict.fromkeys(NAMES, 1.0), 1.0, cached=cached)
     assert [learner.parameter for learner in learners] == NAMES
 
 
-def test_the_least_budget_leaves_the_head_and_less_is_refused() -> None:
+@cached_or_not
+def test_the_least_budget_leaves_the_head_and_less_is_refused(cached: bool) -> None:
     gains = dict.fromkeys(NAMES, 1.0)
-    offers = layer_offers(NET, COSTS, gains)
-    full = FORWARD + backward_cost(offers, tuple(offer.options[-1] for offer in offers))
-    least = FORWARD + offers[-1].options[0].cost
-    learners = sparse_learners(NET, COSTS, gains, (least + 0.5) / full)
+    least = HEAD + COSTS.layers[-1].macs if cached else HEAD + FORWARD
+    learners = sparse_learners(NET, COSTS, gains, (least + 0.5) / full_step(), cached=cached)
     assert [learner.parameter for learner in learners] == ["head.w", "head.b"]
     with pytest.raises(ValueError, match="the head alone costs"):
-        sparse_learners(NET, COSTS, gains, (least - 0.5) / full)
+        sparse_learners(NET, COSTS, gains, (least - 0.5) / full_step(), cached=cached)
 
 
-def test_a_layer_that_gains_much_is_chosen_over_its_neighbours() -> None:
+def full_step() -> int:
+    """What a step costs in which everything learns: the table's figure and an addition for each bias gradient."""
+    return COSTS.step_macs(0) + sum(layer.output_bytes // 4 for layer in COSTS.layers)
+
+
+@cached_or_not
+def test_the_cost_of_all_options_is_that_of_a_full_step(cached: bool) -> None:
+    offers = layer_offers(NET, COSTS, dict.fromkeys(NAMES, 1.0), cached=cached)
+    whole = tuple(offer.options[-1] for offer in offers)
+    assert plan_cost(offers, whole) + (0 if cached else FORWARD) == full_step()
+
+
+@cached_or_not
+def test_a_layer_that_gains_much_is_chosen_over_its_neighbours(cached: bool) -> None:
     gains = dict.fromkeys(NAMES, 1e-3) | {"project2.w": 50.0}
-    learners = sparse_learners(NET, COSTS, gains, 0.45)
+    learners = sparse_learners(NET, COSTS, gains, 0.45, cached=cached)
     assert "project2.w" in [learner.parameter for learner in learners]
     assert "expand.w" not in [learner.parameter for learner in learners]
-    assert learners == sparse_learners(NET, COSTS, gains, 0.45)
+    assert learners == sparse_learners(NET, COSTS, gains, 0.45, cached=cached)
 
 
-def test_the_cost_of_all_options_is_that_of_a_full_step() -> None:
-    offers = layer_offers(NET, COSTS, dict.fromkeys(NAMES, 1.0))
-    whole = tuple(offer.options[-1] for offer in offers)
-    biases = sum(layer.output_bytes // 4 for layer in COSTS.layers)
-    assert FORWARD + backward_cost(offers, whole) - biases == COSTS.step_macs(0)
+def test_a_cache_lets_more_learn_for_the_same_share() -> None:
+    gains = dict.fromkeys(NAMES, 1.0)
+    cached, run_again = (len(sparse_learners(NET, COSTS, gains, 0.5, cached=cached)) for cached in (True, False))
+    assert cached > run_again
 
 
 def test_layers_before_the_first_stay() -> None:
-    learners = sparse_learners(NET, COSTS, dict.fromkeys(NAMES, 1.0), 1.0, first=4)
+    learners = sparse_learners(NET, COSTS, dict.fromkeys(NAMES, 1.0), 1.0, 4, cached=True)
     assert min(learner.layer for learner in learners) == 4
 
 
