@@ -7,6 +7,7 @@ import io
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -102,6 +103,8 @@ class FineTune:
         graph, _ = with_head(base, plan.head, plan.classes, self._spec.seed)
         self._ask("COMPILING", f"{plan.engine}, {plan.depth_percent} % frozen")
         run, cache = self._compile(graph, plan, task), self._open_cache()
+        graph = _without_weights(graph)  # the run has them; a second copy would cost a small board its memory
+        del base
         try:
             return self._learn(run, plan, task, target, store, graph, cache)
         finally:
@@ -301,6 +304,16 @@ def training_setup(spec: FineTuneSpec, plan: Plan, graph: Graph, task: Task, thr
     return TrainingSetup(
         graph, plan.batch, graph.input_shape, frozen, optimizer, threads, task.loss, plan.micro_batch
     )  # fmt: skip
+
+
+def _without_weights(graph: Graph) -> Graph:
+    """The graph with zeros that take no memory in place of its parameters."""
+    names = {name for layer in graph.layers() for name in layer.parameters}
+    nothing = {
+        name: np.broadcast_to(np.zeros((), value.dtype), value.shape) if name in names else value
+        for name, value in graph.initializers.items()
+    }
+    return replace(graph, initializers=nothing)
 
 
 class RefusedError(TemperdError):

@@ -109,8 +109,10 @@ def carry_out(order: Order, mailbox: Mailbox, out: BinaryIO) -> Message:
         mailbox.wait_for(stage)
 
     try:
-        from agent.finetune import FineTune  # noqa: PLC0415 - a broken wheel must end as a message too
+        from agent.engine.footprint import return_memory  # noqa: PLC0415 - a broken wheel must end as a message too
+        from agent.finetune import FineTune  # noqa: PLC0415 - same
 
+        return_memory()
         return FineTune(order, ask, emit, mailbox).execute()
     except Exception as error:  # noqa: BLE001 - the one seam of the process: every end is told, none is lost
         return _last_word(error)
