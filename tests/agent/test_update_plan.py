@@ -14,6 +14,7 @@ from agent.update_plan import (
     bias_learners,
     choose_options,
     layer_offers,
+    pass_work,
     plan_cost,
     sparse_learners,
 )
@@ -22,8 +23,8 @@ from tests.simulators.small_models import mobile_block_net
 steady = settings(derandomize=True, deadline=None)
 NET = mobile_block_net()
 COSTS = cost_table(NET)
-FORWARD = sum(layer.macs for layer in COSTS.layers)
-HEAD = COSTS.layers[-1].macs + COSTS.layers[-1].output_bytes // 4
+FORWARD = sum(pass_work(layer) for layer in COSTS.layers)
+HEAD = pass_work(COSTS.layers[-1])
 NAMES = [name for layer in NET.layers() for name in layer.parameters]
 cached_or_not = pytest.mark.parametrize("cached", [True, False], ids=["cached", "not-cached"])
 
@@ -106,7 +107,7 @@ def test_a_full_budget_lets_everything_learn(cached: bool) -> None:
 @cached_or_not
 def test_the_least_budget_leaves_the_head_and_less_is_refused(cached: bool) -> None:
     gains = dict.fromkeys(NAMES, 1.0)
-    least = HEAD + COSTS.layers[-1].macs if cached else HEAD + FORWARD
+    least = 2 * HEAD if cached else HEAD + FORWARD
     learners = sparse_learners(NET, COSTS, gains, (least + 0.5) / full_step(), cached=cached)
     assert [learner.parameter for learner in learners] == ["head.w", "head.b"]
     with pytest.raises(ValueError, match="the head alone costs"):
@@ -114,8 +115,8 @@ def test_the_least_budget_leaves_the_head_and_less_is_refused(cached: bool) -> N
 
 
 def full_step() -> int:
-    """What a step costs in which everything learns: the table's figure and an addition for each bias gradient."""
-    return COSTS.step_macs(0) + sum(layer.output_bytes // 4 for layer in COSTS.layers)
+    """A forward pass and both gradients of every layer, but for the first one's input gradient."""
+    return 3 * FORWARD - pass_work(COSTS.layers[0])
 
 
 @cached_or_not
