@@ -14,9 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from agent.card import IMAGE_CLASSIFICATION, ModelCard, Target
-from agent.cost import cost_table
 from agent.engine import choose_engine
-from agent.engine.base import OptimizerSpec, TrainingRun, TrainingSetup
+from agent.engine.base import TrainingRun, TrainingSetup
 from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import Graph, parse, serialize
 from agent.errors import BoardError, EngineError, SealedFileError, SpecError, TemperdError
@@ -42,7 +41,8 @@ from agent.similarity import cosine_of_means
 from agent.spec import FineTuneSpec, parse_spec
 from agent.store import Store
 from agent.task import Task, load_task
-from agent.trainer import Seen, Trainer, World
+from agent.study import Study, optimizer
+from agent.trainer import PAUSE_POLL_S, JobEndedError, Seen, Trainer, World
 from agent.trust import ModelRepository, verify_sealed
 from policies.policy import Policy, PolicyError, parse_policy
 
@@ -140,22 +140,37 @@ class FineTune:
     def _plan(self, base: BaseModel, task: Task, target: Target, store: Store) -> tuple[Plan, Task]:
         data_sha256 = task.fingerprint()
         plan = self._kept_plan(data_sha256, store)
+        memory_short = self._order.last_end in (OUT_OF_MEMORY, WORKER_KILLED)
         if plan is None:
             head = choose_head(self._spec.head, task.classes, base.card.labels) if task.classes else "keep"
             graph, classes = with_head(base, head, task.classes, self._spec.seed)
             plan = make_plan(
-                self._spec, self._policy(), cost_table(graph), self._similarity(base, task),
+            study = Study(self._spec, graph, task.with_classes(classes), self._order.threads, self._wait_or_end)
+            policy = self._policy()
+                self._spec, policy, study.costs, self._similarity(base, task),
                 engine=choose_engine(self._spec.engine).name, classes=classes, head=head, samples=task.train_samples,
-                data_sha256=data_sha256,
+                data_sha256=data_sha256, chosen=None if memory_short else study.depth(policy.freezing),
+                learners=study.learners(),
             )  # fmt: skip
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
-        elif self._order.last_end in (OUT_OF_MEMORY, WORKER_KILLED) and (smaller := shrink(plan)) != plan:
+        elif memory_short and (smaller := shrink(plan)) != plan:
             plan = smaller
             self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
             self._warn(f"memory ran out before: {plan.micro_batch} samples at once now, of a batch of {plan.batch}")
         return plan, task.with_classes(plan.classes)
 
     def _kept_plan(self, data_sha256: str, store: Store) -> Plan | None:
+    def _wait_or_end(self) -> None:
+        """Wait out a pause while trials are made; they are too short to be worth a checkpoint.
+
+        Raises:
+            JobEndedError: an order ends the job.
+        """
+        while (order := self._orders.steer()).action == "PAUSE":
+            time.sleep(PAUSE_POLL_S)
+        if order.action == "ABORT":
+            raise JobEndedError("the job was ended", where=order.rule, reason=order.rule)
+
         """The plan of an earlier attempt, if the data are still those it was made for."""
         kept = (self._order.resume_plan or {}).get("plan")
         if not isinstance(kept, dict):
@@ -277,7 +292,9 @@ class FineTune:
             "similarity": plan.similarity,
             "engine": plan.engine,
             "micro_batch": plan.micro_batch or plan.batch,
-            "macs_per_step_sample": plan.rung(plan.depth_percent).step_macs,
+            "update": self._spec.update,
+            "depth_trials": {str(trial.percent): trial.loss for trial in plan.trials},
+            "macs_per_step_sample": plan.step_macs,
             "skipped": task.skipped()[0],
         }
 
@@ -297,12 +314,10 @@ class FineTune:
 
 def training_setup(spec: FineTuneSpec, plan: Plan, graph: Graph, task: Task, threads: int) -> TrainingSetup:
     """What the engine is asked to compile for a job."""
-    optimizer = OptimizerSpec(
-        spec.optimizer, momentum=spec.momentum, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm
-    )
     _, frozen = plan.frozen_layers(0)
     return TrainingSetup(
-        graph, plan.batch, graph.input_shape, frozen, optimizer, threads, task.loss, plan.micro_batch
+        graph, plan.batch, graph.input_shape, frozen, optimizer(spec), threads, task.loss, plan.micro_batch,
+        plan.update(frozen).learning,
     )  # fmt: skip
 
 

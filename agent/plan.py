@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass, field, replace
 
 from agent.card import MAX_LABELS
 from agent.cost import CostTable
+from agent.engine.base import UpdatePlan
 from agent.errors import EngineError
 from agent.messages import OUT_OF_MEMORY, can_shrink
 from agent.spec import FineTuneSpec
+from agent.update_plan import Learner, learners_macs
 from policies.freezing import HEAD_ONLY_PERCENT, choose_depth, snap
 from policies.policy import DEPTH_LADDER, Policy
 from policies.strict import TableError, build, limits
 
 OUT_OF_MEMORY_FIX = "Lower batch or image_size, freeze deeper, or end other programs; the active model is untouched"
+MAX_LEARNERS = 20_000  # parameters of a model with as many nodes as are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,29 @@ class Rung:
     frozen_layers: int
     step_macs: int
     crossing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Loss on training samples that were set apart, after a short training at a depth."""
+
+    percent: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class DepthChoice:
+    """A freeze depth that trials chose.
+
+    Attributes:
+        percent: nominal depth.
+        rule: that chose it.
+        trials: loss at each depth that was tried, in percent of frozen layers, in the order of the trials.
+    """
+
+    percent: int
+    rule: str
+    trials: tuple[Trial, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +71,10 @@ class Plan:
         data_sha256: fingerprint of the data it was made for.
         micro_batch: samples that go through the step at once; it divides `batch`. 0: the whole batch.
         shrunk: memory ran out before and the micro-batch was halved.
+        learners: parameters that learn, of those past the boundary, in execution order; empty: all of them. Those of
+            the head are among them.
+        step_macs: multiply-accumulates of the planned step for one sample.
+        trials: that chose the depth, if any did.
     """
 
     engine: str
@@ -60,6 +90,14 @@ class Plan:
     data_sha256: str
     micro_batch: int = 0
     shrunk: bool = False
+    learners: tuple[Learner, ...] = field(default=(), metadata=limits(longest=MAX_LEARNERS))
+    step_macs: int = 0
+    trials: tuple[Trial, ...] = ()
+
+    def update(self, boundary: int) -> UpdatePlan:
+        """What learns with `boundary` frozen layers."""
+        learning = frozenset(learner.parameter for learner in self.learners if learner.layer >= boundary)
+        return UpdatePlan(boundary, learning or None)
 
     def frozen_layers(self, least_depth_percent: int) -> tuple[int, int]:
         """Depth in percent and boundary when at least `least_depth_percent` must be frozen."""
@@ -69,7 +107,11 @@ class Plan:
 
     def rung(self, percent: int) -> Rung:
         """The shallowest rung that freezes at least `percent`."""
-        return next((rung for rung in self.ladder if rung.percent >= percent), self.ladder[-1])
+        return _at_least(self.ladder, percent)
+
+
+def _at_least(ladder: tuple[Rung, ...], percent: int) -> Rung:
+    return next((rung for rung in ladder if rung.percent >= percent), ladder[-1])
 
 
 def make_plan(
@@ -83,14 +125,16 @@ def make_plan(
     head: str,
     samples: int,
     data_sha256: str,
+    chosen: DepthChoice | None = None,
+    learners: tuple[Learner, ...] = (),
 ) -> Plan:
-    """Choose depth and batch for a job on `samples` training samples."""
+    """Choose depth and batch for a job on `samples` training samples.
+
+    `learners`, where there are any, say how deep to freeze; else the job's order does, else `chosen`, else similarity.
+    """
     crossing = (*costs.crossing_bytes, 0)
     ladder = tuple(_rung(costs, percent, snap(crossing, percent)) for percent in DEPTH_LADDER)
-    if spec.depth == "auto":
-        percent, rule = choose_depth(policy.freezing, similarity)
-    else:
-        percent, rule = HEAD_ONLY_PERCENT if spec.depth == "head" else int(spec.depth), "spec"
+    percent, rule = _depth(spec, policy, similarity, ladder, chosen, learners)
     batch = min(spec.batch, samples)
     return Plan(
         engine,
@@ -105,7 +149,37 @@ def make_plan(
         -(-samples // batch),
         data_sha256,
         _divisor(batch, spec.micro_batch) if spec.micro_batch else 0,
+        learners=learners,
+        step_macs=learners_macs(costs, learners) if learners else _at_least(ladder, percent).step_macs,
+        trials=chosen.trials if chosen else (),
     )
+
+
+def _depth(
+    spec: FineTuneSpec,
+    policy: Policy,
+    similarity: float | None,
+    ladder: tuple[Rung, ...],
+    chosen: DepthChoice | None,
+    learners: tuple[Learner, ...],
+) -> tuple[int, str]:
+    """Nominal depth in percent and the rule that says so."""
+    if learners:
+        first = min(learner.layer for learner in learners)
+        return max(rung.percent for rung in ladder if rung.frozen_layers <= first), f"update.{spec.update}"
+    if spec.depth != "auto":
+        return spec_percent(spec), "spec"
+    return (chosen.percent, chosen.rule) if chosen else choose_depth(policy.freezing, similarity)
+
+
+def spec_percent(spec: FineTuneSpec) -> int:
+    """The depth that the job asks for; 0 where it leaves the choice."""
+    return {"auto": 0, "head": HEAD_ONLY_PERCENT}.get(spec.depth) or int(spec.depth if spec.depth.isdigit() else 0)
+
+
+def first_layer(costs: CostTable, spec: FineTuneSpec) -> int:
+    """How many layers the job's own depth keeps frozen, whatever learns behind them."""
+    return snap((*costs.crossing_bytes, 0), spec_percent(spec))
 
 
 def shrink(plan: Plan) -> Plan:

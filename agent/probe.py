@@ -5,7 +5,7 @@ The held-out samples are never looked at: they judge the job's result, so nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +15,16 @@ from agent.engine.base import Float32, Int64, TrainingEngine, TrainingRun, Train
 from agent.engine.optimizers import gradient_norm
 from agent.engine.sessions import FORWARD_CHUNK
 from agent.errors import EngineError
+from agent.schedule import rate_share
 from agent.task import Task
 
 GAIN_SAMPLES = 512  # the head is warmed on so many at most: their features cost one forward pass each
 GAIN_HEAD_EPOCHS = 3
 GAIN_BATCHES = 8
+TRIAL_SAMPLES = 512  # an upper bound of what a trial costs, whatever the data
+TRIAL_EPOCHS = 4  # with two, deeper boundaries look better than they are: their few layers settle sooner
+TRIAL_WARM_UP = 0.05
+SET_APART = 4  # one sample in so many judges the trial and does not learn
 
 Obey = Callable[[], object]
 """Called before every piece of work: waits out a pause, raises where the job was ended."""
@@ -49,8 +54,11 @@ def parameter_gains(
     chosen = np.random.default_rng((seed, len(layers))).permutation(task.train_samples)[:GAIN_SAMPLES]
     run = engine.start(replace(setup, frozen_layers=len(layers) - 1, learning=None))
     try:
-        for _ in _fitted(run, task, chosen, setup.batch, GAIN_HEAD_EPOCHS, learning_rate, seed, obey):
-            pass
+        kept = _crossed(run, task, chosen, obey)
+        for epoch in range(GAIN_HEAD_EPOCHS):
+            for rows in epoch_batches(len(chosen), setup.batch, seed, epoch):
+                obey()
+                run.step_from_boundary([part[rows] for part in kept], task.targets(chosen[rows]), learning_rate)
         run.set_plan(UpdatePlan(0))
         gains = dict.fromkeys(run.trainable, 0.0)
         batches = list(epoch_batches(len(chosen), setup.batch, seed, GAIN_HEAD_EPOCHS))[:GAIN_BATCHES]
@@ -67,19 +75,53 @@ def parameter_gains(
     return gains
 
 
-def _fitted(
-    run: TrainingRun, task: Task, chosen: Int64, batch: int, epochs: int, learning_rate: float, seed: int, obey: Obey
-) -> Iterator[int]:
-    """Train on chosen samples from what crosses the boundary, made once; yields the number of each epoch done.
+def trial_loss(
+    engine: TrainingEngine, setup: TrainingSetup, task: Task, learning_rate: float, seed: int, obey: Obey
+) -> float:
+    """Loss on training samples set apart, after a short training of the others at the setup's boundary.
 
-    The rate is constant: a trial is too short for a schedule to be worth its choice.
+    Equal seeds give equal samples and batches at every depth. What crosses the boundary is made once and kept in
+    memory.
+
+    Args:
+        engine: makes the run, which is closed again.
+        setup: of the job, with the boundary to try.
+        task: gives the training samples.
+        learning_rate: peak of the schedule.
+        seed: draws the samples.
+        obey: see `Obey`.
+
+    Raises:
+        EngineError: the runtime failed.
     """
-    kept = _crossed(run, task, chosen, obey)
-    for epoch in range(epochs):
-        for rows in epoch_batches(len(chosen), batch, seed, epoch):
-            obey()
-            run.step_from_boundary([part[rows] for part in kept], task.targets(chosen[rows]), learning_rate)
-        yield epoch
+    chosen = np.random.default_rng((seed, setup.batch)).permutation(task.train_samples)[:TRIAL_SAMPLES]
+    apart, learning = np.split(chosen, [len(chosen) // SET_APART])
+    run = engine.start(setup)
+    try:
+        kept = _crossed(run, task, learning, obey)
+        steps = -(-len(learning) // setup.batch)
+        total = TRIAL_EPOCHS * steps
+        for epoch in range(TRIAL_EPOCHS):
+            for step, rows in enumerate(epoch_batches(len(learning), setup.batch, seed, epoch)):
+                obey()
+                rate = learning_rate * rate_share(epoch * steps + step, total, TRIAL_WARM_UP, falls=True)
+                run.step_from_boundary([part[rows] for part in kept], task.targets(learning[rows]), rate)
+        return _loss(run, task, apart, setup.batch, obey)
+    finally:
+        run.close()
+
+
+def _loss(run: TrainingRun, task: Task, chosen: Int64, batch: int, obey: Obey) -> float:
+    """Mean loss over chosen samples, by steps of rate 0: whatever the loss is, it is the one that is trained.
+
+    They may change the optimizer's state, so the run is of no use afterwards.
+    """
+    losses = []
+    for rows in epoch_batches(len(chosen), batch, 0, 0):
+        obey()
+        samples = chosen[rows]
+        losses.append(run.step(task.inputs(samples), task.targets(samples), 0.0).loss)
+    return float(np.mean(losses))
 
 
 def _crossed(run: TrainingRun, task: Task, chosen: Int64, obey: Obey) -> Sequence[Float32]:

@@ -32,6 +32,10 @@ class FineTuneSpec:
     engine: str = field(default="auto", metadata=limits(choices=("auto", "graph", "ort-training")))
     depth: str = field(default="auto", metadata=limits(choices=DEPTH_CHOICES))
     """Share of parametric layers frozen, `head` (all but the last), or `auto`: chosen from similarity (R2)."""
+    update: str = field(default="prefix", metadata=limits(choices=("prefix", "bias", "sparse")))
+    """What learns past the boundary: all of it, the biases and the head, or the parameters worth their time."""
+    update_budget: float = field(default=0.5, metadata=limits(0.0, 1.0))
+    """For `sparse`: share of the time of a step with nothing frozen that a step may take."""
     head: str = field(default="auto", metadata=limits(choices=("auto", "replace", "keep")))
     """`keep` the model's classes, `replace` its head for the data's classes, or `auto`: keep when all are known."""
     image_size: int = field(default=96, metadata=limits(8, 1024))

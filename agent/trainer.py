@@ -22,6 +22,7 @@ from agent.features import FeatureCache
 from agent.features_prefix import FrozenPrefix
 from agent.messages import Steer
 from agent.plan import Plan
+from agent.schedule import rate_share
 from agent.spec import FineTuneSpec
 from agent.task import Task
 
@@ -144,7 +145,7 @@ class Trainer:
         """
         state, position, depth = read_checkpoint(checkpoint)
         _, boundary = self._plan.frozen_layers(depth)
-        self._run.set_frozen_layers(boundary)
+        self._run.set_plan(self._plan.update(boundary))
         self._run.load_state(state)
         self._depth, self._at = depth, position
         self._digests = self._frozen_digests()
@@ -219,7 +220,7 @@ class Trainer:
             self._world.verified()
         depth, boundary = self._plan.frozen_layers(order.least_depth_percent)
         if boundary != self._run.frozen_layers:
-            self._run.set_frozen_layers(boundary)
+            self._run.set_plan(self._plan.update(boundary))
             self._depth = depth
             self._digests = self._frozen_digests()
             self._move(depth_changes=self._at.depth_changes + 1)
@@ -267,16 +268,11 @@ class Trainer:
             self._world.nap(min(left, MAX_NAP_S))
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017), or the same to the end."""
+        """Linear warm-up, then half a cosine to zero, or the same to the end."""
         spec = self._spec
         total = spec.epochs * self._plan.steps
         done = self._at.epoch * self._plan.steps + self._at.step
-        warm = max(1, int(total * spec.warm_up))
-        if done < warm:
-            return spec.learning_rate * (done + 1) / warm
-        if spec.schedule == "constant":
-            return spec.learning_rate
-        return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, total - warm)))
+        return spec.learning_rate * rate_share(done, total, spec.warm_up, falls=spec.schedule != "constant")
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
 

@@ -29,10 +29,17 @@ BIAS_MACS = 20
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A parameter that learns, and the layer it belongs to, counted from the input."""
+    """A parameter that learns.
+
+    Attributes:
+        layer: it belongs to, counted from the input.
+        parameter: its name.
+        macs: multiply-accumulates of its gradient for one sample; 0 for a bias.
+    """
 
     layer: int
     parameter: str
+    macs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +204,27 @@ def sparse_learners(
     always = 0 if cached else sum(pass_work(layer) for layer in costs.layers)
     full = always + plan_cost(offers, _everything(offers, 0))
     chosen = choose_options(offers, math.floor(share * full) - always, first)
-    return tuple(Learner(layer, name) for layer, option in enumerate(chosen) if option for name in option.parameters)
+    learning = {name for option in chosen if option for name in option.parameters}
+    return tuple(learner for learner in _every_learner(graph, costs) if learner.parameter in learning)
 
 
-def bias_learners(graph: Graph) -> tuple[Learner, ...]:
-    """All biases, and the whole head (Cai et al. 2020, "TinyTL")."""
+def bias_learners(graph: Graph, costs: CostTable, first: int = 0) -> tuple[Learner, ...]:
+    """All biases from layer `first` on, and the whole head (Cai et al. 2020, "TinyTL")."""
     layers = graph.layers()
-    biases = [Learner(layer.index, layer.bias) for layer in layers[:-1] if layer.bias]
-    return (*biases, *(Learner(layers[-1].index, name) for name in layers[-1].parameters))
+    learning = {layer.bias for layer in layers[first:]} | set(layers[-1].parameters)
+    return tuple(learner for learner in _every_learner(graph, costs) if learner.parameter in learning)
+
+
+def _every_learner(graph: Graph, costs: CostTable) -> list[Learner]:
+    return [
+        Learner(layer.index, name, cost.macs if name == layer.weight else 0)
+        for layer, cost in zip(graph.layers(), costs.layers, strict=True)
+        for name in layer.parameters
+    ]
+
+
+def learners_macs(costs: CostTable, learners: Sequence[Learner]) -> int:
+    """Multiply-accumulates of a step on one sample when these parameters learn, counted as in `CostTable.step_macs`."""
+    deepest = min(learner.layer for learner in learners)
+    passed = sum(layer.macs for layer in costs.layers[deepest + 1 :])
+    return sum(layer.macs for layer in costs.layers) + passed + sum(learner.macs for learner in learners)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from policies.policy import BatteryPolicy, FreezingPolicy
 
 HEAD_ONLY_PERCENT = 100
+TRIAL_DEPTHS = (75, 50, 25)
+"""Depths that are tried, cheapest first. The head alone was nowhere best, and a fresh head on fixed features settles at
+a pace of its own, which misleads. With nothing frozen, trials would cost as much as a short job."""
 SNAP_LAYERS = 2
 """A boundary may move this many layers from the nominal one: about 4 % of a 52-layer network."""
 
@@ -27,6 +30,24 @@ def choose_depth(policy: FreezingPolicy, similarity: float | None) -> tuple[int,
     if similarity > policy.similarity_over_25:
         return 25, "freezing.similarity-25"
     return 0, "freezing.similarity-0"
+
+
+def choose_by_trials(policy: FreezingPolicy, loss_at: Callable[[int], float]) -> tuple[int, str]:
+    """Share of parametric layers to freeze, in percent, and the rule that chose it: by trying.
+
+    The trials walk from the deepest depth towards the input and end with the first one that is not worth its cost.
+
+    Args:
+        policy: `probe_gain`.
+        loss_at: makes the trial at a depth; its loss, infinite or not a number where it failed.
+    """
+    depth, loss = TRIAL_DEPTHS[0], loss_at(TRIAL_DEPTHS[0])
+    for shallower in TRIAL_DEPTHS[1:]:
+        found = loss_at(shallower)
+        if not found < loss * (1 - policy.probe_gain):
+            break
+        depth, loss = shallower, found
+    return depth, f"freezing.probe-{depth}"
 
 
 def order_jobs(policy: BatteryPolicy, charge: float | None, waiting: Sequence[tuple[str, int]]) -> tuple[str, ...]:

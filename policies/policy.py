@@ -161,8 +161,12 @@ class DvfsPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FreezingPolicy:
-    """Freeze depth from the cosine similarity of target and source features (R2)."""
+    """Freeze depth from short trials, or from the cosine similarity of target and source features (R2)."""
 
+    predictor: str = field(default="probe", metadata=limits(choices=("probe", "similarity")))
+    """`probe`: train a little at several depths; needs images with labels, similarity decides for all else."""
+    probe_gain: float = field(default=0.1, metadata=_SHARE)
+    """Share of a trial's loss that the next shallower depth must take away to be worth its cost."""
     similarity_over_75: float = field(default=0.85, metadata=_SHARE)
     """Above this: 75 % frozen."""
     similarity_over_50: float = field(default=0.70, metadata=_SHARE)

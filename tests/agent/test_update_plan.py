@@ -14,6 +14,7 @@ from agent.update_plan import (
     bias_learners,
     choose_options,
     layer_offers,
+    learners_macs,
     pass_work,
     plan_cost,
     sparse_learners,
@@ -147,6 +148,15 @@ def test_layers_before_the_first_stay() -> None:
 
 
 def test_biases_and_the_whole_head() -> None:
-    names = [learner.parameter for learner in bias_learners(NET)]
+    learners = bias_learners(NET, COSTS)
+    names = [learner.parameter for learner in learners]
     assert names == [name for name in NAMES if name.endswith(".b") or name == "head.w"]
-    assert [learner.layer for learner in bias_learners(NET)] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+    assert [learner.layer for learner in learners] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+    assert [learner.layer for learner in bias_learners(NET, COSTS, first=5)] == [5, 6, 7, 7]
+
+
+@pytest.mark.parametrize("frozen", range(len(COSTS.layers)))
+def test_the_work_of_a_plan_in_which_all_layers_past_a_boundary_learn_is_the_tables(frozen: int) -> None:
+    learners = sparse_learners(NET, COSTS, dict.fromkeys(NAMES, 1.0), 1.0, frozen, cached=True)
+    assert learners_macs(COSTS, learners) == COSTS.step_macs(frozen)
+    assert learners_macs(COSTS, bias_learners(NET, COSTS, frozen)) < COSTS.step_macs(frozen) or frozen == 7

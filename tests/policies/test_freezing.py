@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.freezing import SNAP_LAYERS, choose_depth, order_jobs, snap
+from policies.freezing import SNAP_LAYERS, TRIAL_DEPTHS, choose_by_trials, choose_depth, order_jobs, snap
 from policies.policy import BatteryPolicy, FreezingPolicy
 
 FREEZING, BATTERY = FreezingPolicy(), BatteryPolicy()
@@ -89,3 +89,29 @@ def test_snap_stays_near_and_never_costs_more_than_the_nominal_boundary(crossing
     assert abs(chosen - nominal) <= SNAP_LAYERS
     assert 1 <= chosen <= layers - 1
     assert crossing[chosen] <= crossing[nominal]
+
+
+@pytest.mark.parametrize(
+    ("losses", "percent", "tried"),
+    [
+        ((1.0, 0.91, 0.1), 75, 2),  # what lies behind a depth that was not worth it is not tried
+        ((1.0, 0.89, 0.81), 50, 3),
+        ((1.0, 0.89, 0.80), 25, 3),
+        ((1.0, 0.9, 0.1), 75, 2),  # exactly the share is not enough
+        ((1.0, float("inf"), 0.1), 75, 2),
+        ((1.0, float("nan"), 0.1), 75, 2),
+        ((float("inf"), 0.5, float("nan")), 50, 3),
+        ((float("nan"), 0.5, 0.1), 75, 2),
+    ],
+)
+def test_trials_walk_towards_the_input_while_the_loss_falls_enough(
+    losses: tuple[float, ...], percent: int, tried: int
+) -> None:
+    asked: list[int] = []
+
+    def loss_at(depth: int) -> float:
+        asked.append(depth)
+        return losses[TRIAL_DEPTHS.index(depth)]
+
+    assert choose_by_trials(FreezingPolicy(probe_gain=0.1), loss_at) == (percent, f"freezing.probe-{percent}")
+    assert asked == list(TRIAL_DEPTHS[:tried])
