@@ -40,8 +40,8 @@ from agent.sealed import Binding, unseal
 from agent.similarity import cosine_of_means
 from agent.spec import FineTuneSpec, parse_spec
 from agent.store import Store
-from agent.task import Task, load_task
 from agent.study import Study, optimizer
+from agent.task import Task, load_task
 from agent.trainer import PAUSE_POLL_S, JobEndedError, Seen, Trainer, World
 from agent.trust import ModelRepository, verify_sealed
 from policies.policy import Policy, PolicyError, parse_policy
@@ -139,14 +139,14 @@ class FineTune:
 
     def _plan(self, base: BaseModel, task: Task, target: Target, store: Store) -> tuple[Plan, Task]:
         data_sha256 = task.fingerprint()
-        plan = self._kept_plan(data_sha256, store)
         memory_short = self._order.last_end in (OUT_OF_MEMORY, WORKER_KILLED)
+        plan = self._kept_plan(data_sha256, store)
         if plan is None:
             head = choose_head(self._spec.head, task.classes, base.card.labels) if task.classes else "keep"
             graph, classes = with_head(base, head, task.classes, self._spec.seed)
-            plan = make_plan(
             study = Study(self._spec, graph, task.with_classes(classes), self._order.threads, self._wait_or_end)
             policy = self._policy()
+            plan = make_plan(
                 self._spec, policy, study.costs, self._similarity(base, task),
                 engine=choose_engine(self._spec.engine).name, classes=classes, head=head, samples=task.train_samples,
                 data_sha256=data_sha256, chosen=None if memory_short else study.depth(policy.freezing),
@@ -159,7 +159,6 @@ class FineTune:
             self._warn(f"memory ran out before: {plan.micro_batch} samples at once now, of a batch of {plan.batch}")
         return plan, task.with_classes(plan.classes)
 
-    def _kept_plan(self, data_sha256: str, store: Store) -> Plan | None:
     def _wait_or_end(self) -> None:
         """Wait out a pause while trials are made; they are too short to be worth a checkpoint.
 
@@ -171,6 +170,7 @@ class FineTune:
         if order.action == "ABORT":
             raise JobEndedError("the job was ended", where=order.rule, reason=order.rule)
 
+    def _kept_plan(self, data_sha256: str, store: Store) -> Plan | None:
         """The plan of an earlier attempt, if the data are still those it was made for."""
         kept = (self._order.resume_plan or {}).get("plan")
         if not isinstance(kept, dict):
