@@ -180,6 +180,7 @@ def table_of(story: Story, wall_s: float) -> Table:
         ("peak memory of the worker", f"{_number(result, 'peak_rss_bytes') / 2**20:.0f} MiB"),
         ("memory of the daemon", f"{(story.daemon_bytes or 0) / 2**20:.1f} MiB"),
         ("similarity to the source", _shown(result, "similarity", ".3f")),
+        ("trials before planning", _trials(result)),
         ("freeze depth", f"{depth}; changed {result.get('depth_changes')} times"),
         (f"energy ({note})", f"{joules}, {_shown(energy, 'gops_per_watt', '.2f')} GOPS/W"),
         ("tuned model sha256", f"{result.get('model_sha256')}"),
@@ -188,6 +189,14 @@ def table_of(story: Story, wall_s: float) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _trials(result: Mapping[str, object]) -> str:
+    """Loss of each trial that chose the depth, or a dash where the depth was chosen without."""
+    trials = result.get("depth_trials")
+    if not isinstance(trials, dict) or not trials:
+        return "-"
+    return ", ".join(f"{percent} % frozen: loss {loss:.3f}" for percent, loss in trials.items())
 
 
 def chart_of(story: Story) -> str:
