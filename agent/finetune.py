@@ -21,6 +21,7 @@ from agent.engine.ir import Graph, parse, serialize
 from agent.errors import BoardError, EngineError, SealedFileError, SpecError, TemperdError
 from agent.evaluate import Score, Verdict, gate
 from agent.features import FeatureCache, job_cache
+from agent.int8 import choose_form
 from agent.keys import DeviceIdentity, load_identity
 from agent.messages import (
     OUT_OF_MEMORY,
@@ -217,11 +218,17 @@ class FineTune:
         self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         before = trainer.evaluate()
         self._go_on(trainer, store)
-        after = trainer.train()
+        form = choose_form(run, self._spec, task)
+        trainer.train()
+        run.use_float32()  # what is judged and promoted is the float32 model
+        after = trainer.evaluate()
         self._ask("EVALUATING", "")
         running = self._running_score(store, task, trainer)
         verdict = gate(after, before, running, task.baselines[0], self._spec.least_gain)
-        result = self._result(trainer, plan, task, before, after, running) | {"cache": trainer.cache_told()}
+        result = self._result(trainer, plan, task, before, after, running) | {
+            "cache": trainer.cache_told(),
+            "prefix": form,
+        }
         if not verdict.accepted:
             raise RefusedError(verdict, result)
         decision = task.decision(run.outputs)

@@ -60,6 +60,8 @@ class FineTuneSpec:
     """Samples that go through the step at once; their gradients are summed. 0: chosen by the plan."""
     cache: str = field(default="auto", metadata=limits(choices=CACHE_CHOICES))
     """Number format in which the frozen part's activations are kept on disk while the job runs; `auto`: float16."""
+    prefix: str = field(default="auto", metadata=limits(choices=("auto", "float32", "int8")))
+    """Number format of the frozen layers; `auto` tries 8 bits where it may pay, `int8` always; both check it first."""
     views: int = field(default=1, metadata=limits(1, MAX_VIEWS))
     """Fixed views of each training picture, a different one each epoch in turn; 1: the picture itself."""
     held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.engine.ir import Graph
+
+if TYPE_CHECKING:
+    from agent.engine.quantize import Int8Check
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -158,6 +161,25 @@ class TrainingRun(Protocol):
 
     def outputs_from_boundary(self, activations: Sequence[Float32]) -> Float32:
         """`outputs` on what `boundary` gave for samples [M, ...], any M >= 1 (or on what a cache kept of it)."""
+
+    def use_int8(
+        self, calibration: Float32, held_out: Float32, score: Callable[[Sequence[Float32]], float]
+    ) -> Int8Check:
+        """Run the frozen part of the current plan in 8 bits if it scores as well and is faster here.
+
+        It stays so until the plan changes or `use_float32`; what learns, learns on what the 8-bit part gives.
+
+        Args:
+            calibration: samples [M, ...] that show the ranges of its tensors.
+            held_out: other samples [K, ...], to check it with.
+            score: rates what crosses the boundary for them, greater is better, accuracies as 0..1.
+
+        Raises:
+            ModelError: nothing in it can run in 8 bits, or this engine cannot.
+        """
+
+    def use_float32(self) -> None:
+        """Run the frozen part in float32 again."""
 
     def set_frozen_layers(self, count: int) -> None:
         """`set_plan` with all parameters past the boundary learning."""

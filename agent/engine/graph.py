@@ -17,9 +17,10 @@ from agent.engine.footprint import Footprint, return_memory
 from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, state_kinds, state_names
 from agent.engine.passes import fold_batch_norm, learning_parameters
 from agent.engine.program import Program
+from agent.engine.quantize import Int8Check
 from agent.engine.sessions import first_line
 from agent.engine.shelf import Shelf
-from agent.errors import EngineError
+from agent.errors import EngineError, ModelError
 
 Made = TypeVar("Made")
 WEIGHT, UPDATES = "weight/", "updates/"  # key prefixes in a saved state
@@ -109,6 +110,18 @@ class GraphRun:
         """See `TrainingRun.step_from_boundary`."""
         self._check(activations, list(self._running.boundary.values()), targets)
         return self._update(self._run(lambda program: program.backward_from(activations, targets)), learning_rate)
+
+    def use_int8(
+        self, calibration: Float32, held_out: Float32, score: Callable[[Sequence[Float32]], float]
+    ) -> Int8Check:
+        """See `TrainingRun.use_int8`."""
+        if not self._running.step_graph.cut.prefix:
+            raise ModelError("nothing is frozen that could run in 8 bits")
+        return self._running.use_int8(calibration, held_out, score)
+
+    def use_float32(self) -> None:
+        """See `TrainingRun.use_float32`."""
+        self._running.prefix.use(None)
 
     def set_frozen_layers(self, count: int) -> None:
         """See `TrainingRun.set_frozen_layers`."""

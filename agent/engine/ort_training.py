@@ -10,7 +10,7 @@ The update over the session's live parameter memory does all of that, at 13 inst
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from agent.engine.ir import Graph, shapes
 from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, state_names
 from agent.engine.ort_artifacts import Session, check_operators, open_session
 from agent.engine.passes import check_boundary, fold_batch_norm
+from agent.engine.quantize import Int8Check
 from agent.engine.sessions import FORWARD_CHUNK
 from agent.errors import EngineError, ModelError
 
@@ -122,6 +123,18 @@ class OrtTrainingRun:
         if plan.learning is not None:
             raise ModelError(WHOLE_LAYERS, fix='Use engine "graph"')
         self.set_frozen_layers(plan.frozen_layers)
+
+    def use_int8(
+        self,
+        calibration: Float32,  # noqa: ARG002 - the protocol's
+        held_out: Float32,  # noqa: ARG002 - same
+        score: Callable[[Sequence[Float32]], float],  # noqa: ARG002 - same
+    ) -> Int8Check:
+        """Not in this engine: its graph is one, frozen part included."""
+        raise ModelError("engine ort-training has no 8-bit frozen part", fix='Use engine "graph"')
+
+    def use_float32(self) -> None:
+        """It never is anything else."""
 
     def outputs_from_boundary(self, activations: Sequence[Float32]) -> Float32:
         """See `boundary_shapes`."""

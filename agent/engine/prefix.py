@@ -35,7 +35,7 @@ class Prefix:
         self._made = tuple(name for name in cut.crossing if name != graph.input)
         self.tile, self.live_bytes = self._choose_tile()
         self._input = np.zeros((self.tile, *graph.input_shape), np.float32)
-        self._use(self.model() if self._made else None)
+        self._use(self.model(self.tile) if self._made else None)
 
     @cached_property
     def digest(self) -> bytes:
@@ -44,20 +44,20 @@ class Prefix:
             return hashlib.sha256(self._integer.SerializeToString(deterministic=True)).digest()
         return prefix_digest(self._cut.prefix, self._graph.initializers, self._graph.input)
 
-    def model(self) -> onnx.ModelProto:
-        """The frozen part in float32, for one tile of samples."""
+    def model(self, samples: int | str = "N") -> onnx.ModelProto:
+        """The frozen part in float32, for so many samples at once; a name: for any number."""
         return model_proto(
             self._cut.prefix,
             self._graph.initializers,
-            {self._graph.input: (np.float32, self._input.shape)},
-            {name: (np.float32, (self.tile, *self._crossing[name].shape[1:])) for name in self._made},
+            {self._graph.input: (np.float32, (samples, *self._graph.input_shape))},
+            {name: (np.float32, (samples, *self._crossing[name].shape[1:])) for name in self._made},
             opset=self._graph.opset,
         )
 
     def use(self, integer: onnx.ModelProto | None) -> None:
         """Run another form of the same function; `None`: float32 again, with the weights as they are now."""
         if self._made:
-            self._use(integer or self.model(), integer)
+            self._use(integer or self.model(self.tile), integer)
 
     def run(self, samples: Float32) -> None:
         """Fill the first M places of the crossing buffers from samples [M, ...], M <= micro."""

@@ -7,7 +7,7 @@ copied through NumPy but the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +20,7 @@ from agent.engine.ir import Graph
 from agent.engine.losses import LABELS, LOSS
 from agent.engine.native import library
 from agent.engine.prefix import Prefix
+from agent.engine.quantize import Int8Check, check_int8, quantize_prefix
 from agent.engine.sessions import session
 
 SESSION_BYTES = 4 << 20  # structures of a session that waits, as measured on networks of some hundred nodes
@@ -94,6 +95,26 @@ class Program:
         """Take the frozen part's weights as they are now."""
         self.made_at = made_at
         self.prefix.use(None)
+
+    def use_int8(
+        self, calibration: Float32, held_out: Float32, score: Callable[[Sequence[Float32]], float]
+    ) -> Int8Check:
+        """See `TrainingRun.use_int8`."""
+        integer = quantize_prefix(self.prefix.model(), [calibration], self._threads)
+        trial = Prefix(self._graph, self.step_graph.cut, self._crossing, self._threads)
+        trial.use(integer)
+
+        def crossing(prefix: Prefix) -> Callable[[Float32], Parts]:
+            def run(samples: Float32) -> Parts:
+                prefix.run(samples)
+                return tuple(buffer[: len(samples)].copy() for buffer in self._crossing.values())
+
+            return run
+
+        check = check_int8(crossing(self.prefix), crossing(trial), held_out, score, self._micro)
+        if check.keep:
+            self.prefix = trial
+        return check
 
     @property
     def micro_batch(self) -> int:
