@@ -45,7 +45,7 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     assert result["accuracy_after"] > 0.5
     assert result["energy"]["modelled"] is True
     assert result["energy"]["joules_per_sample"] > 0
-    assert result["depth_rule"].startswith("freezing.probe-")
+    assert result["depth_rule"].startswith("freezing.similarity-")
     out = tmp_path / "temperd-demo"
     assert "<polyline" in (out / "job.svg").read_text()
     (sample,) = out.glob("digit-*.png")
