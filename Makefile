@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-ort test-ort-training check format container-test clean
+.PHONY: help bench demo test test-ort test-ort-training check format container-test clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -23,6 +23,27 @@ test-ort:  ## the same tests on the stock onnxruntime wheel
 test-ort-training:  ## the same tests with onnxruntime-training
 	$(MAKE) test EXTRA=ort-training
 
+# A peer with wheels for this machine: onnxruntime-training has none beyond x86-64 and Python 3.12.
+PEERS ?= $(shell $(PYTHON) -c "import platform, sys; print('torch,ort-training' if platform.machine() == 'x86_64' and sys.version_info < (3, 13) else 'torch')")
+TORCH ?= torch==2.13.0
+comma := ,
+bench:  ## speed and memory of training beside PyTorch and onnxruntime-training (first time: 1 GB of peers)
+	$(MAKE) .venv-ort/.installed EXTRA=ort
+	$(MAKE) $(foreach peer,$(subst $(comma), ,$(PEERS)),.venv-bench-$(peer)/.installed)
+	.venv-ort/bin/temperd bench train --vs "$(PEERS)" $(ARGS)
+
+# TORCH="torch==2.13.0 --index-url URL" takes PyTorch's own CPU wheels, which are smaller.
+.venv-bench-torch/.installed:
+	$(PYTHON) -m venv --clear .venv-bench-torch
+	.venv-bench-torch/bin/python -m pip install -q --disable-pip-version-check numpy
+	.venv-bench-torch/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	@touch $@
+
+.venv-bench-ort-training/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-bench-ort-training
+	.venv-bench-ort-training/bin/python -m pip install -q --disable-pip-version-check -e ".[ort-training]"
+	@touch $@
+
 check: $(VENV)/.installed  ## the gate: ruff, mypy strict, import law, dead links in the docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,7 +57,7 @@ container-test:  ## build the image with buildah and run it (root, Debian; about
 	packaging/container/test.sh
 
 clean:  ## remove environments and what the demo made
-	rm -rf .venv-ort .venv-ort-training temperd-demo build *.egg-info
+	rm -rf .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo build *.egg-info
 
 # The environment is made anew when pyproject.toml or the kernel library's sources change.
 $(VENV)/.installed: pyproject.toml $(wildcard agent/engine/native/*.[ch] agent/engine/native/*.inc)

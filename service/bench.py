@@ -1,117 +1,187 @@
-"""`temperd bench train`: step times of the engines that this environment has, side by side in one run."""
+"""`temperd bench`: figures measured on this machine, both sides in one run."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
-import statistics
 import sys
-import time
-from dataclasses import replace
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.errors import SpecError
+from agent.errors import BoardError, SpecError
 from service.cli import say_json
 
 if TYPE_CHECKING:
-    from agent.engine.base import TrainingRun, TrainingSetup
+    from service.bench_peers import Entry
+    from service.bench_train import Load
 
-DEPTHS = (0, 50, 75)
-BLOCK = 5  # steps of one engine before the other has its turn: drift of a shared machine hits both
-WARM_UP = 2  # first steps of a block allocate and are not counted
-CLASSES = 10
-LEARNING_RATE = 1e-4
+PEERS = ("torch", "ort-training")
+MAX_LIST = 12  # depths, models, data sets or seeds of one run: each takes minutes
+BOUNDS = {"batch": (1, 256), "size": (16, 1024), "threads": (1, 64), "rounds": (1, 100), "epochs": (1, 200)}
+MAX_SEED = 1 << 31
+DEEPEST = 100
 
 
 def train(options: argparse.Namespace) -> int:
-    """Medians of step times by depth and engine, and their ratios."""
-    from agent.engine import choose_engine  # noqa: PLC0415 - needs the numeric stack
+    """Speed and memory of training beside the peers, by freeze depth."""
+    from service import bench_peers, bench_report, bench_train  # noqa: PLC0415 - need the numeric stack
 
-    engines = {}
-    for name in options.engines:
-        try:
-            engine = choose_engine(name)
-            engine.start(_setup(options, 100)).close()
-            engines[name] = engine
-        except SpecError as error:
-            print(f"{name}: left out, {error}", file=sys.stderr)
-    if not engines:
-        raise SpecError("none of these engines is installed here", where=", ".join(options.engines))
-    rows = []
-    for depth in DEPTHS:
-        runs = {name: engine.start(_setup(options, depth)) for name, engine in engines.items()}
-        rows.append({"depth_percent": depth, "step_ms": _measure(options, runs)})
-        for run in runs.values():
-            run.close()
-    report = {
-        "model": options.model,
-        "batch": options.batch,
+    check_bounds(options)
+    depths = numbers(options.depths, 0, DEEPEST, "--depths")
+    peers = names(options.vs, PEERS, "--vs")
+    found = bench_peers.entries(peers, Path(options.environments))
+    load = bench_train.Load(options.batch, options.optimizer, options.threads, options.rounds)
+    cases = [_train_case(model, options, load, depths, found, linearity=options.linearity) for model in options.model]
+    report: dict[str, object] = {
+        "bench": "train",
+        "machine": machine(),
+        "batch": load.batch,
         "size": options.size,
-        "optimizer": options.optimizer,
-        "threads": options.threads,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "runtime": _runtime(),
-        "rows": rows,
+        "optimizer": load.optimizer,
+        "threads": load.threads,
+        "rounds": load.rounds,
+        "cases": cases,
     }
+    if options.chart:
+        write_chart(options.chart, bench_report.train_chart(report))
     if options.json:
         say_json(report)
     else:
-        _show(report, rows)
+        bench_report.show_train(report)
     return 0
 
 
-def _setup(options: argparse.Namespace, depth_percent: int) -> TrainingSetup:
-    from agent.cost import cost_table  # noqa: PLC0415 - numeric stack
-    from agent.engine import base  # noqa: PLC0415 - same
-    from agent.engine.passes import fold_batch_norm, replace_head  # noqa: PLC0415 - same
-    from agent.publish import read_model  # noqa: PLC0415 - same
-    from policies.freezing import snap  # noqa: PLC0415 - same
+def _train_case(
+    model: str,
+    options: argparse.Namespace,
+    load: Load,
+    depths: Sequence[int],
+    sides: Sequence[Entry],
+    *,
+    linearity: bool,
+) -> dict[str, object]:
+    from service import bench_files, bench_report, bench_train  # noqa: PLC0415 - need the numeric stack
 
-    graph, _ = read_model(options.model)
-    graph = replace(graph, input_shape=(graph.input_shape[0], options.size, options.size))
-    graph = replace_head(fold_batch_norm(graph), CLASSES, seed=0)
-    frozen = snap((*cost_table(graph).crossing_bytes, 0), depth_percent)
-    optimizer = base.OptimizerSpec(options.optimizer, momentum=0.9)
-    return base.TrainingSetup(graph, options.batch, graph.input_shape, frozen, optimizer, options.threads)
-
-
-def _measure(options: argparse.Namespace, runs: dict[str, TrainingRun]) -> dict[str, float]:
-    """Median milliseconds a step, in turns of `BLOCK` counted steps."""
-    import numpy as np  # noqa: PLC0415 - numeric stack
-
-    rng = np.random.default_rng(0)
-    samples = rng.standard_normal((options.batch, 3, options.size, options.size)).astype(np.float32)
-    labels = rng.integers(0, CLASSES, options.batch)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            for step in range(WARM_UP + BLOCK):
-                began = time.perf_counter()
-                run.step(samples, labels, LEARNING_RATE)
-                if step >= WARM_UP:
-                    times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(found) for name, found in times.items()}
+    graph = bench_files.bench_graph(model, options.size, bench_files.CLASSES, seed=0)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="temperd-bench-") as folder:
+        case = bench_files.write_case(Path(folder), graph)
+        for depth in depths:
+            frozen = case.frozen_layers(depth)
+            say_progress(f"{model}: {frozen} of {len(graph.layers())} layers frozen ({depth} %)")
+            figures = bench_train.measure_depth(case, load, frozen, sides)
+            rows.append(bench_report.depth_row(depth, frozen, load.batch, figures))
+        found: dict[str, object] = {"model": Path(model).stem, "layers": len(graph.layers()), "depths": rows}
+        if linearity:
+            say_progress(f"{model}: time against samples and layers")
+            found["linearity"] = bench_train.measure_linearity(case, load, sides[0])
+    return found
 
 
-def _runtime() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - one use
+def freeze(options: argparse.Namespace) -> int:
+    """Work, memory and held-out accuracy by freeze depth, beside the article's figures."""
+    from service import bench_freeze, bench_report  # noqa: PLC0415 - need the numeric stack
 
-    for package in ("onnxruntime", "onnxruntime-training-cpu"):
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            continue
+    check_bounds(options)
+    if not 0 < options.learning_rate <= 1:
+        raise SpecError(f"{options.learning_rate} is outside 0..1", where="--learning-rate")
+    study = bench_freeze.Study(
+        model=options.model,
+        seeds=tuple(numbers(options.seeds, 0, MAX_SEED, "--seeds")),
+        batch=options.batch,
+        size=options.size,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        threads=options.threads,
+    )
+    report = {"bench": "freeze", "machine": machine(), **bench_freeze.measure(study, options.data, say_progress)}
+    if options.chart:
+        write_chart(options.chart, bench_report.freeze_chart(report))
+    if options.json:
+        say_json(report)
+    else:
+        bench_report.show_freeze(report)
+    return 0
+
+
+def check_bounds(options: argparse.Namespace) -> None:
+    """Refuse numbers outside `BOUNDS` and lists longer than `MAX_LIST`.
+
+    Raises:
+        SpecError: names the option and its bounds.
+    """
+    for key, (low, high) in BOUNDS.items():
+        value = getattr(options, key, low)
+        if not low <= value <= high:
+            raise SpecError(f"{value} is outside {low}..{high}", where=f"--{key}")
+    for key in ("model", "data"):
+        value = getattr(options, key, ())
+        if isinstance(value, list) and len(value) > MAX_LIST:
+            raise SpecError(f"{len(value)} are more than {MAX_LIST}", where=f"--{key}")
+
+
+def numbers(text: str, low: int, high: int, where: str) -> list[int]:
+    """A list such as `0,50,75`, in its order and without repetitions.
+
+    Raises:
+        SpecError: not numbers, outside the bounds, none or too many.
+    """
+    try:
+        found = list(dict.fromkeys(int(part) for part in text.split(",", MAX_LIST)))
+    except ValueError as error:
+        raise SpecError("not a list of at most 12 numbers with commas", where=f"{where} {text[:100]}") from error
+    if len(found) > MAX_LIST or not all(low <= value <= high for value in found):
+        raise SpecError(f"give at most {MAX_LIST} numbers in {low}..{high}", where=f"{where} {text[:100]}")
+    return found
+
+
+def names(text: str, allowed: Sequence[str], where: str) -> list[str]:
+    """A list such as `torch,ort-training`; empty text is the empty list.
+
+    Raises:
+        SpecError: a name that is not allowed.
+    """
+    found = list(dict.fromkeys(part for part in text.split(",") if part))
+    unknown = [name for name in found if name not in allowed]
+    if unknown:
+        raise SpecError(f"{unknown[0][:100]!r} is none of {', '.join(allowed)}", where=where)
+    return found
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    return {
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+        for text in lines:
+            key, _, value = text.partition(":")
+            if key.strip() in ("model name", "Model"):
+                return value.strip()
     return "unknown"
 
 
-def _show(report: dict[str, object], rows: list[dict[str, object]]) -> None:
-    print(f"{report['model']}, {report['batch']} x {report['size']} px, {report['optimizer']}, {report['runtime']}")
-    for row in rows:
-        times = row["step_ms"]
-        assert isinstance(times, dict)
-        shown = "  ".join(f"{name} {value:7.1f} ms" for name, value in times.items())
-        first = next(iter(times.values()))
-        others = list(times.items())[1:]
-        ratios = "  ".join(f"{name} / {next(iter(times))} = {value / first:.2f}" for name, value in others)
-        print(f"  {row['depth_percent']:3} % frozen  {shown}  {ratios}")
+def say_progress(text: str) -> None:
+    """One line of progress, apart from the report."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_chart(path: str, svg: str) -> None:
+    """Write the picture.
+
+    Raises:
+        BoardError: it cannot be written.
+    """
+    try:
+        Path(path).write_text(svg, "utf-8")
+    except OSError as error:
+        raise BoardError("the chart cannot be written", where=f"{path}: {error.strerror}") from error

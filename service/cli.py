@@ -58,7 +58,10 @@ examples:
     "fleet": """Commands to boards over MQTT, signed with a console key.
 example: temperd fleet send my-board fine-tune job.toml --key alice.key --broker broker.local --watch""",
     "bench": """Figures measured on this machine, side by side in one run, as medians and ratios.
-example: temperd bench train --model mobilenetv2.onnx""",
+examples:
+  temperd bench train --model mobilenetv2.onnx
+  temperd bench train --batch 8 --size 224 --vs torch,ort-training --chart train.svg
+  temperd bench freeze --data flowers.npz signs/ --chart freeze.svg""",
     "demo": """The whole story on this machine: broker, repository, emulated board, real model, real images, heat.
 example: temperd demo --images ./my-images""",
 }
@@ -203,17 +206,7 @@ def _laptop_verbs(verbs: Verbs) -> None:
     send.add_argument("--tenant", default="default")
     send.add_argument("--valid", type=int, default=3600, metavar="SECONDS", help="the command expires after (3600)")
     send.add_argument("--watch", action="store_true", help="follow until the job ends; the exit code is its outcome")
-    kinds = _group(verbs, "bench", "figures, measured here")
-    train = _verb(kinds, "train", "bench:train", config=False, text="Step times of the engines installed, in turns.")
-    train.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
-    train.add_argument("--engines", nargs="+", default=["graph", "ort-training"], help="engines to compare")
-    train.add_argument("--batch", type=int, default=16)
-    train.add_argument("--size", type=int, default=96, help="side of the images, in pixels")
-    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
-    train.add_argument("--threads", type=int, default=2)
-    train.add_argument(
-        "--rounds", type=int, choices=range(1, 101), default=4, metavar="N", help="turns of five counted steps each"
-    )
+    _bench_verbs(_group(verbs, "bench", "figures, measured here"))
     demo = _verb(verbs, "demo", "demo:main", config=False)
     demo.add_argument("--images", metavar="DIR", help="your images: one folder a class (default: scanned digits)")
     demo.add_argument("--out", metavar="DIR", default="temperd-demo", help="where everything is kept (./temperd-demo)")
@@ -238,6 +231,28 @@ def _base_verb(verbs: Verbs) -> None:
     base.add_argument("--epochs", type=int, default=20, metavar="N")
     base.add_argument("--seed", type=int, default=0)
     base.add_argument("--threads", type=int, default=2)
+
+
+def _bench_verbs(kinds: Verbs) -> None:
+    train = _verb(kinds, "train", "bench:train", config=False, text="Speed and memory of training, peers beside it.")
+    train.add_argument("--model", nargs="+", default=["efficientnet-lite0"], help="ONNX files, or efficientnet-lite0")
+    train.add_argument("--vs", default="", metavar="PEERS", help="torch, ort-training, or both with a comma (none)")
+    train.add_argument("--environments", metavar="DIR", default=".", help="where `make bench` made the peers' (.)")
+    train.add_argument("--depths", default="0,50,75", metavar="PERCENT", help="layers frozen, in percent (0,50,75)")
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="sgd has a momentum of 0.9")
+    train.add_argument("--rounds", type=int, default=4, metavar="N", help="turns of five counted steps each (4)")
+    train.add_argument("--linearity", action="store_true", help="also time against samples and layers")
+    freeze = _verb(kinds, "freeze", "bench:freeze", config=False, text="What freezing saves, and what it costs.")
+    freeze.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
+    freeze.add_argument("--data", nargs="+", required=True, metavar="PATH", help="image folders or .npz files")
+    freeze.add_argument("--seeds", default="0,1,2", help="one training each, with commas (0,1,2)")
+    freeze.add_argument("--epochs", type=int, default=8)
+    freeze.add_argument("--learning-rate", type=float, default=0.01, help="highest rate (0.01)")
+    for verb in (train, freeze):
+        verb.add_argument("--batch", type=int, default=16, help="samples a step (16)")
+        verb.add_argument("--size", type=int, default=96, help="side of the images, in pixels (96)")
+        verb.add_argument("--threads", type=int, default=2, help="threads a side (2)")
+        verb.add_argument("--chart", metavar="FILE.svg", help="also draw the figures")
 
 
 if __name__ == "__main__":
