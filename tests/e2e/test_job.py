@@ -40,6 +40,14 @@ def test_a_signed_command_becomes_a_better_model(fleet: World) -> None:
     assert [p.name for p in weights_on_disk(fleet.folder)] == ["colours.onnx"], "only the publisher's own file is plain"
 
 
+def test_a_frozen_part_runs_once_an_image_and_leaves_nothing_on_disk(fleet: World) -> None:
+    result = fleet.send("fine-tune", fleet.job(fleet.images(), depth="50"))["result"]
+    cache = result["cache"]
+    assert cache["misses"] == result["train_samples"] + result["held_out"], cache
+    assert cache["hits"] > cache["misses"]
+    assert list((fleet.state / "features").iterdir()) == []
+
+
 def test_the_same_command_twice_runs_once(fleet: World) -> None:
     request = fleet.request("fine-tune", fleet.job(fleet.images()))
     envelope = sign_command(request, fleet.console_key)
