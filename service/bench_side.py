@@ -16,6 +16,7 @@ import numpy as np
 
 from agent.engine import choose_engine
 from agent.engine.base import Float32, Int64, OptimizerSpec, TrainingRun, TrainingSetup
+from agent.engine.footprint import return_memory
 from agent.engine.ir import parse
 from agent.errors import TemperdError
 
@@ -46,6 +47,7 @@ class Side:
 
     def do_open(self, request: Request) -> Reply:
         """Compile for a boundary."""
+        return_memory()  # as the worker does
         with np.load(request["batches"]) as arrays:
             self._samples, self._labels = arrays["samples"], arrays["labels"]
         graph = parse((Path(request["folder"]) / "model.onnx").read_bytes())

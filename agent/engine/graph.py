@@ -221,7 +221,7 @@ class GraphRun:
         """Apply the gradients of the last backward pass, unless something in them is not finite."""
         program, spec = self._running, self._setup.optimizer
         spans = [self._weights.span(first, last) for first, last in self._weights.runs(program.learning)]
-        norm = gradient_norm([self._gradients.flat[span] for span in spans])
+        norm = gradient_norm([self._gradients.flat[span] for span in spans], self._threads)
         if not math.isfinite(loss) or not math.isfinite(norm):
             return StepResult(loss, norm, kept=False)
         scale = clip_scale(spec, norm)

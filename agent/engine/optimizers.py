@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from agent.engine.base import Float32, OptimizerSpec
 from agent.engine.native import AdamwRule, kernels
 
 CHUNK = 1 << 16  # floats: four arrays of 256 KiB stay in a board's second-level cache between the passes of one chunk
+NATIVE_CHUNK = 1 << 18  # floats: large beside the cost of a call, small enough to share out
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 MOMENTUM, FIRST_MOMENT, SECOND_MOMENT = "momentum", "adam_m", "adam_v"
 
 
@@ -31,13 +35,23 @@ def state_names(spec: OptimizerSpec, parameter: str) -> tuple[str, ...]:
     return tuple(f"{kind}/{parameter}" for kind in state_kinds(spec))
 
 
-def gradient_norm(gradients: Iterable[Float32]) -> float:
-    """Global L2 norm of contiguous arrays; infinite or not a number when one of their values is."""
+def gradient_norm(gradients: Iterable[Float32], threads: Executor | None = None) -> float:
+    """Global L2 norm of contiguous arrays; infinite or not a number when one of their values is.
+
+    Args:
+        gradients: any shapes.
+        threads: where large arrays are worked on in parts.
+    """
     native = kernels()
-    with np.errstate(over="ignore", invalid="ignore"):
-        if native is not None:
-            return math.sqrt(sum(native.square_sum(values) for values in gradients))
-        return math.sqrt(sum(float(np.vdot(part, part)) for values in gradients for part in _chunks(values)))
+    parts = [part for values in gradients for part in _chunks(values.reshape(-1))]
+
+    def work(chosen: Sequence[Float32]) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if native is not None:
+                return sum(native.square_sum(part) for part in chosen)
+            return sum(float(np.vdot(part, part)) for part in chosen)
+
+    return math.sqrt(sum(_shared(work, parts, threads)))
 
 
 def clip_scale(spec: OptimizerSpec, norm: float) -> float:
@@ -68,24 +82,32 @@ def apply_update(
         threads: where large arrays are worked on in parts.
     """
     rule = _rule(spec, updates_made + 1, learning_rate, scale)
-    arrays = [array.reshape(-1) for array in (weight, gradient, *state)]
-    parts = [slice(start, start + CHUNK) for start in range(0, arrays[0].size, CHUNK)]
+    flat = [array.reshape(-1) for array in (weight, gradient, *state)]
+    parts = list(zip(*(_chunks(array) for array in flat), strict=True))
 
-    def work(chosen: Sequence[slice]) -> None:
+    def work(chosen: Sequence[Sequence[Float32]]) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # whether a step is finite was asked before
-            for part in chosen:
-                rule([array[part] for array in arrays])
+            for arrays in chosen:
+                rule(arrays)
 
+    _shared(work, parts, threads)
+
+
+def _chunks(flat: Float32) -> list[Float32]:
+    """The library makes one pass over a chunk, NumPy one for each operation: its chunks must stay in a cache."""
+    size = CHUNK if kernels() is None else NATIVE_CHUNK
+    return [flat[start : start + size] for start in range(0, flat.size, size)]
+
+
+def _shared(work: Callable[[Sequence[Part]], Made], parts: Sequence[Part], threads: Executor | None) -> list[Made]:
+    """Half of the parts here, the others on a thread."""
     if threads is None or len(parts) < 2:  # noqa: PLR2004 - nothing to share out
-        work(parts)
-    else:
-        half = len(parts) // 2
-        other = threads.submit(work, parts[half:])
-        work(parts[:half])
-        other.result()
+        return [work(parts)]
+    other = threads.submit(work, parts[1::2])
+    return [work(parts[::2]), other.result()]
 
 
-Rule = Callable[[list[Float32]], None]
+Rule = Callable[[Sequence[Float32]], None]
 
 
 def _rule(spec: OptimizerSpec, t: int, learning_rate: float, scale: float) -> Rule:
@@ -136,8 +158,3 @@ def _adamw(rule: AdamwRule, weight: Float32, gradient: Float32, first: Float32, 
     if rule.shrink != 1:
         weight *= np.float32(rule.shrink)
     weight -= denominator
-
-
-def _chunks(values: Float32) -> Iterable[Float32]:
-    flat = values.reshape(-1)
-    return (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))

@@ -15,6 +15,7 @@ import pytest
 from agent.slots import checkpoint_path
 from agent.spec import parse_spec, spec_table
 from service.commands import Request, sign_command
+from service.console_link import Seen
 from service.journal import Journal
 from tests.simulators.fleet import ROOT, World, as_json
 
@@ -30,8 +31,15 @@ def begun(fleet: World, epochs: int = LONG) -> Request:
     return request
 
 
+def learning(seen: Seen) -> bool:
+    """Whether a message tells of a step: a job in state TRAINING first scores the model it starts from."""
+    values = seen.body.get("values")
+    return seen.kind == "metrics" and seen.name == "training" and isinstance(values, dict) and values["samples"] > 0
+
+
 def test_a_stop_in_mid_training_costs_neither_the_work_nor_an_attempt(fleet: World) -> None:
     request = begun(fleet)
+    fleet.wait(lambda: any(learning(seen) for seen in fleet.seen(0.5)))
     worker = fleet.worker_pid()
     assert worker is not None
     assert fleet.stop() == 0

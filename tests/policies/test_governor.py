@@ -241,7 +241,7 @@ def test_hotter_is_never_faster(before: list[Reading], reading: Reading, one: fl
     st.booleans(),
     st.lists(st.floats(0.001, 1.0, allow_subnormal=False), min_size=1, max_size=30),
 )
-def test_no_chatter_inside_the_hysteresis(trip: float, entered: bool, shares: list[float]) -> None:  # noqa: FBT001 - a drawn value
+def test_no_chatter_inside_the_hysteresis(trip: float, entered: bool, shares: list[float]) -> None:
     # Between the trip and the nearest lower border nothing may change, from above or from below. The bands of
     # neighbouring trips overlap, so only the part above the next trip down belongs to this trip alone.
     band = min(2.0 if trip == 35.0 else 3.0, POLICY.thermal.hysteresis_kelvin)

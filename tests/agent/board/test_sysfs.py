@@ -143,7 +143,7 @@ def test_supply(
     battery: dict[str, str] | None,
     mains: str | None,
     charge: float | None,
-    on_mains: bool | None,  # noqa: FBT001 - a table
+    on_mains: bool | None,
 ) -> None:
     for key, value in ({"type": "Battery"} | battery if battery is not None else {}).items():
         tree.set(f"{SUPPLY}/BAT0/{key}", value)
@@ -165,7 +165,7 @@ def test_supply(
         (FAN, "3", False, False),  # a fan that turns throttles nothing
     ],
 )
-def test_signs_of_throttling(tree: Tree, name: str, text: str, undervoltage: bool, throttled: bool) -> None:  # noqa: FBT001 - a table
+def test_signs_of_throttling(tree: Tree, name: str, text: str, undervoltage: bool, throttled: bool) -> None:
     tree.set(name, text)
     reading = tree.board().read(1.0)
     assert (reading.undervoltage, reading.throttled) == (undervoltage, throttled)
