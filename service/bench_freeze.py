@@ -16,7 +16,8 @@ from agent.cost import cost_table
 from agent.dataset import epoch_batches
 from agent.engine import choose_engine
 from agent.engine.base import Float32, OptimizerSpec, TrainingRun, TrainingSetup
-from agent.evaluate import score_logits
+from agent.errors import EngineError, SpecError
+from agent.evaluate import majority_share, score_logits
 from agent.images import Images, load, preprocessed
 from agent.publish import IMAGENET_OFFSET, IMAGENET_SCALE
 from service.bench_files import bench_graph, layers_at, write_batches, write_case
@@ -50,15 +51,20 @@ def measure(study: Study, sources: Sequence[str], tell: Callable[[str], None]) -
     """The table: one row a depth, with the accuracy on each data set.
 
     Raises:
+        SpecError: two data sets of one name.
         DataError: a data set cannot be read.
         EngineError: training fails.
     """
     images = {Path(source).stem: source for source in sources}
+    if len(images) < len(sources):
+        raise SpecError("two data sets have the same name", where="--data", fix="Rename one, or name it once")
     accuracy: dict[str, dict[int, list[float]]] = {}
+    floors: dict[str, float] = {}
     for name, source in images.items():
         accuracy[name] = {depth: [] for depth in DEPTHS}
         for seed in study.seeds:
             data = load(source, study.size, HELD_OUT, seed, MOST_SAMPLES)
+            floors[name] = majority_share(data.y_test)
             for depth in DEPTHS:
                 found = tuned_accuracy(study, data, depth, seed)
                 accuracy[name][depth].append(found)
@@ -82,6 +88,7 @@ def measure(study: Study, sources: Sequence[str], tell: Callable[[str], None]) -
         "epochs": study.epochs,
         "learning_rate": study.learning_rate,
         "seeds": list(study.seeds),
+        "largest_class": floors,
         "rows": rows,
     }
 
@@ -147,6 +154,9 @@ def tuned_accuracy(study: Study, data: Images, depth: int, seed: int) -> float:
 
     SGD with momentum, a short warm-up and half a cosine; the seed draws the head and the order of samples. What the
     frozen part makes of an image is kept from the first epoch on.
+
+    Raises:
+        EngineError: loss or gradient were not finite.
     """
     graph = bench_graph(study.model, study.size, len(data.classes), seed)
     frozen = layers_at(cost_table(graph), depth)
@@ -158,7 +168,11 @@ def tuned_accuracy(study: Study, data: Images, depth: int, seed: int) -> float:
         for epoch in range(study.epochs):
             for step, chosen in enumerate(epoch_batches(len(data.y_train), study.batch, seed, epoch)):
                 rate = study.learning_rate * rate_share(epoch * steps + step, study.epochs * steps)
-                run.step_from_boundary([rows[chosen] for rows in kept], data.y_train[chosen], rate)
+                done = run.step_from_boundary([rows[chosen] for rows in kept], data.y_train[chosen], rate)
+                if not done.kept:
+                    raise EngineError(
+                        "training diverged", where=f"{depth} %, epoch {epoch + 1}", fix="Lower --learning-rate"
+                    )
         return score_logits(run.outputs(preprocessed(data.x_test, RULE)), data.y_test).value
     finally:
         run.close()

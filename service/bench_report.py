@@ -141,6 +141,9 @@ def show_freeze(report: Row) -> None:
             beside = f"({article['points']:+.1f})" if article else ""
             cells += f"{shown:>13} {lost['mean']:+.1f}±{lost['deviation']:.1f} {beside:<6}"
         print(f"  {name:>7}{cells}")
+    for name, floor in report["largest_class"].items():
+        if any(row["accuracy"][name]["mean"] <= floor for row in report["rows"]):
+            print(f"  {name}: some depths learnt nothing (the largest class gives {100 * floor:.1f}): lower the rate")
     print("  work: multiply-accumulates of a step; memory: peak above the loaded libraries; process: peak of all of it")
     print("  accuracy: held out, %, mean ± deviation over seeds, then points against full fine-tuning of the same seed")
 

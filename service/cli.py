@@ -247,7 +247,7 @@ def _bench_verbs(kinds: Verbs) -> None:
     freeze.add_argument("--data", nargs="+", required=True, metavar="PATH", help="image folders or .npz files")
     freeze.add_argument("--seeds", default="0,1,2", help="one training each, with commas (0,1,2)")
     freeze.add_argument("--epochs", type=int, default=8)
-    freeze.add_argument("--learning-rate", type=float, default=0.01, help="highest rate (0.01)")
+    freeze.add_argument("--learning-rate", type=float, default=0.001, help="highest rate (0.001)")
     for verb in (train, freeze):
         verb.add_argument("--batch", type=int, default=16, help="samples a step (16)")
         verb.add_argument("--size", type=int, default=96, help="side of the images, in pixels (96)")

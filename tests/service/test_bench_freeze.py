@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.engine.ir import serialize
+from agent.errors import EngineError
 from agent.images import load
 from service.bench_chart import Bars, bar_chart
 from service.bench_freeze import ARTICLE, DEPTHS, Study, change, points_lost, rate_share, spread, tuned_accuracy
@@ -81,6 +82,23 @@ def test_the_table_for_people(model: str, data: str, capsys: pytest.CaptureFixtu
 def test_wrong_options_are_refused(option: str, model: str, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "freeze", "--model", model, "--data", data, option]) == 2
     assert option.partition("=")[0] in capsys.readouterr().err
+
+
+def test_a_rate_far_too_high_is_said_and_gives_no_accuracy(model: str, data: str) -> None:
+    images = load(data, SIZE, 0.25, 0, 100)
+    with pytest.raises(EngineError, match=r"training diverged.*--learning-rate"):
+        tuned_accuracy(study(model, learning_rate=1e30), images, 0, seed=0)
+
+
+def test_one_name_for_two_data_sets_is_refused(model: str, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "freeze", "--model", model, "--data", data, data]) == 2
+    assert "same name" in capsys.readouterr().err
+
+
+def test_depths_that_learnt_nothing_are_pointed_out(model: str, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "freeze", "--model", model, "--data", data, "--seeds=0", "--epochs=1", "--batch=8"]
+    assert main([*command, f"--size={SIZE}", "--threads=1", "--learning-rate=1e-9"]) == 0
+    assert "colours: some depths learnt nothing" in capsys.readouterr().out
 
 
 def test_points_are_taken_seed_by_seed() -> None:
