@@ -26,6 +26,7 @@ OLDEST_OPSET, NEWEST_OPSET = 13, 21
 MAX_MODEL_BYTES = 256 << 20  # boards hold weights, gradients and optimizer state in memory at once
 MAX_NODES = 20_000  # EfficientNet-B7 has about 1,000
 MAX_DIMENSION = 1 << 24
+MAX_SHAPE_VALUES = 256  # in an initializer whose values may decide a shape: axes, sizes, pads
 MAX_SAMPLE_RANK = 4  # up to [C, D, H, W]
 QUANTIZED = frozenset(
     ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")
@@ -366,7 +367,10 @@ def inferred_shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | Non
     """
     sample = input_shape or graph.input_shape
     inputs: dict[str, tuple[type[np.generic], tuple[int | str, ...]]] = {graph.input: (np.float32, (batch, *sample))}
-    model = model_proto(graph.nodes, graph.initializers, inputs, {graph.output: None}, opset=graph.opset)
+    # Only what a shape may depend on goes along as values: weights would be copied some times over.
+    values = {name: value for name, value in graph.initializers.items() if value.size <= MAX_SHAPE_VALUES}
+    weights = {name: (value.dtype.type, value.shape) for name, value in graph.initializers.items() if name not in values}
+    model = model_proto(graph.nodes, values, inputs | weights, {graph.output: None}, opset=graph.opset)
     try:
         inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (shape_inference.InferenceError, ValueError) as error:
