@@ -31,7 +31,7 @@ from agent.durable import atomic_writer, make_folder, remove_partials
 from agent.features_codec import Records
 
 MAGIC = b"TMPFEAT1"
-BLOCK_BYTES = 8 << 20  # large enough that syncs are rare, small enough to be held in memory and lost
+BLOCK_BYTES = 2 << 20  # large enough that syncs are rare, small enough to be held in memory and lost
 MAX_RECORD_BYTES = BLOCK_BYTES
 MAX_BLOCK_RECORDS = 8192  # bounds the index: 288 KiB
 MAX_BLOCKS = 512  # each keeps a file open; processes may have 1024
@@ -98,6 +98,8 @@ class Block:
         """Copy record `slot` to `out` [record_bytes]; whether it is what was stored."""
         start = self._start + slot * self._record_bytes
         out[:] = np.frombuffer(self._map, np.uint8, self._record_bytes, start)
+        page = start - start % mmap.PAGESIZE  # the system's cache keeps the pages; this process must not grow with them
+        self._map.madvise(mmap.MADV_DONTNEED, page, start + self._record_bytes - page)
         return record_check(self._generation, self.keys[slot], out.data) == self._checks[slot]
 
     def close(self) -> None:

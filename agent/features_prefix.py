@@ -17,12 +17,11 @@ from agent.engine.base import Float32, Int64, StepResult, TrainingRun
 from agent.engine.identity import runs_nothing
 from agent.features import Counts, FeatureCache, GenerationKey, record_key, sample_digest
 from agent.features_blocks import DIGEST_BYTES, MAX_RECORD_BYTES
-from agent.features_codec import Codec
+from agent.features_codec import AUTO_STORAGE, Codec
 from agent.plan import Plan
 from agent.spec import FineTuneSpec
 from agent.task import Task
 
-AUTO_STORAGE = "float16"  # its error is far below that of the weights' own last steps; int8 halves the disk once more
 MAX_RECORDS = 200_000  # the index of each takes about 250 bytes of memory
 READ_BYTES_PER_S = 40e6  # a good memory card in a Raspberry Pi 4; what the page cache still holds comes faster
 MACS_PER_S = 5e9  # float32 convolutions of MobileNets on its four cores

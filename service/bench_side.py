@@ -6,8 +6,10 @@ A program of its own (`python -m service.bench_side graph`), so that its memory 
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,44 @@ from agent.engine import choose_engine
 from agent.engine.base import Float32, Int64, OptimizerSpec, TrainingRun, TrainingSetup
 from agent.engine.footprint import return_memory
 from agent.engine.ir import parse
-from agent.errors import TemperdError
+from agent.errors import EngineError, TemperdError
+from agent.features import FeatureCache, GenerationKey, record_key
+from agent.features_codec import AUTO_STORAGE, Codec
 
 Request = dict[str, Any]
 Reply = dict[str, object]
 MEMORY = {"peak_kib": "VmHWM", "resident_kib": "VmRSS"}
 RUNTIMES = ("onnxruntime", "onnxruntime-training-cpu")
+
+
+class Kept:
+    """What crossed the boundary, in the files and the number format in which a job keeps it."""
+
+    def __init__(self, folder: Path, run: TrainingRun) -> None:
+        self._codec = Codec(AUTO_STORAGE, tuple(run.boundary_shapes.values()))
+        self._cache = FeatureCache(folder, _refuse)
+        key = GenerationKey(run.prefix_digest, tuple(run.boundary_shapes.items()), b"bench", AUTO_STORAGE)
+        self._cache.select(key, self._codec.record_bytes)
+
+    def put(self, numbers: Iterable[int], crossing: Sequence[Float32]) -> None:
+        """Keep the activations [N, ...] of samples by number."""
+        self._cache.put(_keys(numbers), self._codec.encode(crossing)[0])
+
+    def get(self, numbers: Iterable[int]) -> tuple[Float32, ...]:
+        """The activations of samples by number."""
+        keys = _keys(numbers)
+        records = np.empty((len(keys), self._codec.record_bytes), np.uint8)
+        if not self._cache.get(keys, records).all():
+            raise EngineError("the feature cache has lost samples")
+        return self._codec.decode(records)
+
+
+def _keys(numbers: Iterable[int]) -> list[bytes]:
+    return [record_key(str(number).encode(), 0, 0) for number in numbers]
+
+
+def _refuse(message: str) -> None:
+    raise EngineError("activations cannot be kept", where=message)
 
 
 class Side:
@@ -32,7 +66,7 @@ class Side:
     _run: TrainingRun
     _samples: Float32
     _labels: Int64
-    _cache: list[Float32]
+    _kept: Kept
 
     def __init__(self, engine: str) -> None:
         self._engine = choose_engine(engine)
@@ -52,6 +86,7 @@ class Side:
             self._samples, self._labels = arrays["samples"], arrays["labels"]
         graph = parse((Path(request["folder"]) / "model.onnx").read_bytes())
         optimizer = OptimizerSpec(request["optimizer"])
+        self._folder = Path(request["folder"])
         shape = tuple(self._samples.shape[2:])
         frozen = int(request["frozen_layers"])
         setup = TrainingSetup(graph, self._samples.shape[1], shape, frozen, optimizer, int(request["threads"]))
@@ -71,27 +106,30 @@ class Side:
     def do_first_epoch(self, request: Request) -> Reply:
         """An epoch that keeps what crosses the boundary of every sample; milliseconds of each step."""
         batch, times = self._samples.shape[1], []
-        shapes = self._run.boundary_shapes.values()
-        self._cache = [np.empty((request["count"] * batch, *shape), np.float32) for shape in shapes]
         for step in range(request["count"]):
             index = step % len(self._labels)
             began = time.perf_counter()
+            if step == 0:
+                self._kept = Kept(self._folder / "features", self._run)
             crossing = self._run.boundary(self._samples[index])
-            for kept, value in zip(self._cache, crossing, strict=True):
-                kept[step * batch : (step + 1) * batch] = value
+            self._kept.put(range(step * batch, (step + 1) * batch), crossing)
             self._run.step_from_boundary(crossing, self._labels[index], request["learning_rate"])
             times.append(1e3 * (time.perf_counter() - began))
+        self._kept_steps = int(request["count"])
         return {"ms": times}
 
     def do_cached_steps(self, request: Request) -> Reply:
         """Steps of a later epoch: kept activations, picked by sample in an order that is new every time."""
-        batch, count, times = self._samples.shape[1], len(self._cache[0]), []
-        order = np.random.default_rng(request["first"]).integers(0, count // batch, request["count"])
-        for chosen in order:
-            rows = np.random.default_rng(chosen).permutation(batch) + chosen * batch  # labels of the batch stay its own
-            labels = self._labels[chosen % len(self._labels)][rows - chosen * batch]
+        batch, times = self._samples.shape[1], []
+        draw = random.Random(request["first"])  # noqa: S311 - an order, not a secret; NumPy's takes 5 MiB of memory
+        for _ in range(request["count"]):
+            chosen = draw.randrange(self._kept_steps)
+            rows = draw.sample(range(batch), batch)
+            labels = self._labels[chosen % len(self._labels)][rows]  # labels of the batch stay its own
             began = time.perf_counter()
-            self._run.step_from_boundary([kept[rows] for kept in self._cache], labels, request["learning_rate"])
+            self._run.step_from_boundary(
+                self._kept.get([row + chosen * batch for row in rows]), labels, request["learning_rate"]
+            )
             times.append(1e3 * (time.perf_counter() - began))
         return {"ms": times}
 

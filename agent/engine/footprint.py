@@ -18,7 +18,7 @@ from onnx import shape_inference
 
 from agent.engine.arena import FLOAT_BYTES
 
-ACTIVATION_BUDGET = 80 << 20  # bytes of live tensors that a step aims at: more samples at once gain no speed beyond
+ACTIVATION_BUDGET = 52 << 20  # bytes of live tensors that a step aims at: more samples at once gain no speed beyond
 PREFIX_BUDGET = 6 << 20  # the same of the frozen part, which keeps nothing for a way back
 SHARE_OF_FREE = 0.5  # of the memory that is free now; the other half is for what else a board does meanwhile
 RUNTIME_BYTES = 20 << 20  # code, plans and packed constants of the sessions: 15 to 25 MiB where it was measured
@@ -125,6 +125,13 @@ def peak_resident_bytes() -> int:
     return (_kib("/proc/self/status", "VmHWM") or 0) << 10
 
 
+def trim_memory() -> None:
+    """Give freed pieces of the heap back to the system now: a compilation leaves some MiB of them."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 @cache
 def return_memory() -> None:
     """Let large allocations go back to the system when they are freed, whatever was freed before.
@@ -133,7 +140,8 @@ def return_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        trim, threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        trim, threshold, heaps = -1, -3, -8  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX of malloc.h
+        libc.mallopt(heaps, 1)  # threads here compute and rarely allocate: a heap for each is memory unused
         libc.mallopt(threshold, RETURN_FROM)
         libc.mallopt(trim, RETURN_FROM)
 

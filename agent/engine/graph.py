@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from agent.engine.arena import Arena
 from agent.engine.base import Float32, StepResult, Targets, TrainingRun, TrainingSetup, UpdatePlan
-from agent.engine.footprint import Footprint, return_memory
+from agent.engine.footprint import Footprint, return_memory, trim_memory
 from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, state_kinds, state_names
 from agent.engine.passes import fold_batch_norm, learning_parameters
 from agent.engine.program import Program
@@ -200,6 +200,7 @@ class GraphRun:
                 self._shelf.put(plan, known)
                 return known
         made = Program(self._graph, plan, self._setup, self._weights, self._gradients, self._steps)
+        trim_memory()
         self._shelf.put(plan, made)
         return made
 

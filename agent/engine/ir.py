@@ -369,7 +369,9 @@ def inferred_shapes(graph: Graph, batch: int, input_shape: tuple[int, ...] | Non
     inputs: dict[str, tuple[type[np.generic], tuple[int | str, ...]]] = {graph.input: (np.float32, (batch, *sample))}
     # Only what a shape may depend on goes along as values: weights would be copied some times over.
     values = {name: value for name, value in graph.initializers.items() if value.size <= MAX_SHAPE_VALUES}
-    weights = {name: (value.dtype.type, value.shape) for name, value in graph.initializers.items() if name not in values}
+    weights = {
+        name: (value.dtype.type, value.shape) for name, value in graph.initializers.items() if name not in values
+    }
     model = model_proto(graph.nodes, values, inputs | weights, {graph.output: None}, opset=graph.opset)
     try:
         inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)

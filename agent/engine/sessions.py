@@ -61,7 +61,7 @@ def session(
 def _make_shared_arena() -> None:
     """One arena for all sessions of the program: prefix, step and evaluation take turns in the same memory."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_EXTENSION, -1, -1))
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_EXTENSION, -1, 65536))
 
 
 _shared_threads: list[int] = []
