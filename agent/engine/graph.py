@@ -18,7 +18,7 @@ from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, sta
 from agent.engine.passes import fold_batch_norm, learning_parameters
 from agent.engine.program import Program
 from agent.engine.quantize import Int8Check
-from agent.engine.sessions import first_line
+from agent.engine.sessions import first_line, shrink_arena
 from agent.engine.shelf import Shelf
 from agent.errors import EngineError, ModelError
 
@@ -200,6 +200,7 @@ class GraphRun:
                 self._shelf.put(plan, known)
                 return known
         made = Program(self._graph, plan, self._setup, self._weights, self._gradients, self._steps)
+        shrink_arena()
         trim_memory()
         self._shelf.put(plan, made)
         return made

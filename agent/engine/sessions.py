@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from agent.engine.ir import Array
+from agent.engine.ir import Array, Node, model_proto
 from agent.engine.native import library
 from agent.errors import EngineError
 
@@ -37,6 +38,8 @@ def session(
     options.enable_mem_pattern = False  # a planned block would lie beside what the first, unplanned run took
     _make_shared_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
+    # Constants stay for long: between what comes and goes they would keep the arena from shrinking.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if hasattr(ort, "set_global_thread_pool_sizes"):
         _make_shared_pool(threads)
         options.use_per_session_threads = False
@@ -62,6 +65,22 @@ def _make_shared_arena() -> None:
     """One arena for all sessions of the program: prefix, step and evaluation take turns in the same memory."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_EXTENSION, -1, 65536))
+
+
+def shrink_arena() -> None:
+    """Give back what no session holds of the shared arena: the next plan's tensors have other sizes.
+
+    The runtime shrinks at the end of a run, so a small one is made for it.
+    """
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    _small_session().run(None, {"x": np.zeros(1, np.float32)}, options)
+
+
+@cache
+def _small_session() -> ort.InferenceSession:
+    value: Any = (np.float32, (1,))
+    return session(model_proto([Node("Neg", ("x",), ("y",), {}, "shrink")], {}, {"x": value}, {"y": value}), 1)
 
 
 _shared_threads: list[int] = []
