@@ -28,7 +28,7 @@ from agent.errors import BoardError
 from agent.features_blocks import BLOCK_BYTES, MAX_RECORD_BYTES, SUFFIX, Generation
 from agent.features_codec import Records
 
-MAX_CACHE_BYTES = 2 << 30  # an eighth of the smallest usual memory card (16 GB)
+MAX_CACHE_BYTES = 1 << 30  # a sixteenth of the smallest usual memory card (16 GB); as many blocks as may be open
 LEAST_FREE_SHARE = 0.10  # of the file system, left to everyone else: flash wears and slows down when full
 FORMAT = "features 1"  # part of every key: a change of meaning makes all that is stored unreachable
 

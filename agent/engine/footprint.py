@@ -18,10 +18,10 @@ from onnx import shape_inference
 
 from agent.engine.arena import FLOAT_BYTES
 
-ACTIVATION_BUDGET = 52 << 20  # bytes of live tensors that a step aims at: more samples at once gain no speed beyond
+ACTIVATION_BUDGET = 48 << 20  # bytes of live tensors that a step aims at: more samples at once gain no speed beyond
 PREFIX_BUDGET = 6 << 20  # the same of the frozen part, which keeps nothing for a way back
 SHARE_OF_FREE = 0.5  # of the memory that is free now; the other half is for what else a board does meanwhile
-RUNTIME_BYTES = 20 << 20  # code, plans and packed constants of the sessions: 15 to 25 MiB where it was measured
+RUNTIME_BYTES = 6 << 20  # code and plans of the sessions: 2 to 7 MiB where it was measured
 ARENA_GAPS = 1.1  # what the runtime's arena takes for each byte of tensors: free pieces between those in use
 RETURN_FROM = 256 << 10  # bytes of an allocation from which it is given back to the system when it is freed
 VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))  # the runtime passes the memory on
@@ -36,7 +36,7 @@ class Footprint:
         before: resident set of the process when the run was compiled.
         parameters: weights, gradients and optimizer state, and what crosses the boundary.
         live: largest set of step tensors alive at once, without gaps between them.
-        runtime: sessions and their code.
+        runtime: sessions, their code, and the frozen part's constants as the runtime packs them.
     """
 
     before: int

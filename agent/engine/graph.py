@@ -199,8 +199,8 @@ class GraphRun:
                     known.renew_prefix(self._steps)
                 self._shelf.put(plan, known)
                 return known
-        made = Program(self._graph, plan, self._setup, self._weights, self._gradients, self._steps)
         shrink_arena()
+        made = Program(self._graph, plan, self._setup, self._weights, self._gradients, self._steps)
         trim_memory()
         self._shelf.put(plan, made)
         return made

@@ -9,14 +9,17 @@ from functools import cached_property
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from agent.engine.arena import FLOAT_BYTES, bound
 from agent.engine.base import Float32
 from agent.engine.footprint import PREFIX_BUDGET, choose_micro_batch, live_peak
 from agent.engine.identity import prefix_digest
-from agent.engine.ir import Graph, model_proto, shapes
+from agent.engine.ir import Array, Graph, model_proto, shapes
 from agent.engine.passes import Split
 from agent.engine.sessions import session
+
+OUTSIDE_FROM = 1 << 10  # bytes of a constant that is read where it lies; what decides shapes is smaller
 
 
 class Prefix:
@@ -35,7 +38,7 @@ class Prefix:
         self._made = tuple(name for name in cut.crossing if name != graph.input)
         self.tile, self.live_bytes = self._choose_tile()
         self._input = np.zeros((self.tile, *graph.input_shape), np.float32)
-        self._use(self.model(self.tile) if self._made else None)
+        self._use()
 
     @cached_property
     def digest(self) -> bytes:
@@ -44,11 +47,14 @@ class Prefix:
             return hashlib.sha256(self._integer.SerializeToString(deterministic=True)).digest()
         return prefix_digest(self._cut.prefix, self._graph.initializers, self._graph.input)
 
-    def model(self, samples: int | str = "N") -> onnx.ModelProto:
-        """The frozen part in float32, for so many samples at once; a name: for any number."""
+    def model(self) -> onnx.ModelProto:
+        """The frozen part in float32, for any number of samples."""
+        return self._model("N", self._graph.initializers)
+
+    def _model(self, samples: int | str, values: Mapping[str, Array]) -> onnx.ModelProto:
         return model_proto(
             self._cut.prefix,
-            self._graph.initializers,
+            values,
             {self._graph.input: (np.float32, (samples, *self._graph.input_shape))},
             {name: (np.float32, (samples, *self._crossing[name].shape[1:])) for name in self._made},
             opset=self._graph.opset,
@@ -56,8 +62,7 @@ class Prefix:
 
     def use(self, integer: onnx.ModelProto | None) -> None:
         """Run another form of the same function; `None`: float32 again, with the weights as they are now."""
-        if self._made:
-            self._use(integer or self.model(self.tile), integer)
+        self._use(integer)
 
     def run(self, samples: Float32) -> None:
         """Fill the first M places of the crossing buffers from samples [M, ...], M <= micro."""
@@ -70,11 +75,11 @@ class Prefix:
             self._input[: len(part)] = part
             self._session.run_with_iobinding(binding)
 
-    def _use(self, model: onnx.ModelProto | None, integer: onnx.ModelProto | None = None) -> None:
+    def _use(self, integer: onnx.ModelProto | None = None) -> None:
         self._integer = integer
         self.__dict__.pop("digest", None)
-        self._session = None if model is None else session(model, self._threads)
-        self._bindings = []
+        self._bindings: list[ort.IOBinding] = []
+        self._session = self._open() if self._made else None
         if self._session is None:
             return
         given = bound(self._input)
@@ -84,6 +89,15 @@ class Prefix:
             for name in self._made:
                 binding.bind_ortvalue_output(name, bound(self._crossing[name][start : start + self.tile]))
             self._bindings.append(binding)
+
+    def _open(self) -> ort.InferenceSession:
+        if self._integer is not None:
+            return session(self._integer, self._threads)
+        read = {name for node in self._cut.prefix for name in node.inputs}
+        values = {name: value for name, value in self._graph.initializers.items() if name in read}
+        outside = {k: v for k, v in values.items() if v.nbytes >= OUTSIDE_FROM and v.flags.c_contiguous}
+        inside = {name: value for name, value in values.items() if name not in outside}
+        return session(self._model(self.tile, inside), self._threads, outside)
 
     def _choose_tile(self) -> tuple[int, int]:
         """Samples that go through at once, and the live bytes then."""

@@ -64,7 +64,7 @@ class Program:
         self.prefix = Prefix(graph, self.step_graph.cut, self._crossing, self._threads)
         parameters = sum(array.nbytes for array in self._crossing.values())
         live = max(peak_live_bytes(self.step_graph.model), self.prefix.live_bytes)  # they take turns in one arena
-        self.footprint = Footprint(before, parameters, live, RUNTIME_BYTES)
+        self.footprint = Footprint(before, parameters, live, RUNTIME_BYTES + self._packed_bytes)
         self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
         self._bind()
 
@@ -86,10 +86,12 @@ class Program:
     @property
     def kept_bytes(self) -> int:
         """About what the program takes while it does not run."""
-        constants = sum(
-            self._weights.views[name].nbytes for name in self.prefix_constants & self._weights.shapes.keys()
-        )
-        return constants + sum(array.nbytes for array in self._crossing.values()) + SESSION_BYTES
+        return self._packed_bytes + sum(array.nbytes for array in self._crossing.values()) + SESSION_BYTES
+
+    @property
+    def _packed_bytes(self) -> int:
+        """What the frozen part's constants take in the runtime's own order, beside the weights themselves."""
+        return sum(self._weights.views[name].nbytes for name in self.prefix_constants & self._weights.shapes.keys())
 
     def renew_prefix(self, made_at: int) -> None:
         """Take the frozen part's weights as they are now."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import helper
 
 from agent.engine.ir import Array, Node, model_proto
 from agent.engine.native import library
@@ -27,7 +28,8 @@ def session(
     Args:
         model: the graph.
         threads: intra-op threads.
-        weights: values of the model's external initializers, used where they lie: they must outlive the session.
+        weights: constants that the graph reads and does not hold, used where they lie and not copied into messages:
+            contiguous, and they must outlive the session.
 
     Raises:
         EngineError: the runtime refuses the graph.
@@ -50,10 +52,11 @@ def session(
     native = library()
     if native is not None:
         options.register_custom_ops_library(str(native))
-    if weights:
-        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for value in weights.values()]
-        options.add_external_initializers(list(weights), values)
     data = model if isinstance(model, bytes) else model.SerializeToString()
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+        options.add_external_initializers(list(weights), values)
+        data += _declaration(weights)
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many unrelated types from C++
@@ -65,6 +68,19 @@ def _make_shared_arena() -> None:
     """One arena for all sessions of the program: prefix, step and evaluation take turns in the same memory."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_EXTENSION, -1, 65536))
+
+
+def _declaration(weights: Mapping[str, Array]) -> bytes:
+    """External initializers without values, as a message that adds them to the model it is written behind."""
+    model = onnx.ModelProto()
+    for name, value in weights.items():
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor = onnx.TensorProto(name=name, data_type=kind, dims=value.shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, text in (("location", "memory"), ("offset", "0"), ("length", str(value.nbytes))):
+            tensor.external_data.add(key=key, value=text)
+        model.graph.initializer.append(tensor)
+    return bytes(model.SerializeToString())
 
 
 def shrink_arena() -> None:
