@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +9,8 @@ import pytest
 from agent.cost import cost_table, required_bandwidth
 from agent.engine.ir import Graph, Node, parse
 from agent.errors import ModelError
+from tests.simulators.real_data import MOBILENET
 from tests.simulators.small_models import mobile_block_net
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-MOBILENET = SHARED / "mobilenetv2-1.0-224.onnx"
 
 # The small net by hand, for 12 x 12 inputs. The stem's stride 2 makes all maps 6 x 6 = 36 positions.
 MACS = {
@@ -83,7 +80,7 @@ def test_dense_layers_by_hand(op: str, shape: tuple[int, int]) -> None:
     assert table.crossing_bytes == (32,)
 
 
-@pytest.mark.skipif(not MOBILENET.exists(), reason="needs ../shared/data/mobilenetv2-1.0-224.onnx")
+@pytest.mark.skipif(not MOBILENET.exists(), reason="needs TEMPERD_TEST_DATA")
 def test_mobilenet_v2_costs_what_its_paper_says() -> None:
     """300 million multiply-adds and 3.4 million parameters (Sandler et al. 2018, table 4)."""
     table = cost_table(parse(MOBILENET.read_bytes()))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from agent.engine.ir import Graph, serialize, shapes
 from agent.engine.sessions import session
 from agent.engine.signature import signature_from_batch_norm
 from agent.errors import CallerError, ModelError
-
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+from tests.simulators.real_data import REAL_DATA
 
 
 @cache
@@ -50,10 +48,10 @@ def test_pads_at_stride_two_are_tensorflows() -> None:
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0_224_imagenet_train.onnx", "efficientnet-lite0-224.onnx"])
 def test_logits_are_those_of_an_independent_conversion(name: str) -> None:
-    if not (DATA / name).is_file():
+    if not (REAL_DATA / name).is_file():
         pytest.skip(f"{name} is not here")
     x = np.random.default_rng(0).uniform(-1, 1, (2, 3, 224, 224)).astype(np.float32)
-    theirs = session((DATA / name).read_bytes(), 2)
+    theirs = session((REAL_DATA / name).read_bytes(), 2)
     expected = theirs.run(None, {theirs.get_inputs()[0].name: x})[0]
     found = session(serialize(_pretrained()), 2).run(None, {"input": x})[0]
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,9 @@ from agent.engine.graph import GraphEngine
 from agent.engine.ir import Graph, Node, parse
 from agent.engine.passes import replace_head
 from agent.errors import EngineError, ModelError
+from tests.simulators.real_data import FLOWERS, MOBILENET
 from tests.simulators.small_models import colour_images, mobile_block_net
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-MOBILENET = SHARED / "mobilenetv2-1.0-224.onnx"
-FLOWERS = SHARED / "flowers5-96.npz"
 HAS_ORT_TRAINING = importlib.util.find_spec("onnxruntime.training") is not None
 OPTIMIZERS = (
     OptimizerSpec("sgd", momentum=0.9),
@@ -203,9 +200,7 @@ def photographs(count: int, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(inputs[i : i + batch], labels[i : i + batch]) for i in starts]
 
 
-needs_photographs = pytest.mark.skipif(
-    not (MOBILENET.exists() and FLOWERS.exists()), reason="needs ../shared/data: MobileNetV2 and flowers"
-)
+needs_photographs = pytest.mark.skipif(not (MOBILENET.exists() and FLOWERS.exists()), reason="needs TEMPERD_TEST_DATA")
 
 
 @needs_ort_training
