@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help bench demo test test-ort test-ort-training check format container-test clean
+.PHONY: help bench demo test test-ort test-ort-training check format container-test arm64-test clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -55,6 +55,10 @@ format:  ## let ruff format the sources
 
 container-test:  ## build the image with buildah and run it (root, Debian; about 5 minutes)
 	packaging/container/test.sh
+
+arm64-test:  ## the engine's tests on an emulated Cortex-A72, losses compared (root, Debian, x86-64; about 15 minutes)
+	$(MAKE) .venv-ort/.installed EXTRA=ort
+	PYTHON=.venv-ort/bin/python packaging/arm64/test.sh $(ARGS)
 
 clean:  ## remove environments and what the demo made
 	rm -rf .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo build *.egg-info
