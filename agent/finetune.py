@@ -39,6 +39,7 @@ from agent.plan import Plan, make_plan, parse_plan, plan_table, shrink
 from agent.promote import active_slot, load_active, promote, settle
 from agent.sealed import Binding, unseal
 from agent.similarity import cosine_of_means
+from agent.slices import choose_slices
 from agent.spec import FineTuneSpec, parse_spec
 from agent.store import Store
 from agent.study import Study, optimizer
@@ -218,6 +219,7 @@ class FineTune:
         self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         before = trainer.evaluate()
         self._go_on(trainer, store)
+        slices = choose_slices(run, self._spec, task)
         form = choose_form(run, self._spec, task)
         trainer.train()
         run.use_float32()  # what is judged and promoted is the float32 model
@@ -228,6 +230,7 @@ class FineTune:
         result = self._result(trainer, plan, task, before, after, running) | {
             "cache": trainer.cache_told(),
             "prefix": form,
+            "slices": slices,
         }
         if not verdict.accepted:
             raise RefusedError(verdict, result)

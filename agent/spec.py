@@ -62,6 +62,8 @@ class FineTuneSpec:
     """Number format in which the frozen part's activations are kept on disk while the job runs; `auto`: float16."""
     prefix: str = field(default="auto", metadata=limits(choices=("auto", "float32", "int8")))
     """Number format of the frozen layers; `auto` tries 8 bits where it may pay, `int8` always; both check it first."""
+    slices: str = field(default="auto", metadata=limits(choices=("auto", "off", "on")))
+    """Whether the first frozen layers run in tiles of rows, for their memory; `auto`: where those are not slower."""
     views: int = field(default=1, metadata=limits(1, MAX_VIEWS))
     """Fixed views of each training picture, a different one each epoch in turn; 1: the picture itself."""
     held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))

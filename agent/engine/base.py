@@ -13,6 +13,7 @@ from agent.engine.ir import Graph
 
 if TYPE_CHECKING:
     from agent.engine.quantize import Int8Check
+    from agent.engine.slices import SliceCheck
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -176,6 +177,18 @@ class TrainingRun(Protocol):
 
         Raises:
             ModelError: nothing in it can run in 8 bits, or this engine cannot.
+        """
+
+    def use_slices(self, slower_allowed: float = ...) -> SliceCheck:
+        """Run the frozen part's first stage in tiles of rows if that takes less memory and is not slower here.
+
+        What it gives stays the same. It stays so until the plan changes or 8 bits are used.
+
+        Args:
+            slower_allowed: keep it up to this many times the duration on whole maps; a few per cent more by default.
+
+        Raises:
+            ModelError: it would save no memory, or this engine cannot.
         """
 
     def use_float32(self) -> None:

@@ -20,6 +20,7 @@ from agent.engine.program import Program
 from agent.engine.quantize import Int8Check
 from agent.engine.sessions import first_line, shrink_arena
 from agent.engine.shelf import Shelf
+from agent.engine.slices import SLOWER_ALLOWED, SliceCheck
 from agent.errors import EngineError, ModelError
 
 Made = TypeVar("Made")
@@ -118,6 +119,12 @@ class GraphRun:
         if not self._running.step_graph.cut.prefix:
             raise ModelError("nothing is frozen that could run in 8 bits")
         return self._running.use_int8(calibration, held_out, score)
+
+    def use_slices(self, slower_allowed: float = SLOWER_ALLOWED) -> SliceCheck:
+        """See `TrainingRun.use_slices`."""
+        if not self._running.step_graph.cut.prefix:
+            raise ModelError("nothing is frozen that could run in tiles")
+        return self._running.use_slices(slower_allowed)
 
     def use_float32(self) -> None:
         """See `TrainingRun.use_float32`."""

@@ -24,6 +24,7 @@ from agent.engine.ort_artifacts import Session, check_operators, open_session
 from agent.engine.passes import check_boundary, fold_batch_norm
 from agent.engine.quantize import Int8Check
 from agent.engine.sessions import FORWARD_CHUNK
+from agent.engine.slices import SLOWER_ALLOWED, SliceCheck
 from agent.errors import EngineError, ModelError
 
 WHOLE_LAYERS = "engine ort-training updates all parameters past the boundary"
@@ -132,6 +133,10 @@ class OrtTrainingRun:
     ) -> Int8Check:
         """Not in this engine: its graph is one, frozen part included."""
         raise ModelError("engine ort-training has no 8-bit frozen part", fix='Use engine "graph"')
+
+    def use_slices(self, slower_allowed: float = SLOWER_ALLOWED) -> SliceCheck:  # noqa: ARG002 - the protocol's
+        """Not in this engine: its graph is one, frozen part included."""
+        raise ModelError("engine ort-training has no frozen part of its own to tile", fix='Use engine "graph"')
 
     def use_float32(self) -> None:
         """It never is anything else."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,9 +15,10 @@ from agent.engine.arena import FLOAT_BYTES, bound
 from agent.engine.base import Float32
 from agent.engine.footprint import PREFIX_BUDGET, choose_micro_batch, live_peak
 from agent.engine.identity import prefix_digest
-from agent.engine.ir import Array, Graph, model_proto, shapes
+from agent.engine.ir import Array, Graph, Node, model_proto, shapes
 from agent.engine.passes import Split
 from agent.engine.sessions import session
+from agent.engine.slices import SlicePlan, slice_rows
 
 OUTSIDE_FROM = 1 << 10  # bytes of a constant that is read where it lies; what decides shapes is smaller
 
@@ -30,9 +31,18 @@ class Prefix:
         cut: where it is cut.
         crossing: buffers [micro, ...] of the crossing tensors, in order; `run` fills them.
         threads: intra-op threads.
+        sliced: how its first stage runs in tiles of rows, if it does.
     """
 
-    def __init__(self, graph: Graph, cut: Split, crossing: Mapping[str, Float32], threads: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        cut: Split,
+        crossing: Mapping[str, Float32],
+        threads: int,
+        sliced: SlicePlan | None = None,
+    ) -> None:
+        self._sliced = sliced
         self._graph, self._cut, self._crossing, self._threads = graph, cut, crossing, threads
         self._micro = len(next(iter(crossing.values())))
         self._made = tuple(name for name in cut.crossing if name != graph.input)
@@ -49,11 +59,19 @@ class Prefix:
 
     def model(self) -> onnx.ModelProto:
         """The frozen part in float32, for any number of samples."""
-        return self._model("N", self._graph.initializers)
+        return self._model("N", self._cut.prefix, self._graph.initializers)
 
-    def _model(self, samples: int | str, values: Mapping[str, Array]) -> onnx.ModelProto:
+    def slices(self) -> tuple[SlicePlan, ...]:
+        """Its first stage in tiles of rows, in one or two ways, the one with the least memory first.
+
+        Raises:
+            ModelError: that would save no memory.
+        """
+        return slice_rows(self._cut.prefix, self._graph.initializers, shapes(self._graph, 1), self._made)
+
+    def _model(self, samples: int | str, nodes: Sequence[Node], values: Mapping[str, Array]) -> onnx.ModelProto:
         return model_proto(
-            self._cut.prefix,
+            nodes,
             values,
             {self._graph.input: (np.float32, (samples, *self._graph.input_shape))},
             {name: (np.float32, (samples, *self._crossing[name].shape[1:])) for name in self._made},
@@ -97,7 +115,10 @@ class Prefix:
         values = {name: value for name, value in self._graph.initializers.items() if name in read}
         outside = {k: v for k, v in values.items() if v.nbytes >= OUTSIDE_FROM and v.flags.c_contiguous}
         inside = {name: value for name, value in values.items() if name not in outside}
-        return session(self._model(self.tile, inside), self._threads, outside)
+        nodes = self._cut.prefix
+        if self._sliced is not None:
+            nodes, inside = self._sliced.nodes, {**inside, **self._sliced.constants}
+        return session(self._model(self.tile, nodes, inside), self._threads, outside)
 
     def _choose_tile(self) -> tuple[int, int]:
         """Samples that go through at once, and the live bytes then."""
@@ -107,4 +128,6 @@ class Prefix:
         nodes = [(node.op, node.inputs, node.outputs) for node in self._cut.prefix]
         live = live_peak(nodes, sizes, self._cut.crossing)
         tile = choose_micro_batch(self._micro, live, PREFIX_BUDGET)
+        if self._sliced is not None:  # the same number, so that what tiles of rows save stays saved
+            return tile, self._sliced.live_bytes * tile
         return tile, live * tile // self._micro

@@ -22,6 +22,7 @@ from agent.engine.native import library
 from agent.engine.prefix import Prefix
 from agent.engine.quantize import Int8Check, check_int8, quantize_prefix
 from agent.engine.sessions import session
+from agent.engine.slices import SliceCheck, faster_slices
 
 SESSION_BYTES = 4 << 20  # structures of a session that waits, as measured on networks of some hundred nodes
 Parts = tuple[Float32, ...]
@@ -116,6 +117,25 @@ class Program:
         check = check_int8(crossing(self.prefix), crossing(trial), held_out, score, self._micro)
         if check.keep:
             self.prefix = trial
+        return check
+
+    def use_slices(self, slower_allowed: float) -> SliceCheck:
+        """See `TrainingRun.use_slices`."""
+        samples = np.random.default_rng(0).standard_normal((self._micro, *self._graph.input_shape), np.float32)
+
+        def crossing(prefix: Prefix) -> Callable[[], Parts]:
+            def run() -> Parts:
+                prefix.run(samples)
+                return tuple(buffer.copy() for buffer in self._crossing.values())
+
+            return run
+
+        for plan in self.prefix.slices():
+            trial = Prefix(self._graph, self.step_graph.cut, self._crossing, self._threads, plan)
+            check = faster_slices(crossing(self.prefix), crossing(trial), plan, slower_allowed)
+            if check.keep:
+                self.prefix = trial
+                break
         return check
 
     @property

@@ -49,6 +49,14 @@ def test_a_frozen_part_runs_once_an_image_and_leaves_nothing_on_disk(fleet: Worl
     assert list((fleet.state / "features").iterdir()) == []
 
 
+def test_a_frozen_part_runs_in_tiles_of_rows_where_that_is_asked_for(fleet: World) -> None:
+    status = fleet.send("fine-tune", fleet.job(fleet.images(), depth="50", slices="on", image_size=128, epochs=4))
+    slices = status["result"]["slices"]
+    assert slices["used"] is True, slices
+    assert slices["block_bytes"] < slices["whole_block_bytes"]
+    assert status["result"]["accuracy_after"] is not None
+
+
 def test_the_same_command_twice_runs_once(fleet: World) -> None:
     request = fleet.request("fine-tune", fleet.job(fleet.images()))
     envelope = sign_command(request, fleet.console_key)
