@@ -89,8 +89,9 @@ def slice_rows(
 ) -> tuple[SlicePlan, ...]:
     """Choose the stage and the tiles in one or two ways, the one with the least memory first.
 
-    The first brings the largest block as near to the budget as it can; the second only halves it, with fewer tiles.
-    Of what does that equally well, the one with the fewest multiplications is chosen.
+    The first brings the largest block as near to the budget as it can; the second only halves the live tensors: what
+    saves less is lost again in the arena, whose free pieces do not fit tiles of other sizes. Of what does that equally
+    well, the one with the fewest multiplications is chosen.
 
     Args:
         nodes: the frozen part in order; its one input is what nothing here makes.
@@ -110,10 +111,13 @@ def slice_rows(
             fix='Leave slices at "auto" or "off"',
         )
 
-    def best(enough: int) -> _Candidate:
-        return min(found, key=lambda one: (max(one.measured.block, enough), one.measured.macs, one.tiles))
+    def cost(one: _Candidate) -> tuple[int, int, int]:
+        # A later end of the same cost leaves a Clip behind its Conv, where the runtime makes one of both.
+        return one.measured.macs, one.tiles, -one.end
 
-    chosen = dict.fromkeys((best(budget_bytes), best(max(budget_bytes, whole.block // 2))))
+    least = min(found, key=lambda one: (max(one.measured.block, budget_bytes), *cost(one)))
+    halved = min((one for one in found if 2 * one.measured.live <= whole.live), key=cost, default=least)
+    chosen = (least,) if halved.measured.live <= least.measured.live else (least, halved)
     return tuple(_plan(nodes, shapes, one, whole) for one in chosen)
 
 

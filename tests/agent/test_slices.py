@@ -151,7 +151,7 @@ def test_the_least_memory_comes_first_and_the_rest_has_fewer_multiplications() -
     end = graph.nodes[6].outputs[0]
     first, *others = slice_rows(graph.nodes[:7], graph.initializers, shapes(graph, 1), (end,), 16 << 10)
     for other in others:
-        assert first.block_bytes < other.block_bytes <= first.whole_block_bytes // 2
+        assert first.live_bytes < other.live_bytes <= first.whole_live_bytes // 2
         assert other.macs_ratio <= first.macs_ratio
 
 
