@@ -206,7 +206,7 @@ class GraphRun:
                     known.renew_prefix(self._steps)
                 self._shelf.put(plan, known)
                 return known
-        shrink_arena()
+        shrink_arena(self._setup.threads)
         made = Program(self._graph, plan, self._setup, self._weights, self._gradients, self._steps)
         trim_memory()
         self._shelf.put(plan, made)

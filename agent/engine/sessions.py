@@ -83,20 +83,23 @@ def _declaration(weights: Mapping[str, Array]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def shrink_arena() -> None:
+def shrink_arena(threads: int) -> None:
     """Give back what no session holds of the shared arena: the next plan's tensors have other sizes.
 
     The runtime shrinks at the end of a run, so a small one is made for it.
+
+    Args:
+        threads: as for all sessions; the first session of the program may be this one.
     """
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    _small_session().run(None, {"x": np.zeros(1, np.float32)}, options)
+    _small_session(threads).run(None, {"x": np.zeros(1, np.float32)}, options)
 
 
 @cache
-def _small_session() -> ort.InferenceSession:
+def _small_session(threads: int) -> ort.InferenceSession:
     value: Any = (np.float32, (1,))
-    return session(model_proto([Node("Neg", ("x",), ("y",), {}, "shrink")], {}, {"x": value}, {"y": value}), 1)
+    return session(model_proto([Node("Neg", ("x",), ("y",), {}, "shrink")], {}, {"x": value}, {"y": value}), threads)
 
 
 _shared_threads: list[int] = []
