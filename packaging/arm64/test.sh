@@ -16,11 +16,11 @@ SUITE=bookworm
 CPU=cortex-a72
 BINFMT=/proc/sys/fs/binfmt_misc
 TESTS=(
-    arena bases blocks efficientnet engines 'features*' 'gradients*' int8 ir losses make_base 'native*' optimizers passes
-    predict_rows prepare quantize signature slices trainer
+    arena bases blocks efficientnet engines 'features*' 'gradients*' int8 ir losses make_base 'native*' optimizers
+    passes predict_rows prepare quantize signature slices trainer
 )
-# Bounds the greatest error of 8 bits by 10 % of the greatest value where they are kept. They are kept here, for they are
-# faster, and one value in 14,000 is 16 % off; on x86-64 it is just as far off when they are forced (docs/arm64.md).
+# Fails under emulation: it bounds the greatest error of 8 bits where they are kept, and they are kept where they are
+# faster. x86-64 is just as far off but slower, so the bound is not tried there (docs/arm64.md).
 LEFT_OUT=tests/agent/test_int8.py::test_what_is_kept_gives_nearly_the_same_and_another_digest
 
 passed() { printf 'ok   %-70s %4ss\n' "$1" "$SECONDS"; }
@@ -147,6 +147,10 @@ done
 for native in 1 0; do
     title="${#files[@]} test files, $([ "$native" = 1 ] && echo with || echo without) the kernel library"
     echo "     $title"
-    if on_board "$native" python3 -m pytest -rs --deselect "$LEFT_OUT" "${files[@]}" "$@"; then passed "$title"; else failed "$title"; fi
+    if on_board "$native" python3 -m pytest -rs --deselect "$LEFT_OUT" "${files[@]}" "$@"; then
+        passed "$title"
+    else
+        failed "$title"
+    fi
 done
 [ "$failures" = 0 ]
