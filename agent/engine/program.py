@@ -63,9 +63,7 @@ class Program:
         self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
         self._step = session(self.step_graph.model, self._threads)
         self.prefix = Prefix(graph, self.step_graph.cut, self._crossing, self._threads)
-        parameters = sum(array.nbytes for array in self._crossing.values())
-        live = max(peak_live_bytes(self.step_graph.model), self.prefix.live_bytes)  # they take turns in one arena
-        self.footprint = Footprint(before, parameters, live, RUNTIME_BYTES + self._packed_bytes)
+        self._before, self._step_live = before, peak_live_bytes(self.step_graph.model)
         self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
         self._bind()
 
@@ -83,6 +81,13 @@ class Program:
     def step_constants(self) -> frozenset[str]:
         """Parameters that the step graph holds the values of: those past the boundary that do not learn."""
         return frozenset(name for node in self.step_graph.cut.suffix for name in node.inputs).difference(self.learning)
+
+    @property
+    def footprint(self) -> Footprint:
+        """Predicted memory of this plan in the form in which it runs now."""
+        parameters = sum(array.nbytes for array in self._crossing.values())
+        live = max(self._step_live, self.prefix.live_bytes)  # they take turns in one arena
+        return Footprint(self._before, parameters, live, RUNTIME_BYTES + self._packed_bytes)
 
     @property
     def kept_bytes(self) -> int:
