@@ -116,6 +116,7 @@ class Side:
         if not line:
             raise EngineError(f"{self.name} gave no answer to {do!r}", where=self._last_words())
         self._signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # until all its threads stand
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise EngineError(f"{self.name} refuses {do!r}", where=str(reply["error"]))
