@@ -116,7 +116,6 @@ class Side:
         if not line:
             raise EngineError(f"{self.name} gave no answer to {do!r}", where=self._last_words())
         self._signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # until all its threads stand
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise EngineError(f"{self.name} refuses {do!r}", where=str(reply["error"]))
@@ -141,6 +140,8 @@ class Side:
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             self._process.send_signal(number)
+            if number == signal.SIGSTOP:  # until all its threads stand, or it has ended
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _last_words(self) -> str:
         lines = self._errors.read_text("utf-8", "replace").strip().splitlines()
