@@ -51,6 +51,10 @@ class Kept:
             raise EngineError("the feature cache has lost samples")
         return self._codec.decode(records)
 
+    def flush(self) -> None:
+        """Put on disk what waits, as at the end of an epoch."""
+        self._cache.flush()
+
 
 def _keys(numbers: Iterable[int]) -> list[bytes]:
     return [record_key(str(number).encode(), 0, 0) for number in numbers]
@@ -114,6 +118,8 @@ class Side:
             crossing = self._run.boundary(self._samples[index])
             self._kept.put(range(step * batch, (step + 1) * batch), crossing)
             self._run.step_from_boundary(crossing, self._labels[index], request["learning_rate"])
+            if step == request["count"] - 1:
+                self._kept.flush()
             times.append(1e3 * (time.perf_counter() - began))
         self._kept_steps = int(request["count"])
         return {"ms": times}

@@ -146,13 +146,14 @@ def epoch_steps(batch: int) -> int:
 def epochs_s(found: Figures, batch: int, *, cached: bool) -> tuple[float, float, float]:
     """Seconds of the first epoch, of each later one, and of `EPOCHS` in all.
 
-    They come from medians of steps, so that one hiccup of the machine does not count for an epoch.
+    They come from medians of steps, so that one hiccup of the machine does not count for an epoch; but for a first
+    epoch that writes a cache, whose steps are not alike: that is the sum of an epoch's steps.
     """
     steps = epoch_steps(batch)
     plain = steps * statistics.median(found.step_ms) / 1e3
     if not (cached and found.cached_step_ms):
         return plain, plain, EPOCHS * plain
-    first = steps * statistics.median(found.first_epoch_ms) / 1e3
+    first = sum(found.first_epoch_ms) / 1e3
     later = steps * statistics.median(found.cached_step_ms) / 1e3
     return first, later, first + (EPOCHS - 1) * later
 

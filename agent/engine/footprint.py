@@ -111,7 +111,7 @@ def free_bytes() -> int:
     if group is not None:
         most, now = _number(group / "memory.max"), _number(group / "memory.current")
         if most is not None and now is not None:
-            available = min(available, max(0, most - now))
+            available = min(available, max(0, most - now + _reclaimable(group / "memory.stat")))
     return int(min(available, 1 << 50))
 
 
@@ -167,6 +167,15 @@ def _control_group() -> Path | None:
         return None
     unified = next((line.partition("::")[2] for line in lines if line.startswith("0::")), None)
     return None if unified is None else Path("/sys/fs/cgroup") / unified.lstrip("/")
+
+
+def _reclaimable(statistics: Path) -> int:
+    """Bytes of files that a control group has read and not looked at lately: they make room when it is needed."""
+    try:
+        lines = statistics.read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _number(path: Path) -> int | None:

@@ -21,7 +21,7 @@ from agent.engine.quantize import Int8Check
 from agent.engine.sessions import first_line, shrink_arena
 from agent.engine.shelf import Shelf
 from agent.engine.slices import SLOWER_ALLOWED, SliceCheck
-from agent.errors import EngineError, ModelError
+from agent.errors import EngineError, ModelError, TemperdError
 
 Made = TypeVar("Made")
 WEIGHT, UPDATES = "weight/", "updates/"  # key prefixes in a saved state
@@ -118,13 +118,13 @@ class GraphRun:
         """See `TrainingRun.use_int8`."""
         if not self._running.step_graph.cut.prefix:
             raise ModelError("nothing is frozen that could run in 8 bits")
-        return self._running.use_int8(calibration, held_out, score)
+        return self._tried(lambda program: program.use_int8(calibration, held_out, score))
 
     def use_slices(self, slower_allowed: float = SLOWER_ALLOWED) -> SliceCheck:
         """See `TrainingRun.use_slices`."""
         if not self._running.step_graph.cut.prefix:
             raise ModelError("nothing is frozen that could run in tiles")
-        return self._running.use_slices(slower_allowed)
+        return self._tried(lambda program: program.use_slices(slower_allowed))
 
     def use_float32(self) -> None:
         """See `TrainingRun.use_float32`."""
@@ -182,6 +182,7 @@ class GraphRun:
         self._updates_made = made
         self._steps += 1
         self._changed_at = dict.fromkeys(self._weights.shapes, self._steps)
+        self._program = None  # should the compilation fail: what is compiled does not fit these weights
         self._program = self._compile(self._plan)
 
     def close(self) -> None:
@@ -223,8 +224,18 @@ class GraphRun:
         program = self._running
         try:
             return work(program)
+        except TemperdError:
+            raise
         except Exception as error:  # onnxruntime raises many unrelated types from C++
             raise EngineError("a training step failed", where=first_line(error)) from error
+
+    def _tried(self, trial: Callable[[Program], Made]) -> Made:
+        """Run a trial of another form; the memory of the form that is not used goes back."""
+        try:
+            return self._run(trial)
+        finally:
+            shrink_arena(self._setup.threads)
+            trim_memory()
 
     def _update(self, loss: float, learning_rate: float) -> StepResult:
         """Apply the gradients of the last backward pass, unless something in them is not finite."""

@@ -17,10 +17,9 @@ from agent.engine.footprint import PREFIX_BUDGET, choose_micro_batch, live_peak
 from agent.engine.identity import prefix_digest
 from agent.engine.ir import Array, Graph, Node, model_proto, shapes
 from agent.engine.passes import Split
-from agent.engine.sessions import session
+from agent.engine.sessions import lies_outside, session
 from agent.engine.slices import SlicePlan, slice_rows
-
-OUTSIDE_FROM = 1 << 10  # bytes of a constant that is read where it lies; what decides shapes is smaller
+from agent.errors import EngineError
 
 
 class Prefix:
@@ -84,6 +83,8 @@ class Prefix:
 
     def run(self, samples: Float32) -> None:
         """Fill the first M places of the crossing buffers from samples [M, ...], M <= micro."""
+        if not self._opened:
+            raise EngineError("the frozen part could not be opened again")
         if self._graph.input in self._crossing:
             self._crossing[self._graph.input][: len(samples)] = samples
         if self._session is None:
@@ -97,7 +98,10 @@ class Prefix:
         self._integer = integer
         self.__dict__.pop("digest", None)
         self._bindings: list[ort.IOBinding] = []
+        self._session: ort.InferenceSession | None = None
+        self._opened = False
         self._session = self._open() if self._made else None
+        self._opened = True
         if self._session is None:
             return
         given = bound(self._input)
@@ -113,7 +117,7 @@ class Prefix:
             return session(self._integer, self._threads)
         read = {name for node in self._cut.prefix for name in node.inputs}
         values = {name: value for name, value in self._graph.initializers.items() if name in read}
-        outside = {k: v for k, v in values.items() if v.nbytes >= OUTSIDE_FROM and v.flags.c_contiguous}
+        outside = {k: v for k, v in values.items() if lies_outside(v)}
         inside = {name: value for name, value in values.items() if name not in outside}
         nodes = self._cut.prefix
         if self._sliced is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from agent.engine.arena import Arena, bound
@@ -21,7 +22,7 @@ from agent.engine.losses import LABELS, LOSS
 from agent.engine.native import library
 from agent.engine.prefix import Prefix
 from agent.engine.quantize import Int8Check, check_int8, quantize_prefix
-from agent.engine.sessions import session
+from agent.engine.sessions import session, take_out
 from agent.engine.slices import SliceCheck, faster_slices
 
 SESSION_BYTES = 4 << 20  # structures of a session that waits, as measured on networks of some hundred nodes
@@ -61,9 +62,9 @@ class Program:
         self._micro = micro
         self._spans = [gradients.span(first, last) for first, last in gradients.runs(self.learning)]
         self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
-        self._step = session(self.step_graph.model, self._threads)
-        self.prefix = Prefix(graph, self.step_graph.cut, self._crossing, self._threads)
         self._before, self._step_live = before, peak_live_bytes(self.step_graph.model)
+        self._step = self._open(self.step_graph.model)
+        self.prefix = Prefix(graph, self.step_graph.cut, self._crossing, self._threads)
         self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
         self._bind()
 
@@ -96,8 +97,9 @@ class Program:
 
     @property
     def _packed_bytes(self) -> int:
-        """What the frozen part's constants take in the runtime's own order, beside the weights themselves."""
-        return sum(self._weights.views[name].nbytes for name in self.prefix_constants & self._weights.shapes.keys())
+        """What constants take in the runtime's own order, beside the weights themselves."""
+        constant = (self.prefix_constants | self.step_constants) & self._weights.shapes.keys()
+        return sum(self._weights.views[name].nbytes for name in constant)
 
     def renew_prefix(self, made_at: int) -> None:
         """Take the frozen part's weights as they are now."""
@@ -239,10 +241,14 @@ class Program:
         for name, value in sums.items():
             self._binding.bind_ortvalue_output(GRADIENT + name, value)
 
+    def _open(self, model: onnx.ModelProto) -> ort.InferenceSession:
+        """A session of a model, which loses its large constants."""
+        outside = take_out(model, self._graph.initializers)
+        return session(model, self._threads, outside)
+
     def _bind_forward(self) -> tuple[ort.InferenceSession, ort.IOBinding, Float32]:
-        running = session(
-            forward_graph(self._graph, self.step_graph.cut, self._micro, native=library() is not None), self._threads
-        )
+        model = forward_graph(self._graph, self.step_graph.cut, self._micro, native=library() is not None)
+        running = self._open(model)
         binding = running.io_binding()
         for entry in running.get_inputs():
             buffer = self._crossing.get(entry.name)

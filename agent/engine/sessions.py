@@ -17,6 +17,7 @@ from agent.errors import EngineError
 
 LOG_ERRORS_ONLY = 3
 FORWARD_CHUNK = 16  # samples a forward call: an evaluation must not need more memory than a training step
+OUTSIDE_FROM = 1 << 10  # bytes of a constant that is read where it lies; what decides shapes is smaller
 EXACT_EXTENSION = 1  # arena strategy kSameAsRequested: doubling would leave half of the last extension unused
 
 
@@ -68,6 +69,25 @@ def _make_shared_arena() -> None:
     """One arena for all sessions of the program: prefix, step and evaluation take turns in the same memory."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_EXTENSION, -1, 65536))
+
+
+def take_out(model: onnx.ModelProto, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Remove large constants from a model that holds copies of `values`, for `session` to read where those lie.
+
+    Returns:
+        What was removed, by name.
+    """
+    names = {tensor.name for tensor in model.graph.initializer}
+    found = {name: value for name, value in values.items() if name in names and lies_outside(value)}
+    for index in range(len(model.graph.initializer) - 1, -1, -1):
+        if model.graph.initializer[index].name in found:
+            del model.graph.initializer[index]
+    return found
+
+
+def lies_outside(value: Array) -> bool:
+    """Whether a constant is worth reading where it lies, and can be."""
+    return value.nbytes >= OUTSIDE_FROM and value.flags.c_contiguous
 
 
 def _declaration(weights: Mapping[str, Array]) -> bytes:

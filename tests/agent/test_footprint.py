@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.engine import footprint
 from agent.engine.autodiff import step_graph
 from agent.engine.base import LossSpec, UpdatePlan
 from agent.engine.footprint import (
@@ -76,6 +77,43 @@ def test_the_system_tells_what_is_free_and_taken() -> None:
     assert 0 < resident_bytes() <= peak_resident_bytes()
     held = np.ones(32 << 17)  # 32 MiB
     assert peak_resident_bytes() >= held.nbytes
+
+
+def test_files_that_were_read_leave_room_in_a_control_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mib = 1 << 20
+    (tmp_path / "memory.max").write_text(f"{512 * mib}\n")
+    (tmp_path / "memory.current").write_text(f"{505 * mib}\n")
+    monkeypatch.setattr(footprint, "_control_group", lambda: tmp_path)
+    assert free_bytes() == 7 * mib
+    (tmp_path / "memory.stat").write_text(f"anon {80 * mib}\ninactive_file {3 * mib}\nactive_file {mib}\n")
+    assert free_bytes() == 10 * mib
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes() > 10 * mib
+
+
+SPARSE = """
+import numpy as np
+from agent.engine.base import OptimizerSpec, TrainingSetup
+from agent.engine.footprint import peak_resident_bytes
+from agent.engine.graph import GraphEngine
+from tests.simulators.wide_net import wide_net
+net = wide_net()
+learning = frozenset({net.layers()[1].bias, *net.layers()[-1].parameters})
+run = GraphEngine().start(TrainingSetup(net, 4, net.input_shape, 1, OptimizerSpec(), 2, learning=learning))
+samples = np.random.default_rng(0).standard_normal((4, *net.input_shape)).astype(np.float32)
+for _ in range(3):
+    assert run.step(samples, np.arange(4), 1e-4).kept
+run.outputs(samples)
+print(run.footprint.peak, peak_resident_bytes())
+"""
+
+
+def test_constants_among_what_learns_are_counted_and_not_copied_twice() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", SPARSE], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    predicted, measured = map(int, made.stdout.split())
+    assert abs(predicted - measured) <= 0.15 * measured, (predicted >> 20, measured >> 20)
 
 
 PROGRAM = """

@@ -18,7 +18,7 @@ from agent.engine.graph import GraphEngine, GraphRun
 from agent.engine.ir import Array, Graph, Node, model_proto, shapes
 from agent.engine.sessions import session
 from agent.engine.slices import MOST_MACS, SlicePlan, faster_slices, slice_rows
-from agent.errors import ModelError
+from agent.errors import EngineError, ModelError
 from agent.images import Images
 from agent.slices import choose_slices
 from agent.spec import FineTuneSpec
@@ -244,3 +244,30 @@ def test_where_many_samples_will_run_through_them_tiles_are_tried_and_the_times_
     assert isinstance(told["whole_ms"], float)
     assert isinstance(told["sliced_ms"], float)
     assert told["used"] == (told["sliced_ms"] <= 1.05 * told["whole_ms"])
+
+
+def test_a_trial_that_the_runtime_breaks_off_leaves_whole_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("bad allocation")
+
+    trained = run_at(4)
+    monkeypatch.setattr("agent.engine.program.faster_slices", broken)
+    told = choose_slices(trained, FineTuneSpec("net", "/data", slices="on"), task())
+    assert told["used"] is False
+    assert "bad allocation" in str(told["reason"])
+
+
+def test_a_frozen_part_that_cannot_be_opened_again_stops_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = run_at(3)
+    state = trained.state()
+    x = task().inputs(np.arange(8))
+
+    def refuse(*_: object) -> None:
+        raise EngineError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.engine.prefix.session", refuse)
+        with pytest.raises(EngineError, match="no memory"):
+            trained.load_state(state)
+    with pytest.raises(EngineError, match="compilation failed"):
+        trained.step(x, np.zeros(8, np.int64), 0.1)

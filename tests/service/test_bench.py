@@ -184,11 +184,11 @@ def test_relative_difference_is_over_all_weights_together() -> None:
 
 
 def test_epochs_with_a_cache_run_the_frozen_part_once() -> None:
-    found = Figures("side", "", step_ms=[10, 10], first_epoch_ms=[12, 12], cached_step_ms=[4, 4])
+    found = Figures("side", "", step_ms=[10, 10], first_epoch_ms=[100, 200], cached_step_ms=[4, 4])
     steps = epoch_steps(16)
     assert epochs_s(found, 16, cached=False) == pytest.approx((steps * 0.01, steps * 0.01, EPOCHS * steps * 0.01))
     later = steps * 0.004
-    assert epochs_s(found, 16, cached=True) == pytest.approx((steps * 0.012, later, steps * 0.012 + 9 * later))
+    assert epochs_s(found, 16, cached=True) == pytest.approx((0.3, later, 0.3 + 9 * later))
 
 
 def test_the_best_of_variants_is_taken_figure_by_figure() -> None:
