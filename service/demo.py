@@ -47,7 +47,7 @@ CONNECT_S = 20.0
 STOP_S = 30.0  # the daemon lets its worker write a checkpoint first
 POLL_S = 0.5
 JOB_S = 900.0  # a machine on which the demo takes longer than this cannot show anything
-HEAT_AFTER = 0.3  # of the training: then the board is heated on purpose
+HEAT_AFTER = 0.15  # of the training: then the board is heated on purpose
 HEAT = {"heat_watts": 8.0, "seconds": 20.0}
 
 
