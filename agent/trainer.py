@@ -146,7 +146,11 @@ class Trainer:
         state, position, depth = read_checkpoint(checkpoint)
         _, boundary = self._plan.frozen_layers(depth)
         self._run.set_plan(self._plan.update(boundary))
-        self._run.load_state(state)
+        try:
+            self._run.load_state(state)
+        except EngineError:
+            self._run.set_plan(self._plan.update(self._plan.frozen_layers(self._depth)[1]))
+            raise
         self._depth, self._at = depth, position
         self._digests = self._frozen_digests()
 

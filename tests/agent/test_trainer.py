@@ -430,6 +430,17 @@ def test_a_full_disk_does_not_end_a_job() -> None:
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
+def test_a_checkpoint_of_another_model_changes_nothing() -> None:
+    weights = weights_after(Scene())
+    trainer, run = trainer_in(Scene())
+    state = {key: np.zeros(3, np.float32) for key in run.state()}
+    with pytest.raises(EngineError, match="saved state"):
+        trainer.resume(write_checkpoint(state, trainer.position, 75))
+    trainer.train()
+    assert trainer.position.depth_changes == 0
+    assert_same(weights, dict(run.parameters()))
+
+
 def interrupted(step: int, spec: FineTuneSpec, engine: str = "graph", depth: int = 0) -> dict[str, np.ndarray]:
     """Weights of a job that was ended before `step`, and resumed in a new process from its checkpoint."""
     first = Scene(lambda s: steer("ABORT") if s.steps == step else steer(depth=depth if s.steps > 2 else 0))
