@@ -22,7 +22,7 @@ STAGES = (
     "SEALING",
     "PROMOTING",
 )
-LONG = 300  # epochs of the small net that take some ten seconds
+LONG = 1000  # epochs of the small net: some seconds, as many as a job may have
 pytestmark = pytest.mark.e2e
 
 

@@ -19,7 +19,7 @@ from service.console_link import Seen
 from service.journal import Journal
 from tests.simulators.fleet import ROOT, World, as_json
 
-LONG = 300  # epochs of the small net that take some ten seconds
+LONG = 1000  # epochs of the small net: some seconds, as many as a job may have
 pytestmark = pytest.mark.e2e
 
 

@@ -209,7 +209,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         pytest.skip("needs the right to mount a small file system")
     try:
         with world(place) as fleet:
-            args = fleet.job(fleet.images(samples=240), epochs=100)
+            args = fleet.job(fleet.images(samples=240), epochs=1000)
             request = fleet.request("fine-tune", args)
             envelope = sign_command(request, fleet.console_key)
             fleet.send_envelope("fine-tune", request.id, envelope, until=("running",))
