@@ -25,7 +25,8 @@ from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
 from agent.card import Target, grant_path, parse, target_path, version_key
-from agent.durable import disk_error, make_folder, read_bounded, sync_folder
+from agent.download import OK, Downloads, Signed
+from agent.durable import disk_error, make_folder, read_bounded
 from agent.errors import (
     ConfigError,
     GrantError,
@@ -37,16 +38,13 @@ from agent.errors import (
 )
 from agent.keys import MAX_GRANT_BYTES, DeviceIdentity, open_grant
 from agent.sealed import sealed_length
+from agent.web import SlowPeerError, Web, network_error
 
 MAX_ROOT_BYTES = 64 << 10  # four keys and their signatures have 3 KB
 MAX_TIMESTAMP_BYTES = 16 << 10  # one entry has 500 bytes
 MAX_SNAPSHOT_BYTES = 64 << 10  # one entry has 500 bytes; room for delegations
 MAX_TARGETS_BYTES = 5_000_000  # a card with a feature vector has 30 KB: some 150 models
 MAX_ROOT_ROTATIONS = 32  # a rotation a year outlives the board
-READ_BYTES = 64 << 10
-SILENCE_SECONDS = 30  # a peer silent for longer is gone
-GRACE_SECONDS = 60.0  # connecting and small files
-LEAST_BYTES_PER_SECOND = 4 << 10  # slower than the slowest cellular link in use: somebody is holding us
 
 
 class ModelRepository:
@@ -57,15 +55,22 @@ class ModelRepository:
         pinned_root: the root document put on the board when it was set up.
         state_dir: kept here: metadata/ (which metadata was seen) and bases/ (sealed models).
         monotonic: clock for download deadlines, in seconds.
+        pause: sleeps between two attempts at a download, seconds.
 
     Raises:
-        ConfigError: the address is not http or https, or the pinned root is missing.
+        ConfigError: the address, or that of the proxy, is not http or https, or the pinned root is missing.
         TrustError: the pinned root is broken.
         BoardError: the disk fails.
     """
 
     def __init__(
-        self, url: str, pinned_root: Path, state_dir: Path, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        pinned_root: Path,
+        state_dir: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         if urlsplit(url).scheme not in {"http", "https"}:
             raise ConfigError("repository address is not http or https", where=url)
@@ -81,7 +86,8 @@ class ModelRepository:
                 where=str(pinned_root),
                 fix="Copy the publisher's metadata/1.root.json there",
             ) from error
-        self._fetcher = _Fetcher(state_dir, monotonic)
+        web = Web(self._url, monotonic)
+        self._fetcher, self._downloads = _Fetcher(state_dir, web), Downloads(self._bases, web, pause)
         self._updater: Updater | None = None
 
     def refresh(self) -> None:
@@ -150,9 +156,9 @@ class ModelRepository:
         """The sealed model on disk, verified against the signed hash now; downloaded only where it has to be.
 
         Raises:
-            NetworkError: unreachable, an HTTP error, cut off, or too slow.
+            NetworkError: unreachable, an HTTP error, cut off, or too slow; the next call goes on from there.
             TrustError: `target-hash` or `too-long`: what came is not what was signed.
-            BoardError: `no-space` or `disk`; an older file of this version is as it was.
+            BoardError: `no-space`, `disk` or `busy`; an older file of this version is as it was.
         """
         path = self._bases / f"{target.name}-{target.version}.sealed"
         info = self._signed(target.path)
@@ -219,12 +225,11 @@ class ModelRepository:
         return info
 
     def _download(self, info: TargetFile, path: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=self._bases) as scratch:
-            body = Path(self._current().download_target(info, str(Path(scratch, "body"))))
-            with body.open("rb") as stream:
-                os.fsync(stream.fileno())
-            body.replace(path)
-        sync_folder(path.parent)
+        # The client's own `download_target` begins anew each time; address and name are its, for consistent snapshots.
+        folder, _, name = info.path.rpartition("/")
+        digest = info.hashes.get("sha256", "")
+        url = f"{self._url}/targets/{folder}/{digest}.{name}"
+        self._downloads.fetch(Signed(url, info.length, digest), path)
 
     @contextlib.contextmanager
     def _judged(self, what: str) -> Iterator[None]:
@@ -235,8 +240,11 @@ class ModelRepository:
             raise
         except exceptions.DownloadLengthMismatchError as error:
             raise TrustError("the server sends more than was signed", where=what, reason="too-long") from error
-        except (exceptions.DownloadError, urllib3.exceptions.HTTPError) as error:
-            raise _network_error(error, f"{self._url} {what}") from error
+        except exceptions.DownloadHTTPError as error:
+            status = f"repository answers with HTTP status {error.status_code}"
+            raise NetworkError(status, where=f"{self._url} {what}") from error
+        except (SlowPeerError, exceptions.DownloadError, urllib3.exceptions.HTTPError) as error:
+            raise network_error(error, f"{self._url} {what}") from error
         except exceptions.RepositoryError as error:
             raise _trust_error(error, what) from error
         except OSError as error:
@@ -266,55 +274,30 @@ def verify_sealed(path: Path, target: Target) -> None:
 
 
 class _Fetcher(FetcherInterface):
-    """HTTP with a deadline, spooled beside the state: the system's folder for temporary files may be memory."""
+    """Metadata and grants, spooled beside the state: the system's folder for temporary files may be memory."""
 
-    def __init__(self, spool: Path, monotonic: Callable[[], float]) -> None:
-        self._spool, self._monotonic = spool, monotonic
-        self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(SILENCE_SECONDS), retries=urllib3.Retry(connect=1, read=0, redirect=3, other=0)
-        )
+    def __init__(self, spool: Path, web: Web) -> None:
+        self._spool, self._web = spool, web
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         """Chunks of the body as they arrive, so that a trickle is noticed."""
-        started = self._monotonic()
-        response = self._pool.request("GET", url, preload_content=False)
-        if response.status != 200:  # noqa: PLR2004 - HTTP OK
-            response.close()
-            raise exceptions.DownloadHTTPError(f"HTTP status {response.status}", response.status)
-        return self._chunks(response, started)
-
-    def _chunks(self, response: urllib3.BaseHTTPResponse, started: float) -> Iterator[bytes]:
-        received = 0
-        try:
-            while chunk := response.read1(READ_BYTES, decode_content=False):
-                received += len(chunk)
-                if self._monotonic() - started > GRACE_SECONDS + received / LEAST_BYTES_PER_SECOND:
-                    raise exceptions.SlowRetrievalError(f"fewer than {LEAST_BYTES_PER_SECOND} bytes a second")
-                yield chunk
-        finally:
-            response.close()
+        with self._web.get(url) as response:
+            if response.status != OK:
+                raise exceptions.DownloadHTTPError(f"HTTP status {response.status}", response.status)
+            yield from self._web.chunks(response)
 
     @contextlib.contextmanager
     def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
         """See FetcherInterface: the body of at most `max_length` bytes as a temporary file."""
         with tempfile.TemporaryFile(dir=self._spool) as body:
             received = 0
-            for chunk in self.fetch(url):
+            for chunk in self._fetch(url):
                 received += len(chunk)
                 if received > max_length:
                     raise exceptions.DownloadLengthMismatchError(f"more than {max_length} bytes")
                 body.write(chunk)
             body.seek(0)
             yield body
-
-
-def _network_error(error: Exception, where: str) -> NetworkError:
-    if isinstance(error, exceptions.DownloadHTTPError):
-        return NetworkError(f"repository answers with HTTP status {error.status_code}", where=where)
-    if isinstance(error, exceptions.SlowRetrievalError | urllib3.exceptions.TimeoutError):
-        return NetworkError("repository is too slow", where=where)
-    cause = error.__cause__ or error
-    return NetworkError(f"repository is unreachable: {type(cause).__name__}", where=where)
 
 
 _TRUST_CODES: tuple[tuple[type[Exception], str, str], ...] = (

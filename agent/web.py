@@ -1,0 +1,137 @@
+"""The web as a board meets it: proxies, silent or trickling peers, and what went wrong in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.exceptions import LocationValueError, ProtocolError, ProxyError, ProxySchemeUnknown
+
+from agent.errors import ConfigError, NetworkError
+
+READ_BYTES = 64 << 10
+SILENCE_SECONDS = 30  # a peer silent for longer is gone
+GRACE_SECONDS = 60.0  # connecting and small files
+LEAST_BYTES_PER_SECOND = 4 << 10  # slower than the slowest cellular link in use: somebody is holding us
+
+
+class SlowPeerError(Exception):
+    """Fewer than LEAST_BYTES_PER_SECOND came."""
+
+
+class Web:
+    """GET requests to one server, through the proxy that `http_proxy`, `https_proxy` and `no_proxy` name.
+
+    Args:
+        url: of the server; decides which proxy.
+        monotonic: clock for the least speed, in seconds.
+
+    Raises:
+        ConfigError: the proxy's address is not http or https.
+    """
+
+    def __init__(self, url: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        timeout = urllib3.Timeout(SILENCE_SECONDS)
+        retries = urllib3.Retry(connect=1, read=0, redirect=3, other=0)
+        proxy = _proxy(url)
+        if proxy is None:
+            self._pool = urllib3.PoolManager(timeout=timeout, retries=retries)
+            return
+        parts = urlsplit(proxy)
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+        headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
+        try:
+            self._pool = urllib3.ProxyManager(proxy, proxy_headers=headers, timeout=timeout, retries=retries)
+        except (ProxySchemeUnknown, LocationValueError) as error:
+            where = f"{parts.scheme}://{parts.hostname}"  # without the password
+            raise ConfigError("address of the proxy is not http or https", where=where) from error
+
+    @contextlib.contextmanager
+    def get(self, url: str, offset: int = 0) -> Iterator[urllib3.BaseHTTPResponse]:
+        """The answer, its body not yet read; from byte `offset` on where the server can.
+
+        Raises:
+            HTTPError: of urllib3, see `network_error`.
+        """
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+        response = self._pool.request("GET", url, headers=headers, preload_content=False)
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+        """The body as it arrives, at most READ_BYTES at a time, so that a trickle is noticed.
+
+        Raises:
+            SlowPeerError: GRACE_SECONDS are over and the speed is below LEAST_BYTES_PER_SECOND.
+            HTTPError: of urllib3, see `network_error`.
+        """
+        started, received = self._monotonic(), 0
+        while chunk := response.read1(READ_BYTES, decode_content=False):
+            received += len(chunk)
+            if self._monotonic() - started > GRACE_SECONDS + received / LEAST_BYTES_PER_SECOND:
+                raise SlowPeerError(f"fewer than {LEAST_BYTES_PER_SECOND} bytes a second")
+            yield chunk
+
+
+def _proxy(url: str) -> str | None:
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+LASTING = (ssl.SSLCertVerificationError, LocationValueError, SlowPeerError)  # the same at once again
+_CUT_OFF = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, http.client.HTTPException, ProtocolError)
+_WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    (socket.gaierror, "its name cannot be resolved"),
+    (ssl.SSLError, "no secure connection can be made"),
+    (ConnectionRefusedError, "connection refused"),
+    (_CUT_OFF, "the connection was cut off"),
+    ((TimeoutError, urllib3.exceptions.ReadTimeoutError), f"no answer for {SILENCE_SECONDS} seconds"),
+)
+_NO_WAY = {errno.ENETUNREACH: "the board has no network", errno.EHOSTUNREACH: "there is no way to it"}
+
+
+def network_error(error: Exception, where: str) -> NetworkError:
+    """An exception of `Web` in words; `where` is the address asked."""
+    links = causes(error)
+    if isinstance(error, SlowPeerError):
+        return NetworkError("repository is too slow", where=where)
+    who = "proxy" if any(isinstance(link, ProxyError) for link in links) else "repository"
+    return NetworkError(f"{who} is unreachable: {_words(links)}", where=where)
+
+
+def _words(links: list[BaseException]) -> str:
+    for link in links:
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted, {link.verify_message}"  # such as "not yet valid": a wrong clock
+        if isinstance(link, OSError) and link.errno in _NO_WAY:
+            return _NO_WAY[link.errno]
+    for kind, words in _WORDS:
+        if any(isinstance(link, kind) for link in links):
+            return words
+    return (str(links[-1]) or type(links[-1]).__name__)[:200]
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The exception and all that it wraps, in whatever way it wraps them."""
+    found: list[BaseException] = []
+    todo: list[object] = [error]
+    while todo:
+        link = todo.pop(0)
+        if isinstance(link, BaseException) and link not in found:
+            found.append(link)
+            todo += [getattr(link, "reason", None), link.__cause__, *link.args]
+    return found
