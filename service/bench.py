@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 PEERS = ("torch", "ort-training")
 MAX_LIST = 12  # depths, models, data sets or seeds of one run: each takes minutes
-BOUNDS = {"batch": (1, 256), "size": (16, 1024), "threads": (1, 64), "rounds": (1, 100), "epochs": (1, 200)}
+BOUNDS = {
+    "batch": (1, 256),
+    "size": (16, 1024),
+    "threads": (1, 64),
+    "rounds": (1, 100),
+    "epochs": (1, 200),
+    "mib": (1, 4095),  # a sealed file holds a little less than 4 GiB
+}
 MAX_SEED = 1 << 31
 DEEPEST = 100
 
@@ -104,6 +111,20 @@ def freeze(options: argparse.Namespace) -> int:
         say_json(report)
     else:
         bench_report.show_freeze(report)
+    return 0
+
+
+def seal(options: argparse.Namespace) -> int:
+    """Sealing and unsealing beside the primitives they are made of."""
+    from service import bench_seal  # noqa: PLC0415 - loads the primitives
+
+    check_bounds(options)
+    found = bench_seal.measure(options.mib, say_progress, openssl=bench_seal.find_openssl())
+    report = {"bench": "seal", "machine": machine(), **found}
+    if options.json:
+        say_json(report)
+    else:
+        bench_seal.show(report)
     return 0
 
 

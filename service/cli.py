@@ -61,7 +61,8 @@ example: temperd fleet send my-board fine-tune job.toml --key alice.key --broker
 examples:
   temperd bench train --model mobilenetv2.onnx
   temperd bench train --batch 8 --size 224 --vs torch,ort-training --chart train.svg
-  temperd bench freeze --data flowers.npz signs/ --chart freeze.svg""",
+  temperd bench freeze --data flowers.npz signs/ --chart freeze.svg
+  temperd bench seal --mib 1024""",
     "demo": """The whole story on this machine: broker, repository, emulated board, real model, real images, heat.
 example: temperd demo --images ./my-images""",
 }
@@ -248,6 +249,8 @@ def _bench_verbs(kinds: Verbs) -> None:
     freeze.add_argument("--seeds", default="0,1,2", help="one training each, with commas (0,1,2)")
     freeze.add_argument("--epochs", type=int, default=8)
     freeze.add_argument("--learning-rate", type=float, default=0.001, help="highest rate (0.001)")
+    seal = _verb(kinds, "seal", "bench:seal", config=False, text="Sealing and unsealing, the primitives beside it.")
+    seal.add_argument("--mib", type=int, default=64, metavar="N", help="size of the file, in MiB (64)")
     for verb in (train, freeze):
         verb.add_argument("--batch", type=int, default=16, help="samples a step (16)")
         verb.add_argument("--size", type=int, default=96, help="side of the images, in pixels (96)")

@@ -283,3 +283,20 @@ def test_memory_stays_constant() -> None:
     with pytest.raises(SealedFileError):
         next(stream)
     assert source.taken <= 2 * SEGMENT_BYTES + HEADER_BYTES
+
+
+def test_a_segment_is_gone_when_the_next_one_is_asked_for() -> None:
+    data, body = sample(LENGTH)
+    changed = bytearray(body)
+    changed[-1] ^= 1
+    stream = unseal_stream(io.BytesIO(bytes(changed)), KEY, bind(data))
+    first = next(stream)
+    assert first.readonly
+    second = next(stream)
+    with pytest.raises(ValueError, match="released"):
+        bytes(first)
+    assert second == data[FIRST : FIRST + NEXT]
+    inside = second[:16]  # outlives its segment, but what did not verify never stands in it
+    with pytest.raises(SealedFileError):
+        next(stream)
+    assert bytes(inside) in (bytes(16), data[FIRST : FIRST + 16])
