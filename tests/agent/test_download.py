@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import signal
 import socket
@@ -190,25 +191,40 @@ def test_a_part_of_other_bytes_starts_over_once(board: Board, server: Server, wr
     assert server.asked.count("") == 1
 
 
+def test_a_server_that_ignores_ranges_starts_over(board: Board, server: Server) -> None:
+    board.part.write_bytes(b"?" * 1000)  # would show if it were kept
+    server.script = [no_ranges]
+    board.fetch()
+    assert_whole(board)
+    assert server.asked == ["bytes=1000-"]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        no_ranges,
         status(416),
         lying("bytes 0-299999/300000"),
-        lying("bytes 1000-300000/300001"),
+        lying("bytes 1000-300000/*"),
         lying("bytes 1000-299999/300001"),
         lying("bytes 1001-299999/*"),
         lying("lines 1-2"),
         lying(""),
     ],
 )
-def test_a_server_that_does_not_go_on_starts_over(board: Board, server: Server, answer: Answer) -> None:
-    board.part.write_bytes(b"?" * 1000)  # would show in what is kept of it
+def test_a_server_that_does_not_go_on_there_is_asked_for_all(board: Board, server: Server, answer: Answer) -> None:
+    board.part.write_bytes(BODY[:1000])
     server.script = [answer]
     board.fetch()
     assert_whole(board)
-    assert server.asked in (["bytes=1000-"], ["bytes=1000-", ""])
+    assert server.asked == ["bytes=1000-", ""]
+
+
+def test_a_total_that_the_server_does_not_know(board: Board, server: Server) -> None:
+    board.part.write_bytes(BODY[:1000])
+    server.script = [lying("bytes 1000-299999/*")]
+    board.fetch()
+    assert_whole(board)
+    assert server.asked == ["bytes=1000-"]
 
 
 def test_a_redirect_keeps_the_place(board: Board, server: Server) -> None:
@@ -275,13 +291,14 @@ def test_more_than_signed(board: Board, server: Server, there: int) -> None:
     assert board.files() == []
 
 
-def test_other_bytes_than_signed_leave_nothing(board: Board, server: Server) -> None:
+@pytest.mark.parametrize(("there", "asked"), [(0, [""]), (1000, ["bytes=1000-", ""])])
+def test_other_bytes_than_signed_leave_nothing(board: Board, server: Server, there: int, asked: list[str]) -> None:
     server.body = BODY[:-1] + b"!"
-    board.part.write_bytes(BODY[:1000])
+    board.part.write_bytes(BODY[:there])
     with pytest.raises(TrustError) as caught:
         board.fetch()
     assert caught.value.code == "target-hash"
-    assert server.asked == ["bytes=1000-", ""]
+    assert server.asked == asked
     assert board.files() == []
 
 
@@ -331,6 +348,21 @@ def test_one_process_at_a_time(board: Board, server: Server) -> None:
     assert caught.value.code == "busy"
     assert board.part.read_bytes() == b"mine"
     assert server.asked == []
+
+
+def test_a_part_renamed_by_another_process_is_not_written_to(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.part.write_bytes(BODY[:1000])
+    lock = fcntl.flock
+
+    def slow_lock(descriptor: int, how: int) -> None:
+        board.part.rename(board.path)  # the other one was done between our opening and our lock
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", slow_lock)
+    with pytest.raises(BoardError) as caught:
+        board.fetch()
+    assert caught.value.code == "busy"
+    assert board.path.read_bytes() == BODY[:1000]
 
 
 def test_a_linked_part_is_not_followed(board: Board, tmp_path_factory: pytest.TempPathFactory) -> None:
