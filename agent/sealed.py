@@ -80,7 +80,7 @@ def seal(source: BinaryIO, target: BinaryIO, key: bytes, binding: Binding) -> Se
     header = bytes([HEADER_BYTES]) + salt + prefix
     target.write(header)
     length = HEADER_BYTES
-    rooms = [memoryview(bytearray(SEGMENT_BYTES)) for _ in range(2)]  # one is hashed while the other is filled
+    rooms = _two_rooms()
     plain = hashlib.sha256()
     with _Hash() as written:
         written.update(header)
@@ -123,7 +123,7 @@ def _length_left(source: BinaryIO) -> int:
 
 
 def unseal_stream(source: BinaryIO, key: bytes, binding: Binding) -> Iterator[memoryview]:
-    """Verified segments in order, in the memory of two segments; each is gone when the next one is asked for.
+    """Verified segments in order, in the memory of three segments; each is gone when the next one is asked for.
 
     What came out is provisional until the generator ends without an exception: only then the last segment was there
     and the whole is the bound plaintext.
@@ -137,19 +137,19 @@ def unseal_stream(source: BinaryIO, key: bytes, binding: Binding) -> Iterator[me
         raise SealedFileError("sealed file has no valid header", where="header", reason="sealed-header")
     cipher = _file_cipher(key, bytes(header[1 : 1 + SALT_BYTES]), binding)
     prefix = bytes(header[1 + SALT_BYTES :])
-    room = memoryview(bytearray(SEGMENT_BYTES))  # always the same: fresh memory costs more than the cipher
-    plain = hashlib.sha256()
-    for index, (segment, last) in enumerate(_segments(source, SEGMENT_BYTES - HEADER_BYTES, SEGMENT_BYTES)):
-        opened = room[: max(0, len(segment) - TAG_BYTES)]
-        _open_segment(cipher, _Place(prefix, index, last), segment, opened)
-        plain.update(opened)
-        with opened.toreadonly() as shown:  # closed before the room is used again: nothing unverified shows in it
-            yield shown
-    _check_whole(plain.hexdigest(), binding)
+    rooms = _two_rooms()
+    with _Hash() as plain:
+        for index, (segment, last) in enumerate(_segments(source, SEGMENT_BYTES - HEADER_BYTES, SEGMENT_BYTES)):
+            opened = rooms[index % 2][: max(0, len(segment) - TAG_BYTES)]
+            _open_segment(cipher, _Place(prefix, index, last), segment, opened)
+            plain.update(opened)
+            with opened.toreadonly() as shown:  # closed before the room is used again: nothing unverified shows in it
+                yield shown
+        _check_whole(plain.hexdigest(), binding)
 
 
 class _Hash:
-    """SHA-256 in a thread of its own: sealing hashes twice, and hashing takes most of the time.
+    """SHA-256 in a thread of its own: hashing takes most of the time, and sealing hashes twice.
 
     One piece is under way at most: when `update` returns, all pieces but the one given to it may be overwritten.
     """
@@ -190,6 +190,11 @@ class _Hash:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
+
+
+def _two_rooms() -> tuple[memoryview, memoryview]:
+    """One is hashed while the other is filled. Fresh memory for each segment would cost more than the cipher."""
+    return memoryview(bytearray(SEGMENT_BYTES)), memoryview(bytearray(SEGMENT_BYTES))
 
 
 def _file_cipher(key: bytes, salt: bytes, binding: Binding) -> AESGCM:

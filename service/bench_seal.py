@@ -207,5 +207,5 @@ def show(report: Mapping[str, Any]) -> None:
     for row in report["rows"]:
         percent, peak = f"{row['percent_of_bound']:.0f} %", row["peak_extra_mib"]
         print(f"  {row['work']:<24}{row['bytes_a_second'] / 1e9:>8.2f}{percent:>15}{peak:>17.1f}")
-    print(f"\n  primitives: {primitives['source']}, one thread; sealing hashes twice, in two threads")
+    print(f"\n  primitives: {primitives['source']}, one thread; sealed files: one hash in a second thread")
     print("  hash, unseal: the stored file against its signed hash first, as before each job")
