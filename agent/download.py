@@ -86,11 +86,14 @@ class Downloads:
     def _complete(self, signed: Signed, stream: io.FileIO) -> None:
         inherited = stream.seek(0, os.SEEK_END) > 0
         self._receive(signed, stream)
-        if inherited and not _is(signed, stream):  # a power cut leaves zeros in a part: once more, all of it
+        if _is(signed, stream):
+            return
+        if inherited:  # a power cut leaves zeros in a part: once more, all of it
             stream.truncate(0)
             self._receive(signed, stream)
-        if not _is(signed, stream):
-            raise TrustError("what came is not what was signed", where=signed.url, reason="target-hash")
+            if _is(signed, stream):
+                return
+        raise TrustError("what came is not what was signed", where=signed.url, reason="target-hash")
 
     def _receive(self, signed: Signed, stream: io.FileIO) -> None:
         """Ask until `signed.length` bytes are there."""

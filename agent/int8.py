@@ -28,6 +28,12 @@ def expected_runs(spec: FineTuneSpec, task: Task) -> int:
     return passes * task.train_samples
 
 
+def too_few_runs(choice: str, spec: FineTuneSpec, task: Task) -> str:
+    """Why another form of the frozen part is not tried with `choice` of `auto` or more; empty when it is."""
+    runs = expected_runs(spec, task)
+    return f"not worth trying for {runs} samples, {WORTH_RUNS} are" if choice == "auto" and runs < WORTH_RUNS else ""
+
+
 def choose_form(run: TrainingRun, spec: FineTuneSpec, task: Task) -> dict[str, object]:
     """Let the frozen part run in 8 bits if that is asked for or worth trying, and kept by its check.
 
@@ -89,10 +95,7 @@ def _not_tried(run: TrainingRun, spec: FineTuneSpec, task: Task) -> str:
         return "only pictures are tried"
     if task.train_samples < CALIBRATION_SAMPLES + 2 * len(task.classes):
         return "too few samples to check it"
-    runs = expected_runs(spec, task)
-    if spec.prefix == "auto" and runs < WORTH_RUNS:
-        return f"not worth trying for {runs} samples, {WORTH_RUNS} are"
-    return ""
+    return too_few_runs(spec.prefix, spec, task)
 
 
 def _pooled(activations: Sequence[Float32]) -> Float32:

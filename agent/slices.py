@@ -6,7 +6,7 @@ import math
 
 from agent.engine.base import TrainingRun
 from agent.errors import EngineError, ModelError
-from agent.int8 import WORTH_RUNS, expected_runs
+from agent.int8 import too_few_runs
 from agent.spec import FineTuneSpec
 from agent.task import Task
 
@@ -44,7 +44,4 @@ def _not_tried(run: TrainingRun, spec: FineTuneSpec, task: Task) -> str:
         return "asked for"
     if run.frozen_layers == 0:
         return "nothing is frozen"
-    runs = expected_runs(spec, task)
-    if spec.slices == "auto" and runs < WORTH_RUNS:
-        return f"not worth trying for {runs} samples, {WORTH_RUNS} are"
-    return ""
+    return too_few_runs(spec.slices, spec, task)

@@ -109,8 +109,8 @@ def carry_out(order: Order, mailbox: Mailbox, out: BinaryIO) -> Message:
         mailbox.wait_for(stage)
 
     try:
-        from agent.engine.footprint import return_memory  # noqa: PLC0415 - a broken wheel must end as a message too
         from agent.finetune import FineTune  # noqa: PLC0415 - same
+        from agent.memory import return_memory  # noqa: PLC0415 - a broken wheel must end as a message too
 
         return_memory()
         return FineTune(order, ask, emit, mailbox).execute()

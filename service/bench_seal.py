@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from agent.errors import BoardError
+from agent.memory import peak_resident_bytes, resident_bytes, restart_peak, trim_memory
 from agent.sealed import KEY_BYTES, TAG_BYTES, Binding, seal, unseal, unseal_stream
 
 MIB = 1 << 20
@@ -147,18 +147,11 @@ def peak_extra_mib(work: Callable[[], object]) -> float:
     Raises:
         OSError: the kernel does not let the peak start again.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:  # else what an earlier work has freed would count as there before
-        trim(0)
-    Path("/proc/self/clear_refs").write_text("5", "ascii")  # VmHWM starts again from what is resident
-    before = _status_kib("VmRSS")
+    trim_memory()  # else what an earlier work has freed would count as there before
+    restart_peak()
+    before = resident_bytes()
     work()
-    return max(0, _status_kib("VmHWM") - before) / 1024
-
-
-def _status_kib(field: str) -> int:
-    _, _, rest = Path("/proc/self/status").read_text("ascii").partition(f"{field}:")
-    return int(rest.split()[0])
+    return max(0, peak_resident_bytes() - before) / MIB
 
 
 def _primitives(openssl: str | None, turn_s: float) -> Primitives:

@@ -18,15 +18,14 @@ import numpy as np
 
 from agent.engine import choose_engine
 from agent.engine.base import Float32, Int64, OptimizerSpec, TrainingRun, TrainingSetup
-from agent.engine.footprint import return_memory
 from agent.engine.ir import parse
 from agent.errors import EngineError, TemperdError
 from agent.features import FeatureCache, GenerationKey, record_key
 from agent.features_codec import AUTO_STORAGE, Codec
+from agent.memory import peak_resident_bytes, resident_bytes, restart_peak, return_memory
 
 Request = dict[str, Any]
 Reply = dict[str, object]
-MEMORY = {"peak_kib": "VmHWM", "resident_kib": "VmRSS"}
 RUNTIMES = ("onnxruntime", "onnxruntime-training-cpu")
 
 
@@ -89,9 +88,9 @@ class Side:
         return_memory()  # as the worker does
         with np.load(request["batches"]) as arrays:
             self._samples, self._labels = arrays["samples"], arrays["labels"]
-        graph = parse((Path(request["folder"]) / "model.onnx").read_bytes())
-        optimizer = OptimizerSpec(request["optimizer"])
         self._folder = Path(request["folder"])
+        graph = parse((self._folder / "model.onnx").read_bytes())
+        optimizer = OptimizerSpec(request["optimizer"])
         shape = tuple(self._samples.shape[2:])
         frozen = int(request["frozen_layers"])
         setup = TrainingSetup(graph, self._samples.shape[1], shape, frozen, optimizer, int(request["threads"]))
@@ -145,26 +144,21 @@ class Side:
 
         The copy that this takes is the check's, not training's, and is left out of the peak; PyTorch's side needs none.
         """
-        self._peak_kib = _memory()["peak_kib"]
+        self._peak_kib = peak_resident_bytes() >> 10
         found = self._run.parameters()
         arrays: dict[str, Any] = {name: found[name] for name in self._run.trainable}
         np.savez(request["file"], **arrays)
         del found, arrays
-        Path("/proc/self/clear_refs").write_text("5", "ascii")  # VmHWM starts again from what is resident
+        restart_peak()
         return {}
 
     def do_memory(self, _: Request) -> Reply:
         """Peak and present resident memory of this process, in KiB."""
-        now = _memory()
-        return {**now, "peak_kib": max(self._peak_kib, now["peak_kib"])}
+        peak_kib = max(self._peak_kib, peak_resident_bytes() >> 10)
+        return {"peak_kib": peak_kib, "resident_kib": resident_bytes() >> 10}
 
     def _turns(self, request: Request) -> list[int]:
         return [step % len(self._labels) for step in range(request["first"], request["first"] + request["count"])]
-
-
-def _memory() -> dict[str, int]:
-    status = Path("/proc/self/status").read_text("ascii")
-    return {key: int(status.split(f"{field}:")[1].split()[0]) for key, field in MEMORY.items()}
 
 
 def runtime() -> str:

@@ -6,24 +6,21 @@ runs nodes one by one, gives a tensor memory when it is made and takes it back a
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import onnx
 from onnx import shape_inference
 
 from agent.engine.arena import FLOAT_BYTES
+from agent.memory import free_bytes
 
-ACTIVATION_BUDGET = 48 << 20  # bytes of live tensors that a step aims at: more samples at once gain no speed beyond
+ACTIVATION_BUDGET = 48 << 20  # bytes of live tensors that a step aims at: more samples at once gain 4 to 8 % of speed
 PREFIX_BUDGET = 6 << 20  # the same of the frozen part, which keeps nothing for a way back
 SHARE_OF_FREE = 0.5  # of the memory that is free now; the other half is for what else a board does meanwhile
 RUNTIME_BYTES = 6 << 20  # code and plans of the sessions: 2 to 7 MiB where it was measured
 ARENA_GAPS = 1.1  # what the runtime's arena takes for each byte of tensors: free pieces between those in use
-RETURN_FROM = 256 << 10  # bytes of an allocation from which it is given back to the system when it is freed
 VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))  # the runtime passes the memory on
 IN_PLACE = frozenset(("Add", "Sub", "Mul", "Div", "Relu", "Clip", "Sigmoid", "HardSigmoid", "Exp", "Neg", "Tanh"))
 
@@ -36,7 +33,7 @@ class Footprint:
         before: resident set of the process when the run was compiled.
         parameters: weights, gradients and optimizer state, and what crosses the boundary.
         live: largest set of step tensors alive at once, without gaps between them.
-        runtime: sessions, their code, and the frozen part's constants as the runtime packs them.
+        runtime: sessions, their code, and constants as the runtime packs them.
     """
 
     before: int
@@ -103,83 +100,7 @@ def choose_micro_batch(batch: int, live: int, most: int = ACTIVATION_BUDGET, fre
     return next(fitting, 1)
 
 
-def free_bytes() -> int:
-    """Memory that new programs may take without swapping (MemAvailable), and within this control group's limit."""
-    found = _kib("/proc/meminfo", "MemAvailable")
-    available = math.inf if found is None else found << 10
-    group = _control_group()
-    if group is not None:
-        most, now = _number(group / "memory.max"), _number(group / "memory.current")
-        if most is not None and now is not None:
-            available = min(available, max(0, most - now + _reclaimable(group / "memory.stat")))
-    return int(min(available, 1 << 50))
-
-
-def resident_bytes() -> int:
-    """Resident set of this process now; 0 where the system does not tell."""
-    return (_kib("/proc/self/status", "VmRSS") or 0) << 10
-
-
-def peak_resident_bytes() -> int:
-    """Largest resident set of this process so far (VmHWM); 0 where the system does not tell."""
-    return (_kib("/proc/self/status", "VmHWM") or 0) << 10
-
-
-def trim_memory() -> None:
-    """Give freed pieces of the heap back to the system now: a compilation leaves some MiB of them."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-@cache
-def return_memory() -> None:
-    """Let large allocations go back to the system when they are freed, whatever was freed before.
-
-    glibc raises its threshold to the largest block ever freed, after which arrays of megabytes stay in the heap.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim, threshold, heaps = -1, -3, -8  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX of malloc.h
-        libc.mallopt(heaps, 1)  # threads here compute and rarely allocate: a heap for each is memory unused
-        libc.mallopt(threshold, RETURN_FROM)
-        libc.mallopt(trim, RETURN_FROM)
-
-
 def _size(value: onnx.ValueInfoProto) -> int:
     dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     width = 8 if value.type.tensor_type.elem_type == onnx.TensorProto.INT64 else FLOAT_BYTES
     return int(math.prod(dims)) * width
-
-
-def _kib(path: str, key: str) -> int | None:
-    try:
-        lines = Path(path).read_text(encoding="ascii").splitlines()
-        return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _control_group() -> Path | None:
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    unified = next((line.partition("::")[2] for line in lines if line.startswith("0::")), None)
-    return None if unified is None else Path("/sys/fs/cgroup") / unified.lstrip("/")
-
-
-def _reclaimable(statistics: Path) -> int:
-    """Bytes of files that a control group has read and not looked at lately: they make room when it is needed."""
-    try:
-        lines = statistics.read_text(encoding="ascii").splitlines()
-        return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # "max": no limit
-        return None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from agent.engine.arena import Arena
 from agent.engine.base import Float32, StepResult, Targets, TrainingRun, TrainingSetup, UpdatePlan
-from agent.engine.footprint import Footprint, return_memory, trim_memory
+from agent.engine.footprint import Footprint
 from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, state_kinds, state_names
 from agent.engine.passes import fold_batch_norm, learning_parameters
 from agent.engine.program import Program
@@ -22,6 +22,7 @@ from agent.engine.sessions import first_line, shrink_arena
 from agent.engine.shelf import Shelf
 from agent.engine.slices import SLOWER_ALLOWED, SliceCheck
 from agent.errors import EngineError, ModelError, TemperdError
+from agent.memory import return_memory, trim_memory
 
 Made = TypeVar("Made")
 WEIGHT, UPDATES = "weight/", "updates/"  # key prefixes in a saved state

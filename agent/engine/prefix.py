@@ -83,7 +83,7 @@ class Prefix:
 
     def run(self, samples: Float32) -> None:
         """Fill the first M places of the crossing buffers from samples [M, ...], M <= micro."""
-        if not self._opened:
+        if self._made and self._session is None:
             raise EngineError("the frozen part could not be opened again")
         if self._graph.input in self._crossing:
             self._crossing[self._graph.input][: len(samples)] = samples
@@ -99,9 +99,7 @@ class Prefix:
         self.__dict__.pop("digest", None)
         self._bindings: list[ort.IOBinding] = []
         self._session: ort.InferenceSession | None = None
-        self._opened = False
         self._session = self._open() if self._made else None
-        self._opened = True
         if self._session is None:
             return
         given = bound(self._input)

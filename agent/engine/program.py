@@ -8,6 +8,7 @@ copied through NumPy but the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ import onnxruntime as ort
 from agent.engine.arena import Arena, bound
 from agent.engine.autodiff import GRADIENT, SUM, StepGraph, forward_graph, step_graph
 from agent.engine.base import Float32, Targets, TrainingSetup, UpdatePlan
-from agent.engine.footprint import RUNTIME_BYTES, Footprint, choose_micro_batch, peak_live_bytes, resident_bytes
+from agent.engine.footprint import RUNTIME_BYTES, Footprint, choose_micro_batch, peak_live_bytes
 from agent.engine.ir import Graph
 from agent.engine.losses import LABELS, LOSS
 from agent.engine.native import library
@@ -24,6 +25,7 @@ from agent.engine.prefix import Prefix
 from agent.engine.quantize import Int8Check, check_int8, quantize_prefix
 from agent.engine.sessions import session, take_out
 from agent.engine.slices import SliceCheck, faster_slices
+from agent.memory import resident_bytes
 
 SESSION_BYTES = 4 << 20  # structures of a session that waits, as measured on networks of some hundred nodes
 Parts = tuple[Float32, ...]
@@ -46,7 +48,7 @@ class Program:
     ) -> None:
         self._graph, self._batch, self._threads = graph, setup.batch, setup.threads
         self._weights, self._gradients, self.made_at = weights, gradients, made_at
-        before = resident_bytes()
+        self._before = resident_bytes()
         native = library() is not None
 
         def compiled(samples: int) -> StepGraph:
@@ -55,14 +57,15 @@ class Program:
 
         micro = setup.micro_batch
         self.step_graph = compiled(micro or setup.batch)
+        self._step_live = peak_live_bytes(self.step_graph.model)
         if not micro:
-            micro = choose_micro_batch(setup.batch, peak_live_bytes(self.step_graph.model))
+            micro = choose_micro_batch(setup.batch, self._step_live)
             if micro < setup.batch:
                 self.step_graph = compiled(micro)
+                self._step_live = peak_live_bytes(self.step_graph.model)
         self._micro = micro
         self._spans = [gradients.span(first, last) for first, last in gradients.runs(self.learning)]
         self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
-        self._before, self._step_live = before, peak_live_bytes(self.step_graph.model)
         self._step = self._open(self.step_graph.model)
         self.prefix = Prefix(graph, self.step_graph.cut, self._crossing, self._threads)
         self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
@@ -113,15 +116,8 @@ class Program:
         integer = quantize_prefix(self.prefix.model(), [calibration], self._threads)
         trial = Prefix(self._graph, self.step_graph.cut, self._crossing, self._threads)
         trial.use(integer)
-
-        def crossing(prefix: Prefix) -> Callable[[Float32], Parts]:
-            def run(samples: Float32) -> Parts:
-                prefix.run(samples)
-                return tuple(buffer[: len(samples)].copy() for buffer in self._crossing.values())
-
-            return run
-
-        check = check_int8(crossing(self.prefix), crossing(trial), held_out, score, self._micro)
+        float_run, int8_run = partial(self._crossed, self.prefix), partial(self._crossed, trial)
+        check = check_int8(float_run, int8_run, held_out, score, self._micro)
         if check.keep:
             self.prefix = trial
         return check
@@ -129,21 +125,19 @@ class Program:
     def use_slices(self, slower_allowed: float) -> SliceCheck:
         """See `TrainingRun.use_slices`."""
         samples = np.random.default_rng(0).standard_normal((self._micro, *self._graph.input_shape), np.float32)
-
-        def crossing(prefix: Prefix) -> Callable[[], Parts]:
-            def run() -> Parts:
-                prefix.run(samples)
-                return tuple(buffer.copy() for buffer in self._crossing.values())
-
-            return run
-
         for plan in self.prefix.slices():
             trial = Prefix(self._graph, self.step_graph.cut, self._crossing, self._threads, plan)
-            check = faster_slices(crossing(self.prefix), crossing(trial), plan, slower_allowed)
+            whole_run, sliced_run = partial(self._crossed, self.prefix, samples), partial(self._crossed, trial, samples)
+            check = faster_slices(whole_run, sliced_run, plan, slower_allowed)
             if check.keep:
                 self.prefix = trial
                 break
         return check
+
+    def _crossed(self, prefix: Prefix, samples: Float32) -> Parts:
+        """What a form of the frozen part makes of samples [M, ...], M <= micro-batch."""
+        prefix.run(samples)
+        return tuple(buffer[: len(samples)].copy() for buffer in self._crossing.values())
 
     @property
     def micro_batch(self) -> int:

@@ -18,6 +18,7 @@ from agent.errors import EngineError
 LOG_ERRORS_ONLY = 3
 FORWARD_CHUNK = 16  # samples a forward call: an evaluation must not need more memory than a training step
 OUTSIDE_FROM = 1 << 10  # bytes of a constant that is read where it lies; what decides shapes is smaller
+MOST_DEAD_BYTES = 64 << 10  # in a piece of the arena before it is split: 128 MB by default, so pieces stay half empty
 EXACT_EXTENSION = 1  # arena strategy kSameAsRequested: doubling would leave half of the last extension unused
 
 
@@ -68,7 +69,7 @@ def session(
 def _make_shared_arena() -> None:
     """One arena for all sessions of the program: prefix, step and evaluation take turns in the same memory."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_EXTENSION, -1, 65536))
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_EXTENSION, -1, MOST_DEAD_BYTES))
 
 
 def take_out(model: onnx.ModelProto, values: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,18 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engine import footprint
+from agent import memory
 from agent.engine.autodiff import step_graph
 from agent.engine.base import LossSpec, UpdatePlan
-from agent.engine.footprint import (
-    ACTIVATION_BUDGET,
-    choose_micro_batch,
-    free_bytes,
-    live_peak,
-    peak_live_bytes,
-    peak_resident_bytes,
-    resident_bytes,
-)
+from agent.engine.footprint import ACTIVATION_BUDGET, choose_micro_batch, live_peak, peak_live_bytes
+from agent.memory import free_bytes, peak_resident_bytes, resident_bytes
 from tests.simulators.small_models import mobile_block_net
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +76,7 @@ def test_files_that_were_read_leave_room_in_a_control_group(monkeypatch: pytest.
     mib = 1 << 20
     (tmp_path / "memory.max").write_text(f"{512 * mib}\n")
     (tmp_path / "memory.current").write_text(f"{505 * mib}\n")
-    monkeypatch.setattr(footprint, "_control_group", lambda: tmp_path)
+    monkeypatch.setattr(memory, "_control_group", lambda: tmp_path)
     assert free_bytes() == 7 * mib
     (tmp_path / "memory.stat").write_text(f"anon {80 * mib}\ninactive_file {3 * mib}\nactive_file {mib}\n")
     assert free_bytes() == 10 * mib
@@ -94,7 +87,7 @@ def test_files_that_were_read_leave_room_in_a_control_group(monkeypatch: pytest.
 SPARSE = """
 import numpy as np
 from agent.engine.base import OptimizerSpec, TrainingSetup
-from agent.engine.footprint import peak_resident_bytes
+from agent.memory import peak_resident_bytes
 from agent.engine.graph import GraphEngine
 from tests.simulators.wide_net import wide_net
 net = wide_net()
@@ -120,7 +113,7 @@ PROGRAM = """
 import sys
 import numpy as np
 from agent.engine.base import OptimizerSpec, TrainingSetup
-from agent.engine.footprint import peak_resident_bytes
+from agent.memory import peak_resident_bytes
 from agent.engine.graph import GraphEngine
 from tests.simulators.wide_net import wide_net
 net = wide_net()
