@@ -28,6 +28,7 @@ from agent.engine.slices import SliceCheck, faster_slices
 from agent.memory import resident_bytes
 
 SESSION_BYTES = 4 << 20  # structures of a session that waits, as measured on networks of some hundred nodes
+PACKED_IN_STEP = 3  # copies of a constant among what learns: forward, backward, and in the session that evaluates
 Parts = tuple[Float32, ...]
 
 
@@ -101,8 +102,9 @@ class Program:
     @property
     def _packed_bytes(self) -> int:
         """What constants take in the runtime's own order, beside the weights themselves."""
-        constant = (self.prefix_constants | self.step_constants) & self._weights.shapes.keys()
-        return sum(self._weights.views[name].nbytes for name in constant)
+        views = self._weights.views
+        once = sum(views[name].nbytes for name in self.prefix_constants & views.keys())
+        return once + PACKED_IN_STEP * sum(views[name].nbytes for name in self.step_constants & views.keys())
 
     def renew_prefix(self, made_at: int) -> None:
         """Take the frozen part's weights as they are now."""

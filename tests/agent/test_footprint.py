@@ -109,6 +109,42 @@ def test_constants_among_what_learns_are_counted_and_not_copied_twice() -> None:
     assert abs(predicted - measured) <= 0.15 * measured, (predicted >> 20, measured >> 20)
 
 
+LARGE = """
+import numpy as np
+from agent.engine.base import OptimizerSpec, TrainingSetup
+from agent.engine.graph import GraphEngine
+from agent.engine.ir import Graph, Node
+from agent.memory import resident_bytes
+wide = 3000  # one matrix of 36 MB past the boundary that does not learn
+shapes = {"a.w": (wide, 8), "a.b": (wide,), "b.w": (wide, wide), "b.b": (wide,), "c.w": (4, wide), "c.b": (4,)}
+rng = np.random.default_rng(0)
+weights = {name: (rng.standard_normal(shape, np.float32) * 0.01) for name, shape in shapes.items()}
+nodes, x = [], "x"
+for name in "abc":
+    nodes.append(Node("Gemm", (x, f"{name}.w", f"{name}.b"), (name,), {"transB": 1}, name))
+    x = name if name == "c" else f"{name}.r"
+    nodes += [] if name == "c" else [Node("Relu", (name,), (x,), {}, x)]
+net = Graph(tuple(nodes), weights, "x", (8,), "c")
+del weights
+learning = frozenset({"a.b", "c.w", "c.b"})
+run = GraphEngine().start(TrainingSetup(net, 4, (8,), 0, OptimizerSpec(), 2, learning=learning))
+del net
+samples = rng.standard_normal((4, 8), np.float32)
+for _ in range(3):
+    assert run.step(samples, np.arange(4), 1e-4).kept
+run.outputs(samples)
+print(run.footprint.peak, resident_bytes())
+"""
+
+
+def test_a_large_constant_among_what_learns_is_held_once_beside_its_packed_copy() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    predicted, resident = map(int, made.stdout.split())
+    assert abs(predicted - resident) <= 0.15 * resident, (predicted >> 20, resident >> 20)
+
+
 PROGRAM = """
 import sys
 import numpy as np
