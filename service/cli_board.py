@@ -10,16 +10,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import strict_json
-from agent.durable import read_bounded
 from agent.errors import ArtifactError, BoardError, ConfigError
+from agent.keys_stored import find_identity
 from service.cli import config_path, say_json
 from service.config import Config, example_text, load_config
 
 if TYPE_CHECKING:
     from service.journal import JobRecord
 
-MAX_IDENTITY_BYTES = 4096  # three keys and a name have 300 bytes
 SYSTEM_RUNTIME = Path("/run/temperd")  # where systemd and the container put the live view
 
 
@@ -116,26 +114,17 @@ def _check_identity(config: Config) -> None:
     """The identity must be there and carry the configured name: grants and commands are bound to it.
 
     Raises:
-        ConfigError: it is missing or somebody else's.
+        ConfigError: it is missing, open to others, broken or somebody else's.
     """
-    path = Path(config.device.state_dir, "keys", "identity.json")
     try:
-        data = read_bounded(path, MAX_IDENTITY_BYTES)
-        table = strict_json.loads(data, what="identity", max_bytes=MAX_IDENTITY_BYTES)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            "this board has no identity yet",
-            where=config.device.state_dir,
-            fix=f"Make one: temperd keys init {config.device.name}",
-            reason="key-missing",
-        ) from error
+        found = find_identity(Path(config.device.state_dir, "keys"))
     except (BoardError, ArtifactError) as error:
-        raise ConfigError("the identity cannot be read", where=f"{path}: {error}") from error
-    name = table.get("device") if isinstance(table, dict) else None
+        raise ConfigError(error.what, where=error.where, fix=error.fix, reason=error.code) from error
+    name = found.stored.device
     if name != config.device.name:
         raise ConfigError(
             f"the identity is that of {name!r}, the configuration names {config.device.name!r}",
-            where=str(path),
+            where=str(found.path),
             fix="Set device.name to the identity's, or make a new identity",
         )
 
