@@ -187,6 +187,16 @@ class FreezingPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubPolicy:
+    """Stored files are read and hashed again in the background (R14)."""
+
+    every_hours: float = field(default=12.0, metadata=limits(1.0, 720.0))
+    """A month at most: bits that flip one at a time are mended before they are too many."""
+    duty: float = field(default=0.25, metadata=_DUTY)
+    """Share of time spent reading and hashing, on top of the governor's own duty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole policy."""
 
@@ -195,6 +205,7 @@ class Policy:
     battery: BatteryPolicy = field(default_factory=BatteryPolicy)
     dvfs: DvfsPolicy = field(default_factory=DvfsPolicy)
     freezing: FreezingPolicy = field(default_factory=FreezingPolicy)
+    scrub: ScrubPolicy = field(default_factory=ScrubPolicy)
 
 
 def parse_policy(text: str) -> Policy:
