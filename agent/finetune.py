@@ -62,7 +62,7 @@ def identity_folder(state: Path) -> Path:
 
 def open_store(state: Path, identity: DeviceIdentity) -> Store:
     """The board's slots and checkpoints."""
-    return Store(state / "store", identity.storage_key)
+    return Store(state / "store", *identity.storage_keys)
 
 
 class Orders(Protocol):

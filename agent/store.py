@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -34,12 +34,14 @@ from agent.durable import (
     write_atomic,
 )
 from agent.errors import BoardError, SealedFileError, SpecError
-from agent.sealed import Binding, Sealed, seal, unseal
+from agent.keys_storage import unseal_with_any
+from agent.sealed import Binding, Sealed, seal
 from agent.slots import (
     GOOD,
     MAX_MANIFEST_BYTES,
     MAX_REASON_CHARACTERS,
     SLOTS,
+    Core,
     SlotView,
     Status,
     checkpoint_path,
@@ -62,14 +64,15 @@ class Store:
 
     Args:
         folder: the daemon's state folder.
-        storage_key: 32 bytes, from the board's identity.
+        storage_key: 32 bytes, from the board's identity; seals everything new.
+        previous_keys: storage keys before it, which may still be needed to open what is there.
 
     Raises:
         BoardError: the disk fails.
     """
 
-    def __init__(self, folder: Path, storage_key: bytes) -> None:
-        self._folder, self._key = folder, storage_key
+    def __init__(self, folder: Path, storage_key: bytes, *previous_keys: bytes) -> None:
+        self._folder, self._key, self._keys = folder, storage_key, (storage_key, *previous_keys)
         self._slots, self._checkpoints = folder / "slots", folder / "checkpoints"
         for path in (*(self._slots / slot for slot in SLOTS), self._checkpoints):
             make_folder(path)
@@ -120,10 +123,7 @@ class Store:
             write_status(self._folder, replace(status, previous=""))
         folder = self._slots / slot
         remove(folder / GOOD)
-        with atomic_writer(folder / "model.sealed") as stream:
-            sealed = seal(io.BytesIO(model), stream, self._key, _slot_binding(core))
-        table = {"core": core, "sealed_sha256": sealed.sha256, "sealed_length": sealed.length}
-        write_atomic(folder / "manifest.json", canonical(table))
+        self._seal_slot(folder, model, core)
         return slot
 
     def activate(self, slot: str) -> SlotView:
@@ -225,15 +225,10 @@ class Store:
             SealedFileError: it does not verify: start without it.
             BoardError: the disk fails.
         """
-        path = self._checkpoint_path(name)
         try:
-            with path.open("rb") as stream:
-                digest = stream.read(_HASH_BYTES).hex()
-                return unseal(stream, self._key, _checkpoint_binding(name, digest), MAX_CHECKPOINT_BYTES)
+            return self._open_checkpoint(self._checkpoint_path(name), name)[0]
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise disk_error(error, path) from error
 
     def drop_checkpoint(self, name: str) -> None:
         """Forget a checkpoint; no matter whether there is one.
@@ -243,6 +238,42 @@ class Store:
             BoardError: the disk fails.
         """
         remove(self._checkpoint_path(name))
+
+    def reseal(self) -> tuple[str, ...]:
+        """Seal again, under the current key, what only a previous one opens; to be repeated after a crash.
+
+        What opens with no key is left as it is: no key helps it.
+
+        Returns:
+            What was sealed again: `slot a`, `checkpoint <name>`.
+
+        Raises:
+            BoardError: the disk fails; what was not sealed again opens as before.
+        """
+        done = []
+        for slot in SLOTS:
+            try:
+                read = read_manifest(self._folder, slot)
+                model, key = self._open_slot(slot, read.core)
+            except SealedFileError:
+                continue
+            path = self._slots / slot / "model.sealed"
+            if key != self._key or not _is_sealed_as(path, read.sealed_sha256):  # a crash may part the two files
+                self._seal_slot(path.parent, model, asdict(read.core))
+                done += [f"slot {slot}"]
+        for path in sorted(self._checkpoints.glob("*.sealed")):
+            with suppress(SealedFileError):
+                data, key = self._open_checkpoint(path, path.stem)
+                if key != self._key:
+                    self.seal_checkpoint(path.stem, data)
+                    done += [f"checkpoint {path.stem}"]
+        return tuple(done)
+
+    def _seal_slot(self, folder: Path, model: bytes, core: Mapping[str, object]) -> None:
+        with atomic_writer(folder / "model.sealed") as stream:
+            sealed = seal(io.BytesIO(model), stream, self._key, _slot_binding(core))
+        table = {"core": core, "sealed_sha256": sealed.sha256, "sealed_length": sealed.length}
+        write_atomic(folder / "manifest.json", canonical(table))
 
     def _core(self, model: bytes, manifest: Mapping[str, object]) -> dict[str, object]:
         if len(model) > MAX_PLAINTEXT_BYTES:
@@ -266,10 +297,22 @@ class Store:
         return checkpoint_path(self._folder, name)
 
     def _load(self, slot: str) -> tuple[bytes, dict[str, object]]:
-        read = read_manifest(self._folder, slot)
+        core = read_manifest(self._folder, slot).core
+        return self._open_slot(slot, core)[0], core.manifest
+
+    def _open_slot(self, slot: str, core: Core) -> tuple[bytes, bytes]:
         with _slot_file(self._slots / slot / "model.sealed") as stream:
-            model = unseal(stream, self._key, _slot_binding(asdict(read.core)), read.core.plaintext_length)
-        return model, read.core.manifest
+            return unseal_with_any(stream, self._keys, _slot_binding(asdict(core)), core.plaintext_length)
+
+    def _open_checkpoint(self, path: Path, name: str) -> tuple[bytes, bytes]:
+        try:
+            with path.open("rb") as stream:
+                binding = _checkpoint_binding(name, stream.read(_HASH_BYTES).hex())
+                return unseal_with_any(stream, self._keys, binding, MAX_CHECKPOINT_BYTES)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise disk_error(error, path) from error
 
     def _rebuild(self) -> str:
         path = self._slots / "status.json"
@@ -300,6 +343,11 @@ def _slot_file(path: Path) -> Iterator[BinaryIO]:
         raise SealedFileError("slot holds no model", where=str(path), reason="slot-broken") from error
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+def _is_sealed_as(path: Path, sealed_sha256: str) -> bool:
+    with disk_errors(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == sealed_sha256
 
 
 def _slot_binding(core: Mapping[str, object]) -> Binding:
