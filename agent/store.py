@@ -202,6 +202,18 @@ class Store:
             raise BoardError("no tuned model is active", reason="no-active-model")
         return self._load(status.active)
 
+    def verifies(self, slot: str) -> bool:
+        """Whether the model in a slot opens with the board's key and is the one its manifest is of.
+
+        Raises:
+            BoardError: the disk fails.
+        """
+        try:
+            self._load(slot)
+        except SealedFileError:
+            return False
+        return True
+
     def seal_checkpoint(self, name: str, data: bytes) -> Sealed:
         """Keep a training checkpoint; the one before it is replaced in one rename.
 
@@ -320,18 +332,11 @@ class Store:
             if path.exists():
                 path.replace(path.with_name("status.corrupt"))
                 sync_folder(self._slots)
-        usable = [slot for slot in SLOTS if (self._slots / slot / GOOD).exists() and self._verifies(slot)]
+        usable = [slot for slot in SLOTS if (self._slots / slot / GOOD).exists() and self.verifies(slot)]
         newest = max(usable, key=lambda slot: sequence(self._folder, slot), default="")
         previous = next((slot for slot in usable if slot != newest), "")
         write_status(self._folder, Status(active=newest, previous=previous))
         return f"status rebuilt from the slots: active is {newest or 'none, the base model runs'}"
-
-    def _verifies(self, slot: str) -> bool:
-        try:
-            self._load(slot)
-        except SealedFileError:
-            return False
-        return True
 
 
 @contextmanager
