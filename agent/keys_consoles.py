@@ -14,7 +14,7 @@ from agent.errors import ArtifactError, SpecError
 from agent.keys_files import (
     MAX_KEY_FILE_BYTES,
     WRITABLE_BY_OTHERS,
-    check_folder,
+    check_mode,
     key_bytes,
     read_public,
     read_secret,
@@ -97,7 +97,7 @@ def trusted_consoles(folder: Path) -> tuple[TrustedConsole, ...]:
     with disk_errors(folder):
         if not folder.exists():
             return ()
-        check_folder(folder, WRITABLE_BY_OTHERS)
+        check_mode(folder, WRITABLE_BY_OTHERS)
         paths = sorted(folder.glob("*.json"))
     if len(paths) > MAX_CONSOLES:
         raise ArtifactError(f"{len(paths)} trusted consoles, at most {MAX_CONSOLES}", where=str(folder))

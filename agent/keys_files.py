@@ -38,7 +38,7 @@ def read_secret(path: Path, fix: str = "Check the folder given") -> bytes:
         ArtifactError: longer than 4096 bytes.
     """
     data, found = _read_open(path, fix)
-    _check_mode(path, found, READABLE_BY_OTHERS)
+    _check_found(path, found, READABLE_BY_OTHERS)
     return data
 
 
@@ -50,7 +50,7 @@ def read_public(path: Path) -> bytes:
         ArtifactError: longer than 4096 bytes.
     """
     data, found = _read_open(path, "")
-    _check_mode(path, found, WRITABLE_BY_OTHERS)
+    _check_found(path, found, WRITABLE_BY_OTHERS)
     return data
 
 
@@ -65,20 +65,20 @@ def read_credential(path: Path) -> bytes:
         ArtifactError: longer than 4096 bytes.
     """
     data, found = _read_open(path, "")
-    _check_mode(path, found, _WRITABLE_BY_GROUP_OR_OPEN_TO_ALL)
+    _check_found(path, found, _WRITABLE_BY_GROUP_OR_OPEN_TO_ALL)
     if found.st_mode & _READABLE_BY_GROUP and found.st_gid != 0:
-        _check_mode(path, found, READABLE_BY_OTHERS)
+        _check_found(path, found, READABLE_BY_OTHERS)
     return data
 
 
-def check_folder(folder: Path, forbidden: int = READABLE_BY_OTHERS) -> None:
-    """Refuse a folder whose mode has one of the `forbidden` bits, or that belongs to another user than root.
+def check_mode(path: Path, forbidden: int = READABLE_BY_OTHERS) -> None:
+    """Refuse a folder or file whose mode has one of the `forbidden` bits, or that is neither this user's nor root's.
 
     Raises:
         BoardError: `key-permissions` or `disk`.
     """
-    with disk_errors(folder):
-        _check_mode(folder, folder.stat(), forbidden)
+    with disk_errors(path):
+        _check_found(path, path.stat(), forbidden)
 
 
 def refuse_existing(path: Path, what: str) -> None:
@@ -138,7 +138,7 @@ def _read_open(path: Path, fix: str) -> tuple[bytes, os.stat_result]:
     return data, found
 
 
-def _check_mode(path: Path, found: os.stat_result, forbidden: int) -> None:
+def _check_found(path: Path, found: os.stat_result, forbidden: int) -> None:
     if found.st_uid not in {0, os.geteuid()}:
         raise BoardError(
             "key file or folder belongs to another user", where=str(path), fix="chown it", reason="key-permissions"

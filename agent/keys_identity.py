@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from agent.card import NAME, SHA256
 from agent.durable import make_folder
 from agent.errors import SpecError
-from agent.keys_files import KEY_BYTES, check_folder, read_table, refuse_existing
+from agent.keys_files import KEY_BYTES, check_mode, read_table, refuse_existing
 from agent.keys_stored import IDENTITY_FILE, StoredIdentity, StoredKeys, find_identity, write_identity
 from agent.strict_json import canonical
 from policies.strict import TableError, limits
@@ -119,7 +119,7 @@ def create_identity(folder: Path, device: str) -> DeviceIdentity:
     """
     stored = new_identity(device)
     make_folder(folder)
-    check_folder(folder)
+    check_mode(folder)
     refuse_existing(folder / IDENTITY_FILE, "this board has an identity")
     write_identity(folder, stored)
     return as_identity(stored)

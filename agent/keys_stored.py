@@ -23,7 +23,7 @@ from agent.durable import disk_errors, remove_partials, write_atomic
 from agent.errors import BoardError, SpecError
 from agent.keys_files import (
     MAX_KEY_FILE_BYTES,
-    check_folder,
+    check_mode,
     key_bytes,
     read_credential,
     read_secret,
@@ -111,7 +111,7 @@ def find_identity(folder: Path, environ: Mapping[str, str] = os.environ) -> Foun
         raise BoardError(
             "this board has no identity yet", where=f"{path}; {looked}", fix=fix, reason="key-missing"
         ) from error
-    check_folder(folder)
+    check_mode(folder)
     return Found(_parse(data, path), path, "file")
 
 
@@ -121,7 +121,7 @@ def write_identity(folder: Path, stored: StoredIdentity) -> None:
     Raises:
         BoardError: others may enter the folder, or the disk fails.
     """
-    check_folder(folder)
+    check_mode(folder)
     remove_partials(folder)
     write_atomic(folder / IDENTITY_FILE, stored.encode())
 

@@ -44,7 +44,8 @@ examples:
   temperd keys init my-board             on the board
   temperd keys console alice --out .     on the operator's machine
   temperd keys trust alice.pub.json      on the board: obey this console
-  temperd keys show""",
+  temperd keys                           fingerprints of all of them
+docs/keys.md has the recipes: rotation, systemd credentials, a lost board.""",
     "publish": """Seal a model, sign it into a repository folder and grant it to devices.
 Serve the folder with any web server. MODEL may be the word efficientnet-lite0: its pretrained weights come from a
 package (extra `demo`).
@@ -164,14 +165,27 @@ def _board_verbs(verbs: Verbs) -> None:
     predict.add_argument("files", metavar="FILE", nargs="+", help="images, or .csv files of rows, by the model's task")
     predict.add_argument("--columns", metavar="NAME", nargs="+", default=[], help="columns of the .csv (the model's)")
     predict.add_argument("--missing", choices=("skip", "fill"), default="skip", help="bad rows: left out, or filled")
+    _keys_verbs(verbs)
+
+
+def _keys_verbs(verbs: Verbs) -> None:
     kinds = _group(verbs, "keys", "identities and trust")
+    kinds.required = False
+    verbs.choices["keys"].set_defaults(verb="cli_keys:show", json=False, config=None, state=None)
     init = _verb(kinds, "init", "cli_keys:init", text="Make this board's identity (once).")
     init.add_argument("name", nargs="?", help="the board's name: a-z, 0-9, dash (default: from the configuration)")
-    init.add_argument("--state", metavar="DIR", help="state folder (default: from the configuration)")
-    show = _verb(
-        kinds, "show", "cli_keys:show", text="Fingerprints of this board's identity and of the consoles it trusts."
+    show = _verb(kinds, "show", "cli_keys:show", text="Fingerprints of this board's keys and of everybody it trusts.")
+    rotate = _verb(kinds, "rotate", "cli_keys_rotation:rotate", text="Make new keys; those before stay live.")
+    retire = _verb(kinds, "retire", "cli_keys_rotation:retire", text="Drop the keys before the last rotation.")
+    retire.add_argument("--offline", action="store_true", help="do not ask the repository whether grants need them")
+    export = _verb(
+        kinds, "export-credential", "cli_keys:export_credential", text="The identity as a file for systemd-creds."
     )
-    show.add_argument("--state", metavar="DIR", help="state folder (default: from the configuration)")
+    export.add_argument("credential", metavar="FILE", help="file to make, mode 0600; holds private keys in plain")
+    for verb in (init, rotate, retire):
+        verb.add_argument("--credential", metavar="FILE", default="", help="write the keys there, for systemd-creds")
+    for verb in (init, show, rotate, retire, export):
+        verb.add_argument("--state", metavar="DIR", help="state folder (default: from the configuration)")
     console = _verb(
         kinds, "console", "cli_keys:console", config=False, text="Make a console key (on the operator's machine)."
     )
@@ -179,6 +193,11 @@ def _board_verbs(verbs: Verbs) -> None:
     console.add_argument("--out", metavar="DIR", default=".", help="folder for NAME.key (secret) and NAME.pub.json")
     trust = _verb(kinds, "trust", "cli_keys:trust", text="Obey commands signed by this console.")
     trust.add_argument("document", metavar="FILE", help="the console's public NAME.pub.json")
+    distrust = _verb(kinds, "distrust", "cli_keys:distrust", text="Obey this console no more.")
+    distrust.add_argument("keyid", metavar="KEYID", nargs="+", help="its key id, or the first 8 digits or more")
+    pin = _verb(kinds, "trust-repository", "cli_keys:trust_repository", text="Pin a repository's root document.")
+    pin.add_argument("document", metavar="FILE", help="the publisher's 1.root.json")
+    pin.add_argument("--replace", action="store_true", help="also where another root is pinned")
 
 
 def _laptop_verbs(verbs: Verbs) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent import __version__
 from agent.board.profile import named_policy_text, named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
-from agent.durable import disk_errors, make_folder, write_atomic
+from agent.durable import make_folder, write_atomic
 from agent.errors import BoardError, ConfigError, TemperdError
 from agent.messages import Message, Order, Progress
 from agent.slots import checkpoint_path, read_active
@@ -30,6 +29,7 @@ from service.journal import JobRecord, Journal
 from service.live import remove_live, runtime_folder, write_live
 from service.logs import logger
 from service.runner import Runner, Workshop
+from service.state_lock import state_lock
 from service.statuses import Clock
 from service.steering import Steering
 from service.systemd import Notifier
@@ -96,7 +96,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        with _alone(self._state / "lock"):
+        with state_lock(self._state, "Send the job to it with `temperd fleet send`, or stop it first"):
             emulated = await self._start_board()
             keeper = asyncio.ensure_future(emulated.keep()) if emulated else None
             try:
@@ -146,7 +146,7 @@ class Daemon:
 
     def _trusted(self) -> Mapping[str, Ed25519PublicKey]:
         """Consoles obeyed, read at each command: a key that was removed counts no more, and idling costs no crypto."""
-        from agent.keys import load_trusted_consoles  # noqa: PLC0415 - 7 MB that an idle board does not need
+        from agent.keys_consoles import load_trusted_consoles  # noqa: PLC0415 - 7 MB that an idle board does not need
 
         return load_trusted_consoles(Path(self._config.commands.trusted_consoles))
 
@@ -339,24 +339,6 @@ class _Statuses:
 def _training(progress: Progress) -> dict[str, object]:
     """The `training` group of the telemetry."""
     return {name: getattr(progress, name) for name in Progress.__slots__}
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the state folder's lock.
-
-    Raises:
-        BoardError: another daemon holds it.
-    """
-    with disk_errors(path):
-        stream = path.open("w", encoding="ascii")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            fix = "Send the job to it with `temperd fleet send`, or stop it first"
-            raise BoardError("another temperd uses this state folder", where=str(path.parent), fix=fix) from error
-        yield
 
 
 def _boot_id() -> str:
