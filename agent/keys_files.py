@@ -21,7 +21,7 @@ KEY_BYTES = 32  # X25519, Ed25519 and AES-256 alike
 MAX_KEY_FILE_BYTES = 4096  # a few keys in hexadecimal
 READABLE_BY_OTHERS = 0o077
 WRITABLE_BY_OTHERS = 0o022
-_WRITABLE_BY_GROUP_OR_OPEN_TO_ALL = 0o027
+OPEN_TO_ALL = 0o027  # to read; a group may read and not write
 _READABLE_BY_GROUP = 0o050
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def read_credential(path: Path) -> bytes:
         ArtifactError: longer than 4096 bytes.
     """
     data, found = _read_open(path, "")
-    _check_found(path, found, _WRITABLE_BY_GROUP_OR_OPEN_TO_ALL)
+    _check_found(path, found, OPEN_TO_ALL)
     if found.st_mode & _READABLE_BY_GROUP and found.st_gid != 0:
         _check_found(path, found, READABLE_BY_OTHERS)
     return data

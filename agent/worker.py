@@ -18,6 +18,7 @@ from typing import BinaryIO
 from agent.errors import EngineError, TemperdError
 from agent.messages import MAX_LINE_BYTES, OUT_OF_MEMORY, Failed, Go, Message, Order, Stage, Steer, decode, encode
 from agent.plan import OUT_OF_MEMORY_FIX
+from agent.private_memory import keep_memory_private
 from agent.trainer import FREE, JobEndedError
 
 PR_SET_PDEATHSIG = 1
@@ -144,6 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--nice", type=int, default=0, help="added to the scheduling priority (0..19)")
     options = parser.parse_args(argv)
     die_with_parent()
+    keep_memory_private()
     os.nice(options.nice)
     # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
     out = os.fdopen(os.dup(1), "wb")

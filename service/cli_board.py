@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.errors import ArtifactError, BoardError, ConfigError
 from agent.keys_stored import find_identity
+from agent.private_memory import keep_memory_private
 from service.cli import config_path, say_json
 from service.config import Config, example_text, load_config
 
@@ -104,6 +105,7 @@ def _daemon(config: Config):  # type: ignore[no-untyped-def]  # noqa: ANN202 - t
     from service import logs  # noqa: PLC0415
 
     logs.configure(config.log.level, config.log.format)
+    keep_memory_private()
     from service.daemon import Daemon  # noqa: PLC0415
 
     _check_identity(config)

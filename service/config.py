@@ -83,6 +83,8 @@ class Repository:
     def __post_init__(self) -> None:
         """Refuse everything but a web address."""
         parts = urlsplit(self.url)
+        if "@" in parts.netloc:
+            raise TableError("url", "holds a user name or password, which messages and logs would show")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise TableError("url", f"{self.url!r} is no http:// or https:// address")
 

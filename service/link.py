@@ -23,7 +23,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.errors import ConfigError
+from agent.errors import BoardError, ConfigError
+from agent.keys_files import OPEN_TO_ALL, check_mode
 from service.config import Mqtt
 from service.logs import logger
 
@@ -304,6 +305,7 @@ def _password(path: str) -> str | None:
     try:
         with Path(path).open("rb") as source:
             data = source.read(MAX_PASSWORD_BYTES + 1)
+        _check_private(path)
         lines = data.decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("cannot read the broker password", where=path) from error
@@ -312,7 +314,17 @@ def _password(path: str) -> str | None:
     return lines[0]
 
 
+def _check_private(path: str) -> None:
+    """A secret that everybody may read is none; a group may, as the daemon often gets it from root that way."""
+    try:
+        check_mode(Path(path), OPEN_TO_ALL)
+    except BoardError as error:
+        raise ConfigError(error.what, where=error.where, fix=error.fix, reason=error.code) from error
+
+
 def _tls(settings: Mqtt) -> ssl.SSLContext:
+    if settings.key_file:
+        _check_private(settings.key_file)
     try:
         context = ssl.create_default_context(cafile=settings.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -64,6 +64,7 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         (LEAST.replace("pi-7", "+"), "device.name", "no name"),
         (LEAST.replace("pi-7", "a" * 64), "device.name", "at most 63"),
         (LEAST.replace("https", "file"), "repository.url", "http"),
+        (LEAST.replace("https://", "https://me:hidden@"), "repository.url", "user name or password"),
         ("[device]\nname = 'x'\n", "repository", "missing"),
         ("[device]\n[repository]\nurl='http://x'\n", "device.name", "missing"),
         ("device = 3\n", "device", "must be a table"),
@@ -75,6 +76,7 @@ def test_refusals_name_file_and_key(tmp_path: Path, text: str, key: str, what: s
         load_config(path)
     assert caught.value.where == f"{path}: {key}"
     assert what in caught.value.what
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"[device", b"\xff\xfe", b"a = 1\na = 2\n", b"a = " + b"[" * 5000])

@@ -479,6 +479,7 @@ def certificate(folder: Path, name: str, issuer: tuple[x509.Certificate, ec.Elli
     form = serialization.PrivateFormat.PKCS8
     plain = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
     (folder / f"{name}.key").write_bytes(plain)
+    (folder / f"{name}.key").chmod(0o600)
     return made, key
 
 
@@ -523,6 +524,18 @@ def test_a_password_file_that_cannot_be_used_is_named(tmp_path: Path, content: b
     assert caught.value.where == str(path)
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o602])
+def test_a_password_that_everybody_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "password"
+    path.write_text("secret\n")
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod") as caught:
+        a_link(Mqtt(username="pi", password_file=str(path)))
+    assert caught.value.code == "key-permissions"
+    with pytest.raises(ConfigError, match="chmod"):
+        a_link(Mqtt(ca_file="ca.crt", cert_file="own.crt", key_file=str(path)))
+
+
 def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ca.crt"
     path.write_text("rubbish")
@@ -538,6 +551,8 @@ def test_user_name_and_password_are_sent(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path, f"password_file {tmp_path}/users", anonymous=False)
     (tmp_path / "right").write_text("secret\n")
     (tmp_path / "wrong").write_text("guess\n")
+    for name in ("right", "wrong"):
+        (tmp_path / name).chmod(0o640)
     broker.start()
 
     async def story() -> None:
