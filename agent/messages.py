@@ -1,4 +1,4 @@
-"""Messages between supervisor and worker: one JSON object a line over stdin and stdout, defined here and nowhere else.
+"""Messages between supervisor and workers: one JSON object a line over stdin and stdout, defined here and nowhere else.
 
 The worker asks before each stage (`Stage`) and goes on at `Go`, so the journal is written before the effect.
 """
@@ -16,6 +16,7 @@ from policies.strict import build
 
 OUT_OF_MEMORY = "out-of-memory"  # memory ran out: the next attempt goes on with a smaller micro-batch
 WORKER_KILLED = "worker-killed"  # the system ended the worker, as it does when memory runs out
+MEMORY_CORRUPT = "memory-corrupt"  # frozen weights changed in memory: the next attempt goes on from before that
 SHRINKING_ENGINE = "graph"  # the other engine takes whole batches only
 MAX_LINE_BYTES = 256 << 10  # a plan with its cost table has about 20 KB
 
@@ -41,6 +42,23 @@ class Order:
     """The plan of an earlier attempt, so that a resumed job keeps its depth, split and batch."""
     last_end: str = ""
     """How the attempt before this one ended: `out-of-memory`, `worker-killed`, or another reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubOrder:
+    """Supervisor -> scrub worker, first line; `Steer` follows whenever the decision changes."""
+
+    state_dir: str
+    repository_url: str
+    repository_root: str
+    """Path of the pinned TUF root metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """Scrub worker -> supervisor: the scrub is done; `report` as docs/scrub.md has it."""
+
+    report: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +146,12 @@ class Failed:
     result: dict[str, object] = field(default_factory=dict)
 
 
-Message: TypeAlias = Order | Go | Steer | Stage | Planned | Progress | Warned | Finished | Failed
+Message: TypeAlias = (
+    Order | ScrubOrder | Go | Steer | Stage | Planned | Progress | Warned | Finished | Failed | Scrubbed
+)
 _TYPES: dict[str, type[Message]] = {
-    cls.__name__.lower(): cls for cls in (Order, Go, Steer, Stage, Planned, Progress, Warned, Finished, Failed)
+    cls.__name__.lower(): cls
+    for cls in (Order, ScrubOrder, Go, Steer, Stage, Planned, Progress, Warned, Finished, Failed, Scrubbed)
 }
 
 

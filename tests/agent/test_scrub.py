@@ -1,0 +1,396 @@
+"""Bits flip in each kind of stored file: seen, mended where that is possible, and what is left on the disk asserted."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.errors import BoardError, NetworkError
+from agent.messages import Steer
+from agent.scrub import Report, Scrub
+from agent.scrub_kept import kept_files
+from agent.scrub_read import UNREADABLE, Pace, ScrubEndedError, sha256_on_disk, unhurried
+from agent.slots import read_active
+from agent.store import Store
+
+KEY = bytes(range(32))
+MODEL_A, MODEL_B = b"model of slot a" * 9000, b"model of slot b" * 9000
+BASE = b"sealed base bytes" * 20_000
+
+
+class Board:
+    """A state folder with a base, two slots and a checkpoint, all with parity."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder
+        self.base = folder / "repository" / "bases" / "colours-1.0.sealed"
+        self.base.parent.mkdir(parents=True)
+        self.base.write_bytes(BASE)
+        self.sign(hashlib.sha256(BASE).hexdigest())
+        store = self.store()
+        for model in (MODEL_A, MODEL_B):
+            store.activate(store.stage(model, {"name": "colours"}))
+            store.mark_good()
+        store.seal_checkpoint("job", b"weights and moments" * 5000)
+        self.fetched: list[tuple[str, str]] = []
+        self.network = False
+
+    def sign(self, sha256: str) -> None:
+        path = self.state / "repository" / "metadata" / "targets.json"
+        path.parent.mkdir(exist_ok=True)
+        targets = {"models/colours/1.0.sealed": {"hashes": {"sha256": sha256}, "length": len(BASE)}}
+        path.write_text(json.dumps({"signed": {"targets": targets}, "signatures": []}))
+
+    def store(self) -> Store:
+        return Store(self.state / "store", KEY)
+
+    def fetch(self, name: str, version: str) -> None:
+        self.fetched.append((name, version))
+        if not self.network:
+            raise NetworkError("unreachable")
+        self.base.write_bytes(BASE)
+
+    def scrub(self, **changes: Callable[..., str]) -> Report:
+        walk = Scrub(self.state, unhurried, **changes)
+        store = self.store()
+        walk.mended_status(store.recover())
+        return walk.run(kept_files(self.state, store, self.fetch))
+
+    def active(self) -> str:
+        view = read_active(self.state / "store")
+        return view.slot if view else ""
+
+    def file(self, name: str) -> Path:
+        return {
+            "base": self.base,
+            "model": self.state / "store" / "slots" / "b" / "model.sealed",
+            "model before": self.state / "store" / "slots" / "a" / "model.sealed",
+            "manifest": self.state / "store" / "slots" / "b" / "manifest.json",
+            "checkpoint": self.state / "store" / "checkpoints" / "job.sealed",
+        }[name]
+
+    def parity(self, name: str) -> Path:
+        return Scrub(self.state, unhurried).parity_of(self.file(name))
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    made = Board(tmp_path)
+    first = made.scrub()
+    assert (first.damaged, first.unjudged, first.notes) == (0, 0, [])
+    assert first.parity_made == first.files >= 6
+    return made
+
+
+def flip(path: Path, place: int = -100) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+
+
+def destroy(path: Path) -> None:
+    """More damage than parity can mend."""
+    path.write_bytes(bytes(len(path.read_bytes())))
+
+
+def actions(report: Report) -> list[tuple[str, str]]:
+    return [(finding.kind, finding.action) for finding in report.findings]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_walk_finds_all_well_and_writes_nothing(board: Board) -> None:
+    before = {path: path.stat().st_mtime_ns for path in board.state.rglob("*") if path.is_file()}
+    report = board.scrub()
+    assert (report.damaged, report.parity_made) == (0, 0)
+    assert report.bytes > 2 * len(MODEL_A) + len(BASE)
+    assert {path: path.stat().st_mtime_ns for path in board.state.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["base", "model", "model before", "manifest", "checkpoint"])
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_a_flipped_bit_is_mended_from_parity(board: Board, name: str, place: int) -> None:
+    before = snapshot(board.state)
+    flip(board.file(name), place)
+    report = board.scrub()
+    assert [action for _, action in actions(report)] == ["repaired"]
+    assert (report.damaged, report.repaired, report.unrepairable) == (1, 1, 0)
+    assert snapshot(board.state) == before, "every file is as it was"
+    assert board.store().load_active()[0] == MODEL_B
+    assert board.scrub().damaged == 0
+
+
+@pytest.mark.parametrize("name", ["base", "model", "manifest", "checkpoint"])
+def test_flipped_bits_in_parity_are_mended_from_the_file(board: Board, name: str) -> None:
+    before = snapshot(board.state)
+    flip(board.parity(name), 9000)
+    report = board.scrub()
+    assert (report.damaged, report.parity_made) == (0, 1)
+    assert snapshot(board.state) == before
+
+
+def test_bits_flipped_in_a_file_and_its_parity_are_mended_together(board: Board) -> None:
+    before = snapshot(board.state)
+    flip(board.file("model"))
+    flip(board.parity("model"), 0)
+    flip(board.parity("model"), 9000)
+    report = board.scrub()
+    assert actions(report) == [("slot", "repaired")]
+    assert snapshot(board.state) == before
+
+
+@pytest.mark.parametrize("name", ["base", "model", "checkpoint"])
+def test_bytes_too_many_or_too_few_are_damage_too(board: Board, name: str) -> None:
+    before = snapshot(board.state)
+    whole = board.file(name).read_bytes()
+    for wrong in (whole + b"more", whole[:-700]):
+        board.file(name).write_bytes(wrong)
+        assert [action for _, action in actions(board.scrub())] == ["repaired"]
+        assert snapshot(board.state) == before
+
+
+def test_every_file_of_a_slot_damaged_at_once(board: Board) -> None:
+    before = snapshot(board.state)
+    for name in ("base", "model", "model before", "manifest", "checkpoint"):
+        flip(board.file(name))
+    report = board.scrub()
+    assert (report.damaged, report.repaired) == (5, 5)
+    assert snapshot(board.state) == before
+    assert board.active() == "b"
+
+
+def test_a_good_manifest_without_parity_is_not_condemned_with_its_damaged_model(board: Board) -> None:
+    before = snapshot(board.state)
+    board.parity("manifest").unlink()
+    flip(board.file("model"))
+    assert actions(board.scrub()) == [("slot", "repaired")]
+    assert snapshot(board.state) == before
+
+
+def test_a_status_that_flipped_is_told_and_the_same_slot_stays_active(board: Board) -> None:
+    for path in (board.state / "store" / "slots").glob("status*"):
+        destroy(path)
+    report = board.scrub()
+    assert ("status", "repaired") in actions(report)
+    assert board.active() == "b"
+    assert board.store().load_active()[0] == MODEL_B
+
+
+# --- beyond parity ----------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_base_is_downloaded_at_once(board: Board) -> None:
+    board.network = True
+    before = snapshot(board.state)
+    destroy(board.base)
+    report = board.scrub()
+    assert actions(report) == [("base", "downloaded")]
+    assert (report.repaired, report.unrepairable, board.fetched) == (1, 0, [("colours", "1.0")])
+    assert snapshot(board.state) == before
+
+
+def test_a_lost_base_is_removed_while_the_repository_is_away(board: Board) -> None:
+    destroy(board.base)
+    report = board.scrub()
+    assert actions(report) == [("base", "removed")]
+    assert "downloaded with the next job" in report.findings[0].told
+    assert report.unrepairable == 1
+    assert not board.base.exists()
+    assert not board.parity("base").exists(), "parity of what is gone is of no use"
+    assert board.scrub().damaged == 0
+
+
+def test_a_lost_active_model_gives_way_to_the_one_before(board: Board) -> None:
+    destroy(board.file("model"))
+    report = board.scrub()
+    assert actions(report) == [("slot", "rolled-back")]
+    assert board.active() == "a"
+    assert board.store().load_active()[0] == MODEL_A
+    assert board.scrub().damaged == 0
+
+
+def test_a_lost_model_before_is_told_and_left(board: Board) -> None:
+    destroy(board.file("model before"))
+    report = board.scrub()
+    assert actions(report) == [("slot", "left")]
+    assert board.active() == "b"
+
+
+def test_with_both_models_lost_the_base_model_runs(board: Board) -> None:
+    destroy(board.file("model"))
+    destroy(board.file("model before"))
+    report = board.scrub()
+    assert actions(report)[0] == ("slot", "rolled-back")
+    assert board.active() == ""
+
+
+def test_a_lost_checkpoint_costs_the_work_and_not_the_job(board: Board) -> None:
+    destroy(board.file("checkpoint"))
+    assert actions(board.scrub()) == [("checkpoint", "removed")]
+    assert board.store().open_checkpoint("job") is None
+    assert not board.parity("checkpoint").exists()
+
+
+def test_a_missing_model_counts_as_lost(board: Board) -> None:
+    board.file("model").unlink()
+    assert actions(board.scrub()) == [("slot", "rolled-back")]
+    assert board.active() == "a"
+
+
+@pytest.mark.parametrize("name", ["base", "model", "checkpoint"])
+def test_without_parity_damage_is_still_seen(board: Board, name: str) -> None:
+    board.parity(name).unlink()
+    flip(board.file(name))
+    report = board.scrub()
+    assert (report.damaged, report.unrepairable) == (1, 1)
+
+
+# --- what is no damage ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_newer_than_its_parity_is_whole(board: Board) -> None:
+    store = board.store()
+    store.seal_checkpoint("job", b"later weights" * 7000)
+    store.activate(store.stage(b"a third model" * 9000, {"name": "colours"}))
+    store.mark_good()
+    report = board.scrub()
+    assert (report.damaged, report.unrepairable) == (0, 0)
+    assert report.parity_made >= 3
+    flip(board.file("checkpoint"))
+    assert board.scrub().repaired == 1
+    assert board.store().open_checkpoint("job") == b"later weights" * 7000
+
+
+def test_small_files_are_never_mended_into_what_they_were_before(board: Board) -> None:
+    """Two parity blocks can rebuild all of a small file, also an older one: it must not come back."""
+    store = board.store()
+    store.activate(store.stage(b"a third model" * 9000, {"name": "newer"}))
+    store.mark_good()
+    manifest = board.state / "store" / "slots" / "a" / "manifest.json"
+    flip(manifest, 30)
+    board.scrub()
+    assert board.active() == "b", "the damaged slot was left, not brought back to what it held before"
+    assert board.store().load_active()[0] == MODEL_B
+
+
+def test_metadata_that_flipped_does_not_condemn_a_good_base(board: Board) -> None:
+    board.sign("0" * 64)
+    report = board.scrub()
+    assert report.damaged == 0
+    assert board.base.read_bytes() == BASE
+
+
+def test_a_base_is_mended_without_metadata(board: Board) -> None:
+    (board.state / "repository" / "metadata" / "targets.json").write_bytes(b"\xff")
+    flip(board.base)
+    assert actions(board.scrub()) == [("base", "repaired")]
+    assert board.base.read_bytes() == BASE
+
+
+def test_a_base_nobody_vouches_for_is_not_judged(board: Board) -> None:
+    stranger = board.base.with_name("other-2.0.sealed")
+    stranger.write_bytes(b"anything")
+    report = board.scrub()
+    assert (report.unjudged, report.parity_made, report.damaged) == (1, 0, 0)
+    assert stranger.exists()
+
+
+def test_other_files_and_links_are_left_alone(board: Board) -> None:
+    files = board.scrub().files
+    (board.base.parent / ("0" * 64 + ".part")).write_bytes(b"half a download")
+    (board.base.parent / "linked-1.0.sealed").symlink_to(board.base)
+    (board.base.parent / "Not a model.sealed").write_bytes(b"x")
+    assert board.scrub().files == files
+
+
+def test_bits_that_flipped_on_the_way_are_read_again_and_nothing_is_written(board: Board) -> None:
+    lies = iter(["f" * 64])
+    before = {path: path.stat().st_mtime_ns for path in board.state.rglob("*") if path.is_file()}
+
+    def wrong_once(path: Path, breathe: Callable[[], None]) -> str:
+        lie = next(lies, "") if path == board.base else ""
+        return lie or sha256_on_disk(path, breathe)
+
+    report = board.scrub(digest=wrong_once)
+    assert (report.memory_errors, report.damaged) == (1, 0)
+    assert {path: path.stat().st_mtime_ns for path in board.state.rglob("*") if path.is_file()} == before
+
+
+def test_a_sector_that_cannot_be_read_is_damage(board: Board) -> None:
+    def unreadable(path: Path, breathe: Callable[[], None]) -> str:
+        return UNREADABLE if path == board.base else sha256_on_disk(path, breathe)
+
+    assert actions(board.scrub(digest=unreadable)) == [("base", "repaired")]
+
+
+def test_what_a_killed_scrub_left_is_cleared(board: Board) -> None:
+    for folder in (board.base.parent, board.parity("base").parent):
+        (folder / ".colours-1.0.sealed.abc.partial").write_bytes(b"half")
+    board.scrub()
+    assert not list(board.state.rglob("*.partial"))
+
+
+# --- the pace ---------------------------------------------------------------------------------------------------------
+
+
+class Time:
+    """A clock that only sleeping and working move."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+
+
+def order(action: str, duty: float) -> Steer:
+    return Steer(action, duty, 0, reverify=False, rule="because")
+
+
+@pytest.mark.parametrize(("duty", "rest_s"), [(1.0, 0.0), (0.5, 2.0), (0.25, 6.0), (0.0, 10.0)])
+def test_it_rests_as_long_as_the_duty_asks(duty: float, rest_s: float) -> None:
+    time = Time()
+    pace = Pace(lambda: order("SLOW", duty), lambda: time.now, time.sleep)
+    time.now += 2.0
+    pace()
+    assert time.slept == pytest.approx(rest_s)
+    pace()
+    assert time.slept == pytest.approx(rest_s), "resting is not work"
+
+
+def test_it_waits_out_a_pause_and_ends_when_told(board: Board) -> None:
+    time = Time()
+    orders = iter([order("PAUSE", 0.0)] * 3 + [order("RUN", 1.0), order("ABORT", 0.0)])
+    pace = Pace(lambda: next(orders), lambda: time.now, time.sleep)
+    pace()
+    assert time.slept == 3.0
+    flip(board.base)
+    with pytest.raises(ScrubEndedError) as caught:
+        sha256_on_disk(board.base, pace)
+    assert caught.value.code == "because"
+
+
+def test_a_disk_that_fails_is_said_and_a_missing_file_is_not_a_failing_disk(tmp_path: Path) -> None:
+    with pytest.raises(BoardError):
+        sha256_on_disk(tmp_path)  # a folder
+    with pytest.raises(FileNotFoundError):
+        sha256_on_disk(tmp_path / "none")
+
+
+def test_a_read_error_is_no_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "posix_fadvise", fail)
+    assert sha256_on_disk(tmp_path / "file") == UNREADABLE
