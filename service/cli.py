@@ -39,6 +39,9 @@ example: temperd status --watch""",
 examples:
   temperd predict photo.jpg
   temperd predict today.csv""",
+    "scrub": """Read and hash again what this board keeps, and mend what is damaged.
+Exit code 0: all is whole, or whole again; 1: something was lost. Ask a running daemon with `temperd fleet send`.
+example: temperd scrub --json""",
     "keys": """Identities. Private keys stay where they are made; fingerprints are for people to compare.
 examples:
   temperd keys init my-board             on the board
@@ -169,6 +172,7 @@ def _board_verbs(verbs: Verbs) -> None:
 
 
 def _keys_verbs(verbs: Verbs) -> None:
+    _verb(verbs, "scrub", "cli_scrub:scrub")
     kinds = _group(verbs, "keys", "identities and trust")
     kinds.required = False
     verbs.choices["keys"].set_defaults(verb="cli_keys:show", json=False, config=None, state=None)
@@ -219,8 +223,8 @@ def _laptop_verbs(verbs: Verbs) -> None:
     kinds = _group(verbs, "fleet", "signed commands to boards")
     send = _verb(kinds, "send", "cli_fleet:send", config=False, text="Sign a command and send it to one board.")
     send.add_argument("device", help="the board's name")
-    send.add_argument("type", choices=("fine-tune", "cancel", "pause", "resume"), help="what to do")
-    send.add_argument("argument", metavar="SPEC|JOB", help="TOML file of a fine-tune job, or a job's id")
+    send.add_argument("type", choices=("fine-tune", "cancel", "pause", "resume", "scrub"), help="what to do")
+    send.add_argument("argument", metavar="SPEC|JOB", nargs="?", default="", help="TOML file of a job, or a job's id")
     send.add_argument("--key", metavar="FILE", required=True, help="console key, NAME.key")
     send.add_argument("--broker", default="localhost", metavar="HOST[:PORT]", help="MQTT broker (localhost:1883)")
     send.add_argument("--tenant", default="default")

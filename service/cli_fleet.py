@@ -15,7 +15,7 @@ from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
 from policies.strict import TableError
 from service.cli import say_json
-from service.commands import COMMAND_ID, FINE_TUNE, MAX_LIFETIME_S, Request, new_id, sign_command
+from service.commands import COMMAND_ID, FINE_TUNE, MAX_LIFETIME_S, SCRUB, Request, new_id, sign_command
 from service.config import NAME, Mqtt
 from service.console_link import ConsoleLink
 from service.device_link import Address
@@ -58,11 +58,9 @@ def send(options: argparse.Namespace) -> int:
     configure("warning", "text")
     if not NAME.fullmatch(options.device):
         raise SpecError(f"{options.device!r} is no device name: 1 to 63 of a-z, 0-9 and dash")
-    if options.type != FINE_TUNE and not COMMAND_ID.fullmatch(options.argument):
-        raise SpecError(f"{options.argument!r} is no job id", fix="A job has the id that `fleet send` printed")
     if not 0 < options.valid <= MAX_LIFETIME_S:
         raise SpecError(f"--valid {options.valid} is outside 1..{MAX_LIFETIME_S} seconds")
-    args = read_spec(Path(options.argument)) if options.type == FINE_TUNE else {"job": options.argument}
+    args = _arguments(options.type, options.argument)
     request = make_request(options.device, options.type, args, time.time(), options.valid)
     envelope = sign_command(request, load_console_key(Path(options.key)))
     host, _, port = options.broker.partition(":")
@@ -73,6 +71,23 @@ def send(options: argparse.Namespace) -> int:
     except TableError as error:
         raise SpecError(error.what, where=f"--broker {options.broker}") from error
     return asyncio.run(_send(options, settings, request, envelope))
+
+
+def _arguments(kind: str, argument: str) -> dict[str, object]:
+    """Arguments of a command.
+
+    Raises:
+        SpecError: `argument` is not what this command needs.
+    """
+    if kind == FINE_TUNE:
+        return read_spec(Path(argument))
+    if kind == SCRUB:
+        if argument:
+            raise SpecError(f"scrub takes no argument, not {argument!r}")
+        return {}
+    if not COMMAND_ID.fullmatch(argument):
+        raise SpecError(f"{argument!r} is no job id", fix="A job has the id that `fleet send` printed")
+    return {"job": argument}
 
 
 async def _send(options: argparse.Namespace, settings: Mqtt, request: Request, envelope: bytes) -> int:
@@ -120,6 +135,6 @@ def _show(options: argparse.Namespace, body: dict[str, object]) -> None:
     result = body.get("result")
     if isinstance(result, dict):
         metric = result.get("metric")
-        for key in (f"{metric}_before", f"{metric}_after", "warnings"):
+        for key in (f"{metric}_before", f"{metric}_after", "warnings", "damaged", "repaired", "unrepairable"):
             if result.get(key):
                 print(f"  {key}: {result[key]}")

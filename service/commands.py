@@ -37,11 +37,12 @@ MAX_TIME_S = 253_402_300_799  # the last second of the year 9999
 COMMAND_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _MAX_ID_MS = (1 << 48) - 1
 
-FINE_TUNE, CANCEL, PAUSE, RESUME, COLLECT_REPORT = "fine-tune", "cancel", "pause", "resume", "collect-report"
-SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME)
+FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB = "fine-tune", "cancel", "pause", "resume", "scrub"
+COLLECT_REPORT = "collect-report"
+SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB)
 KNOWN = (
     *SUPPORTED,
-    *("evaluate", "promote", "rollback", "set-policy", "qualify", "scrub", "update-agent", "update-system"),
+    *("evaluate", "promote", "rollback", "set-policy", "qualify", "update-agent", "update-system"),
     COLLECT_REPORT,
 )
 WITHOUT_CLOCK = frozenset({CANCEL, PAUSE, COLLECT_REPORT})
@@ -103,6 +104,16 @@ class Command(Request):
     def job(self) -> str:
         """The job that a cancel, pause or resume command names."""
         return build(_JobArguments, self.args).job
+
+    @property
+    def nothing(self) -> None:
+        """Arguments of a scrub command: there are none."""
+        build(_NoArguments, self.args)
+
+
+@dataclass(frozen=True, slots=True)
+class _NoArguments:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +304,7 @@ def _check_arguments(command: Command) -> None:
     if command.expect:
         raise _refuse(Refusal.UNKNOWN_EXPECTATION, "this version checks no expectations", next(iter(command.expect)))
     try:
-        _ = command.spec if command.type == FINE_TUNE else command.job
+        _ = command.spec if command.type == FINE_TUNE else command.nothing if command.type == SCRUB else command.job
     except SpecError as error:
         raise _refuse(Refusal.BAD_ARGUMENTS, error.what, f"args.{error.where}", error.fix) from error
     except TableError as error:

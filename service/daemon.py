@@ -9,14 +9,15 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from agent import __version__
+from agent.board.edac import memory_errors
 from agent.board.profile import named_policy_text, named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
 from agent.durable import make_folder, write_atomic
 from agent.errors import BoardError, ConfigError, TemperdError
-from agent.messages import Message, Order, Progress
+from agent.messages import Failed, Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path, read_active
 from agent.spec import FineTuneSpec
 from policies.policy import Policy, PolicyError, parse_policy
@@ -29,6 +30,7 @@ from service.journal import JobRecord, Journal
 from service.live import remove_live, runtime_folder, write_live
 from service.logs import logger
 from service.runner import Runner, Workshop
+from service.scrub import ScrubShop
 from service.state_lock import state_lock
 from service.statuses import Clock
 from service.steering import Steering
@@ -44,6 +46,7 @@ MAX_POLICY_BYTES = 64 << 10
 
 log = logger("daemon")
 
+T = TypeVar("T")
 Run: TypeAlias = Callable[[Desk], Awaitable[None]]
 
 
@@ -72,21 +75,45 @@ class Daemon:
 
     async def one_job(self, spec: FineTuneSpec) -> JobRecord:
         """Run one job without a broker and return its record."""
-        records: list[JobRecord] = []
+
+        async def act(desk: Desk) -> JobRecord:
+            await desk.scrub_first()
+            job_id = new_id(int(self._now() * 1000), os.urandom)
+            return await desk.run(desk.accept(job_id, "local", spec))
+
+        return await self._once(act)
+
+    async def one_scrub(self) -> dict[str, object]:
+        """Scrub once without a broker and return what docs/scrub.md calls the result.
+
+        Raises:
+            BoardError: the scrub could not be finished.
+        """
+
+        async def act(desk: Desk) -> dict[str, object]:
+            last = await desk.scrubs.run(awaited=True)
+            if isinstance(last, Failed):
+                raise BoardError(last.message, reason=last.code)
+            return desk.scrubs.last
+
+        return await self._once(act)
+
+    async def _once(self, act: Callable[[Desk], Awaitable[T]]) -> T:
+        """What `act` gives, under a governor and until it is told to stop."""
+        results: list[T] = []
 
         async def run(desk: Desk) -> None:
-            job_id = new_id(int(self._now() * 1000), os.urandom)
             async with asyncio.TaskGroup() as tasks:
                 governor = tasks.create_task(self._govern(desk, None))
                 stopper = tasks.create_task(self._stop_when_told(desk))
                 try:
-                    records.append(await desk.run(desk.accept(job_id, "local", spec)))
+                    results.append(await act(desk))
                 finally:
                     governor.cancel()
                     stopper.cancel()
 
         await self._with_desk(run)
-        return records[0]
+        return results[0]
 
     # --- setting up --------------------------------------------------------------------------------------------------
 
@@ -137,7 +164,9 @@ class Daemon:
         device, uplink = self._config.device.name, _Statuses(self._link)
         clock = Clock(self._now, self._mono, self._clock_synchronised)
         shop = Workshop(self._order, self._config.worker.nice, self._watch, self._ended)
-        desk = Desk(self._journal, steering, policy, uplink, self._trusted, device, clock, shop)
+        scrub_shop = ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed)
+        desk = Desk(self._journal, steering, policy, uplink, self._trusted, device, clock, shop, scrub_shop=scrub_shop)
+        self._desk = desk
         try:
             await run(desk)
         finally:
@@ -215,6 +244,10 @@ class Daemon:
             last_end=record.standing.reason_code,
         )
 
+    def _scrub_order(self) -> ScrubOrder:
+        repository = self._config.repository
+        return ScrubOrder(str(self._state), repository.url, repository.root)
+
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def _serve(self, desk: Desk) -> None:
@@ -241,6 +274,7 @@ class Daemon:
         await self._stopping.wait()
         self._notifier.stopping()
         log.info("stopping")
+        await desk.scrubs.stop()
         await desk.runner.stop()
 
     async def _listen(self, desk: Desk, link: Link) -> None:
@@ -257,6 +291,7 @@ class Daemon:
                 desk.take(command)
             case Connected(session_present=present):
                 link.announce(self._birth())
+                self._publish_store(desk)
                 if not present:
                     self._journal.forget_published()
             case Disconnected():
@@ -267,11 +302,12 @@ class Daemon:
         ticks = 0
         while True:
             runner = desk.runner
-            working = runner.current is not None
+            working = runner.current is not None or desk.scrubs.running
             self._steering.tick(
                 self._mono(), working=working, training=runner.training, plan_depth_percent=runner.plan_depth_percent
             )
             await runner.steer()
+            await desk.scrubs.steer()
             desk.wake()
             if link and link.connected:
                 with contextlib.suppress(BoardError):  # a disk that refuses now is asked again in a second
@@ -299,6 +335,16 @@ class Daemon:
         }
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
             write_live(runtime_folder(self._state), view)
+
+    def _scrubbed(self) -> None:
+        """A scrub has ended; it may have left another active model."""
+        if self._link.connected:
+            self._link.announce(self._birth())
+        self._publish_store(self._desk)
+
+    def _publish_store(self, desk: Desk) -> None:
+        if values := desk.scrubs.metrics():
+            self._link.publish_metrics("store", values)
 
     def _ended(self, job_id: str) -> None:
         """An ended job needs its checkpoint no more, and may have left another active model."""

@@ -13,12 +13,13 @@ from agent.spec import FineTuneSpec, spec_table
 from policies.freezing import order_jobs
 from policies.policy import Policy
 from policies.reading import Action
-from service.commands import CANCEL, FINE_TUNE, PAUSE, Command, Refusal, open_command
+from service.commands import CANCEL, FINE_TUNE, PAUSE, SCRUB, Command, Refusal, open_command
 from service.device_link import Incoming
 from service.job import TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal, Verdict
 from service.logs import bind, logger
 from service.runner import Runner, Workshop
+from service.scrub import Scrubs, ScrubShop
 from service.statuses import Clock, Statuses, Uplink
 from service.steering import Steering
 
@@ -43,6 +44,7 @@ class Desk:
         device: this board's name.
         clock: see `Clock`.
         shop: how workers are made.
+        scrub_shop: how scrubs are made.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Desk:
         device: str,
         clock: Clock,
         shop: Workshop,
+        *,
+        scrub_shop: ScrubShop,
     ) -> None:
         self._journal, self._steering, self._policy = journal, steering, policy
         self._trusted, self._device, self._clock, self._ended = trusted, device, clock, shop.ended
@@ -63,6 +67,7 @@ class Desk:
         self._not_before: dict[str, float] = {}
         self._news = asyncio.Event()
         self.runner = Runner(journal, self._statuses, steering, clock, shop, self._held, self._canceled)
+        self.scrubs = Scrubs(journal, self._statuses, steering, policy, clock, scrub_shop)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -105,6 +110,9 @@ class Desk:
             self._repeat(command)
         elif command.type == FINE_TUNE:
             self.accept(command.id, command.digest, command.spec)
+        elif command.type == SCRUB:
+            self.scrubs.ask(command)
+            self.wake()
         else:
             self._control(command)
 
@@ -113,7 +121,7 @@ class Desk:
         record = self._journal.job(command.id)
         if record is not None:
             self._statuses.publish(record)
-        else:
+        elif not self.scrubs.repeat(command.id):
             status, _, reason = (self._journal.outcome(command.id) or "succeeded").partition(":")
             self._statuses.publish_plain(command.type, command.id, status, reason, "")
 
@@ -123,6 +131,7 @@ class Desk:
         self._statuses.publish(record)
         record = self._statuses.move(record, Event.ACCEPT)
         log.info("job accepted", job_id=job_id, model=spec.model, data=spec.data)
+        self.scrubs.hurry()
         self.wake()
         return record
 
@@ -152,6 +161,7 @@ class Desk:
     def publish_pending(self) -> None:
         """Publish some of the statuses that the broker has not confirmed; call again until none is left."""
         self._statuses.publish_pending()
+        self.scrubs.publish_pending()
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
@@ -168,10 +178,13 @@ class Desk:
         self._news.set()
 
     async def work(self) -> None:
-        """Run jobs, one at a time, until the runner is stopped."""
+        """Run jobs and scrubs, one at a time, until the runner is stopped."""
         while not self.runner.stopping:
             try:
                 record = self._next()
+                if self.scrubs.due_before_job() if record else self.scrubs.due():
+                    await self.scrubs.run(awaited=record is not None)
+                    continue  # the board may be another by now
                 if record is not None:
                     with bind(job_id=record.id):
                         await self.run(record)
@@ -182,6 +195,11 @@ class Desk:
             self._news.clear()
             await self._news.wait()
 
+    async def scrub_first(self) -> None:
+        """Scrub before a job that runs outside of `work`; the job goes on whatever is found."""
+        if self.scrubs.due_before_job():
+            await self.scrubs.run(awaited=True)
+
     async def run(self, record: JobRecord) -> JobRecord:
         """Run one job; on a full disk wait until the journal takes writes again."""
         try:
@@ -190,6 +208,7 @@ class Desk:
             log.error("the journal cannot be written, the job waits", why=str(error))  # noqa: TRY400 - said whole
             return await self._regain(record)
         self._settle(record)
+        self.scrubs.job_ended()
         if record.standing.reason_code == "network":
             self._not_before[record.id] = self._clock.mono() + RETRY_NETWORK_S
         return record

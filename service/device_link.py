@@ -139,7 +139,7 @@ class Link:
         return self._publish(status, "cmd", command_type, command_id, "sts")
 
     def publish_metrics(self, group: str, values: Mapping[str, object]) -> bool:
-        """Publish telemetry of `group` (board, training, energy); dropped and counted while the broker is away."""
+        """Publish telemetry of a `group` of docs/mqtt.md; dropped and counted while the broker is away."""
         self._sequence += 1
         body = {
             "seq": self._sequence,

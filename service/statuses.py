@@ -92,12 +92,22 @@ class Statuses:
                 self.publish(record)
                 room -= 1
 
-    def publish_plain(self, kind: str, command_id: str, status: str, code: str, reason: str) -> None:
-        """Publish the status of a command that is no job."""
-        body = {"id": command_id, "status": status, "step": "", "version": 1, "attempt": 1, "reason_code": code}
-        rest = {"reason": reason[:MAX_REASON], "progress": None, "energy_j": None, "result": None}
+    def publish_plain(
+        self,
+        kind: str,
+        command_id: str,
+        status: str,
+        code: str,
+        reason: str,
+        *,
+        version: int = 1,
+        result: object = None,
+    ) -> asyncio.Future[bool] | None:
+        """Publish the status of a command that is no job; a future that gives True once confirmed."""
+        body = {"id": command_id, "status": status, "step": "", "version": version, "attempt": 1, "reason_code": code}
+        rest = {"reason": reason[:MAX_REASON], "progress": None, "energy_j": None, "result": result}
         when = {"ts": self._clock.now(), "clock": self._clock.word()}
-        self._uplink.publish_status(kind, command_id, {**body, **rest, **when})
+        return self._uplink.publish_status(kind, command_id, {**body, **rest, **when})
 
     def _answered(self, record: JobRecord, *, confirmed: bool) -> None:
         self._in_flight.discard((record.id, record.version))

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from agent.errors import BoardError, EngineError
-from agent.messages import MAX_LINE_BYTES, Message, Order, decode, encode
+from agent.messages import MAX_LINE_BYTES, Message, decode, encode
 
 STOP_GRACE_S = 5.0  # for a worker to write its checkpoint and leave
 MAX_LOG_LINE = 500  # characters of one line of the worker's standard error
@@ -24,15 +24,17 @@ class WorkerProcess:
         self._logs = asyncio.ensure_future(self._read_logs())
 
     @classmethod
-    async def start(cls, order: Order, nice: int, on_log: Callable[[str], None]) -> WorkerProcess:
-        """Start a worker and give it its order.
+    async def start(
+        cls, order: Message, nice: int, on_log: Callable[[str], None], module: str = "agent.worker"
+    ) -> WorkerProcess:
+        """Start a worker, the program `module`, and give it its order.
 
         Raises:
             BoardError: the system gives no process.
         """
         try:
             child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "agent.worker", "--nice", str(nice)),
+                *(sys.executable, "-m", module, "--nice", str(nice)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

@@ -249,7 +249,15 @@ def world(folder: Path, *, started: bool = True, **settings: Any) -> Iterator[Wo
 def weights_on_disk(folder: Path) -> list[Path]:
     """Files below `folder` that hold a piece of the published model's weights in plain."""
     needle = mobile_block_net(classes=5).initializers["expand.w"].tobytes()[:64]
-    return [path for path in folder.rglob("*") if path.is_file() and needle in path.read_bytes()]
+    return [path for path in folder.rglob("*") if needle in _content(path)]
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds; nothing of what is no file, or no longer there: a scrub may be at work."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return b""
 
 
 def as_json(text: str) -> Any:

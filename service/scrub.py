@@ -1,0 +1,278 @@
+"""Scrubs as the daemon sees them: when one is due, the process that carries it out, who is told.
+
+The desk runs at most one job or one scrub at a time, so the store has one writer. A scrub may end in any way, also with
+the daemon: every step on the disk is whole, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+
+from agent.board.edac import MemoryErrors
+from agent.errors import BoardError, TemperdError
+from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer
+from policies.policy import Policy
+from policies.reading import Action
+from policies.scrub import ScrubClock, allowed, due, due_before_job, duty
+from service.commands import SCRUB, Command
+from service.journal import Journal
+from service.logs import logger
+from service.statuses import Clock, Statuses
+from service.steering import Steering
+from service.worker_process import STOP_GRACE_S, WorkerProcess
+
+RETRY_S = 600.0  # after a scrub that could not be finished
+MAX_ASKED = 16  # commands that wait for one scrub; a fleet has a few consoles
+NICE = 19
+WAITING, RUNNING = "accepted", "running"
+LAST, ASKED = "scrub", "scrub-asked"  # names in the journal's memory
+
+log = logger("scrub")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScrubShop:
+    """What scrubs are made of.
+
+    Attributes:
+        make_order: the order of a scrub worker.
+        memory_errors: reads the board's EDAC counters.
+        told: called after each scrub.
+    """
+
+    make_order: Callable[[], ScrubOrder]
+    memory_errors: Callable[[], MemoryErrors | None]
+    told: Callable[[], None]
+
+
+class Scrubs:
+    """At most one scrub at a time.
+
+    Args:
+        journal: remembers the last scrub, and commands until their end is confirmed.
+        statuses: publishes.
+        steering: the governor's present decision.
+        policy: how often and how gently.
+        clock: see `Clock`.
+        shop: see `ScrubShop`.
+    """
+
+    def __init__(
+        self, journal: Journal, statuses: Statuses, steering: Steering, policy: Policy, clock: Clock, shop: ScrubShop
+    ) -> None:
+        self._journal, self._statuses, self._steering = journal, statuses, steering
+        self._policy, self._clock, self._shop = policy.scrub, clock, shop
+        self._last: dict[str, object] = json.loads(journal.recall(LAST) or "{}")
+        self._asked: dict[str, dict[str, object]] = json.loads(journal.recall(ASKED) or "{}")
+        self._in_flight: set[str] = set()
+        self._since, self._tried = clock.mono(), False
+        self._retry: float | None = None
+        self._after_job = self._hurried = self._stopping = False
+        self._worker: WorkerProcess | None = None
+        self._sent: Steer | None = None
+
+    # --- when --------------------------------------------------------------------------------------------------------
+
+    @property
+    def last(self) -> dict[str, object]:
+        """The result of the last scrub that was finished; empty before the first."""
+        return self._last
+
+    @property
+    def running(self) -> bool:
+        """Whether a scrub is at work."""
+        return self._worker is not None
+
+    def due(self) -> bool:
+        """Whether a scrub should start now that no job waits: asked for, the interval over, or files are new."""
+        decision = self._steering.decision
+        if self._waiting():
+            return decision.action < Action.PAUSE
+        again = self._retry is not None and self._clock.mono() >= self._retry
+        return allowed(decision) and (self._after_job or again or due(self._policy, self._scrub_clock()))
+
+    def due_before_job(self) -> bool:
+        """Whether the next job should wait for a scrub."""
+        return due_before_job(self._scrub_clock())
+
+    def job_ended(self) -> None:
+        """A job may have left files that have no parity yet."""
+        self._after_job = True
+
+    def hurry(self) -> None:
+        """Somebody waits for the scrub that runs: no rests beyond the governor's."""
+        self._hurried = True
+
+    def _scrub_clock(self) -> ScrubClock:
+        ended, elapsed = self._last.get("ts"), None
+        if isinstance(ended, int | float) and self._clock.synchronised():
+            elapsed = self._clock.now() - ended
+        return ScrubClock(self._clock.mono() - self._since, self._tried, elapsed)
+
+    def _waiting(self) -> list[str]:
+        return [name for name, entry in self._asked.items() if entry["status"] in (WAITING, RUNNING)]
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    def ask(self, command: Command) -> None:
+        """Take a command to scrub: journaled first, answered when the scrub that follows has ended."""
+        if len(self._asked) >= MAX_ASKED:
+            self._journal.record(command.id, command.digest, "rejected:busy")
+            why = f"{MAX_ASKED} commands wait for a scrub already"
+            self._statuses.publish_plain(SCRUB, command.id, "rejected", "busy", why)
+            return
+        entry = {"digest": command.digest, "status": WAITING, "version": 1, "code": "", "reason": "", "result": None}
+        self._remember(self._asked | {command.id: entry})
+        self._journal.record(command.id, command.digest, WAITING)
+        self._publish(command.id)
+        self.hurry()
+
+    def repeat(self, command_id: str) -> bool:
+        """Publish the status of a command that is known here once more; false where it is not."""
+        if command_id not in self._asked:
+            return False
+        self._publish(command_id)
+        return True
+
+    def publish_pending(self) -> None:
+        """Publish ends that the broker has not confirmed."""
+        for command_id, entry in self._asked.items():
+            if entry["status"] not in (WAITING, RUNNING) and command_id not in self._in_flight:
+                self._publish(command_id)
+
+    def _publish(self, command_id: str) -> None:
+        entry = self._asked[command_id]
+        done = self._statuses.publish_plain(
+            SCRUB,
+            command_id,
+            str(entry["status"]),
+            str(entry["code"]),
+            str(entry["reason"]),
+            version=int(str(entry["version"])),
+            result=entry["result"],
+        )
+        if done is not None and entry["status"] not in (WAITING, RUNNING):
+            self._in_flight.add(command_id)
+            done.add_done_callback(lambda future: self._answered(command_id, confirmed=future.result()))
+
+    def _answered(self, command_id: str, *, confirmed: bool) -> None:
+        self._in_flight.discard(command_id)
+        if confirmed:
+            try:
+                self._remember({name: entry for name, entry in self._asked.items() if name != command_id})
+            except BoardError as error:  # published once more when the disk takes writes again
+                log.warning("the journal cannot be written", why=str(error))
+
+    def _remember(self, asked: dict[str, dict[str, object]]) -> None:
+        self._journal.remember(ASKED, json.dumps(asked, allow_nan=False))
+        self._asked = asked
+
+    def _change(self, names: list[str], **changes: object) -> None:
+        """Change commands at once, one version up, and tell."""
+        fresh = {name: self._asked[name] | changes for name in names}
+        for name, entry in fresh.items():
+            entry["version"] = int(str(self._asked[name]["version"])) + 1
+        self._remember(self._asked | fresh)
+        for name in names:
+            self._publish(name)
+
+    # --- a scrub -----------------------------------------------------------------------------------------------------
+
+    async def run(self, *, awaited: bool) -> Scrubbed | Failed:
+        """Scrub once; whatever happens is told, logged and counted.
+
+        Args:
+            awaited: somebody waits, a job or a person.
+
+        Raises:
+            BoardError: the journal cannot be written.
+        """
+        names = self._waiting()
+        self._hurried = awaited or bool(names)
+        self._change(names, status=RUNNING)
+        began = self._clock.mono()
+        log.info("scrub begins", awaited=self._hurried)
+        last: Message | None = None
+        try:
+            self._worker = await WorkerProcess.start(
+                self._shop.make_order(), NICE, lambda line: log.info("scrub worker", line=line), "agent.scrub_worker"
+            )
+            self._sent = None
+            await self.steer()
+            if self._stopping:
+                await self._worker.end(0.0)
+            async for message in self._worker.messages():
+                last = message
+        except TemperdError as error:
+            last = Failed(error.code, str(error))
+        finally:
+            worker, self._worker = self._worker, None
+            code = 0 if worker is None else await worker.end(0.0 if last is None else STOP_GRACE_S)
+            self._tried, self._since, self._after_job = True, self._clock.mono(), False
+        if not isinstance(last, Scrubbed | Failed):
+            last = Failed("worker-crashed", f"the scrub worker ended with code {code}")
+        if not self._stopping:  # else it is asked for again at the next start
+            self._conclude(names, last, self._clock.mono() - began)
+        return last
+
+    def _conclude(self, names: list[str], last: Scrubbed | Failed, seconds: float) -> None:
+        if isinstance(last, Failed):
+            self._retry = self._clock.mono() + RETRY_S
+            log.error("scrub failed", reason=last.code, why=last.message)
+            self._end(names, "failed", last.code, last.message, None)
+            return
+        self._retry = None
+        result = self._result(last.report, seconds)
+        self._journal.remember(LAST, json.dumps(result, allow_nan=False))
+        self._last = result
+        lost = int(str(result["unrepairable"]))
+        said = log.info if not result["damaged"] else log.warning
+        said("scrub ended", **{name: result[name] for name in ("files", "damaged", "repaired", "unrepairable")})
+        for finding in _list(result.get("findings")):
+            log.warning("stored file was damaged", **finding)
+        told = f"{lost} damaged files could not be mended" if lost else ""
+        self._end(names, "failed" if lost else "succeeded", "damage-left" if lost else "", told, result)
+        self._shop.told()
+
+    def _result(self, report: Mapping[str, object], seconds: float) -> dict[str, object]:
+        errors = self._shop.memory_errors()
+        return {
+            **report,
+            "edac_corrected": errors.corrected if errors else None,
+            "edac_uncorrected": errors.uncorrected if errors else None,
+            "duration_s": seconds,
+            "ts": self._clock.now(),
+        }
+
+    def _end(self, names: list[str], status: str, code: str, reason: str, result: Mapping[str, object] | None) -> None:
+        for name in names:
+            outcome = f"{status}:{code}" if code else status
+            self._journal.record(name, str(self._asked[name]["digest"]), outcome)
+        self._change(names, status=status, code=code, reason=reason, result=result)
+
+    async def steer(self) -> None:
+        """Pass the present decision on, unless the worker has it already."""
+        if self._worker is None:
+            return
+        order = self._steering.steer()
+        share = duty(self._policy, self._steering.decision, awaited=self._hurried)
+        order = dataclasses.replace(order, duty=share, reverify=False)
+        if order != self._sent:
+            self._sent = order
+            await self._worker.send(order)
+
+    async def stop(self) -> None:
+        """The daemon goes: the scrub ends where it is."""
+        self._stopping = True
+        if self._worker is not None:
+            await self._worker.end(0.0)
+
+    def metrics(self) -> dict[str, object]:
+        """The `store` group of the telemetry: counts of the last scrub; empty before the first."""
+        return {name: value for name, value in self._last.items() if not isinstance(value, list)}
+
+
+def _list(value: object) -> list[dict[str, object]]:
+    return value if isinstance(value, list) else []
