@@ -21,7 +21,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count as counting
 from pathlib import Path
 
@@ -107,20 +107,20 @@ class Block:
         self._map.close()
 
 
-def write_block(path: Path, generation: bytes, records: dict[bytes, bytes]) -> None:
-    """Make a block of records of one length, by key; readable by its owner alone.
+def write_block(path: Path, generation: bytes, records: Mapping[bytes, tuple[bytes, int]]) -> None:
+    """Make a block of records of one length, each with its check, by key; readable by its owner alone.
 
     Raises:
         BoardError: `no-space` or `disk`; there is no file then.
     """
-    length = len(next(iter(records.values())))
+    length = len(next(iter(records.values()))[0])
     head = bytearray(_HEAD.pack(MAGIC, generation, length, len(records)))
-    for key, record in records.items():
-        head += _ENTRY.pack(key, record_check(generation, key, record))
+    for key, (_, check) in records.items():
+        head += _ENTRY.pack(key, check)
     head += _CHECK.pack(zlib.crc32(head))
     with atomic_writer(path) as stream:
         stream.write(head)
-        for record in records.values():
+        for record, _ in records.values():
             stream.write(record)
 
 
@@ -142,7 +142,7 @@ class Generation:
         self.corrupt = self.broken_blocks = 0
         self._folder, self._digest, self._record_bytes = folder, digest, record_bytes
         self._block_records = max(1, min(MAX_BLOCK_RECORDS, block_bytes // record_bytes))
-        self._pending: dict[bytes, bytes] = {}
+        self._pending: dict[bytes, tuple[bytes, int]] = {}
         self._places: dict[bytes, tuple[Block, int]] = {}
         self._blocks: list[Block] = []
         self._reads = counting(1)
@@ -172,10 +172,14 @@ class Generation:
 
     def read(self, key: bytes, out: Records) -> bool:
         """Copy the record of `key` to `out`; `False` when there is none or it is corrupt (then it is forgotten)."""
-        waiting = self._pending.get(key)
+        waiting, check = self._pending.get(key, (None, 0))
         if waiting is not None:
             out[:] = np.frombuffer(waiting, np.uint8)
-            return True
+            if record_check(self._digest, key, out.data) == check:
+                return True
+            self.corrupt += 1
+            del self._pending[key]
+            return False
         place = self._places.get(key)
         if place is None:
             return False
@@ -190,7 +194,8 @@ class Generation:
     def add(self, key: bytes, record: Records) -> None:
         """Keep a record in memory until the next block is written."""
         if key not in self:
-            self._pending[key] = record.tobytes()
+            data = record.tobytes()
+            self._pending[key] = data, record_check(self._digest, key, data)  # now: a bit may flip while it waits
 
     def write(self) -> None:
         """Write what waits as a block.

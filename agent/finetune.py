@@ -21,9 +21,11 @@ from agent.engine.ir import Graph, parse, serialize
 from agent.errors import BoardError, EngineError, SealedFileError, SpecError, TemperdError
 from agent.evaluate import Score, Verdict, gate
 from agent.features import FeatureCache, job_cache
+from agent.frozen_guard import FrozenGuard, digests, kept
 from agent.int8 import choose_form
 from agent.keys import DeviceIdentity, load_identity
 from agent.messages import (
+    MEMORY_CORRUPT,
     OUT_OF_MEMORY,
     WORKER_KILLED,
     Finished,
@@ -100,15 +102,18 @@ class FineTune:
         self._ask("PLANNING", "")
         base = load_base(plaintext, target.card, self._spec.image_size)
         del plaintext
+        unsealed = digests(base.graph.initializers)
         task = self._load_data(target)
         plan, task = self._plan(base, task, target, store)
         graph, _ = with_head(base, plan.head, plan.classes, self._spec.seed)
         self._ask("COMPILING", f"{plan.engine}, {plan.depth_percent} % frozen")
         run, cache = self._compile(graph, plan, task), self._open_cache()
+        unsealed = kept(base.graph.initializers, graph.initializers, unsealed)
         graph = _without_weights(graph)  # the run has them; a second copy would cost a small board its memory
         del base
         try:
-            return self._learn(run, plan, task, target, store, graph, cache)
+            guard = FrozenGuard(run, task, time.monotonic, self._policy().memory.verify_every_s, unsealed)
+            return self._learn(run, plan, task, target, store, graph, cache, guard)
         finally:
             run.close()
             cache.remove()
@@ -204,26 +209,33 @@ class FineTune:
         return choose_engine(plan.engine).start(training_setup(self._spec, plan, graph, task, self._order.threads))
 
     def _open_cache(self) -> FeatureCache:
-        fresh = self._spec.cache == "off" or self._order.last_end == WORKER_KILLED
+        fresh = self._spec.cache == "off" or self._order.last_end in (WORKER_KILLED, MEMORY_CORRUPT)
         return job_cache(self._state / "features", self._order.job_id, self._warn, fresh=fresh)
 
     def _learn(
-        self, run: TrainingRun, plan: Plan, task: Task, target: Target, store: Store, graph: Graph, cache: FeatureCache
+        self,
+        run: TrainingRun,
+        plan: Plan,
+        task: Task,
+        target: Target,
+        store: Store,
+        graph: Graph,
+        cache: FeatureCache,
+        guard: FrozenGuard,
     ) -> Finished:
         job_id = self._order.job_id
         world = World(
             self._orders.steer, self._orders.verified, lambda seen: self._emit(_progress(seen, self._spec, plan)),
             lambda data: store.seal_checkpoint(job_id, data), time.monotonic, time.sleep,
         )  # fmt: skip
-        trainer = Trainer(run, plan, self._spec, task, world, None if self._spec.cache == "off" else cache)
+        trainer = Trainer(run, plan, self._spec, task, world, guard, None if self._spec.cache == "off" else cache)
         self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         before = trainer.evaluate()
         self._go_on(trainer, store)
         slices = choose_slices(run, self._spec, task)
         form = choose_form(run, self._spec, task)
         trainer.train()
-        run.use_float32()  # what is judged and promoted is the float32 model
-        after = trainer.evaluate()
+        after = trainer.final_score()
         self._ask("EVALUATING", "")
         running = self._running_score(store, task, trainer)
         verdict = gate(after, before, running, task.baselines[0], self._spec.least_gain)
@@ -238,6 +250,7 @@ class FineTune:
         self._ask("SEALING", "")
         model = serialize(graph.with_weights(dict(run.parameters())))
         manifest = self._manifest(task, target, model, after) | decision
+        guard.check(parse(model).initializers)
         result |= decision
         result |= {"model_sha256": manifest["model_sha256"], "base_sha256": target.sealed_sha256}
         samples = task.test_inputs(0, SELF_TEST_SAMPLES)

@@ -19,6 +19,7 @@ from agent.engine.ir import Graph, serialize
 from agent.errors import DataError, SpecError
 from agent.finetune import training_setup
 from agent.forecasting import forecasting
+from agent.frozen_guard import FrozenGuard
 from agent.plan import make_plan
 from agent.series import column_names, read_series
 from agent.spec import LABEL, FineTuneSpec, parse_spec
@@ -156,7 +157,8 @@ def _train(spec: FineTuneSpec, task: Task, graph: Graph, threads: int) -> tuple[
         lambda: FREE, lambda: None, lambda _: None, lambda _: None, time.monotonic, time.sleep
     )  # on a laptop nobody steers, and what is lost is made again
     try:
-        score = Trainer(run, plan, spec, task, world).train()
+        guard = FrozenGuard(run, task, time.monotonic, Policy().memory.verify_every_s)
+        score = Trainer(run, plan, spec, task, world, guard).train()
         trained = graph.with_weights(dict(run.parameters()))
     finally:
         run.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import zipfile
@@ -20,6 +19,7 @@ from agent.errors import BoardError, EngineError, TemperdError
 from agent.evaluate import Score
 from agent.features import FeatureCache
 from agent.features_prefix import FrozenPrefix
+from agent.frozen_guard import FrozenGuard
 from agent.messages import Steer
 from agent.plan import Plan
 from agent.schedule import rate_share
@@ -32,6 +32,9 @@ PAUSE_POLL_S = 0.1
 MAX_NAP_S = 1.0  # obey the governor at least once a second, however low the duty
 MAX_DROPPED_STEPS = 10  # a spike now and then is survived; ten are no accident
 MAX_DROPPED_IN_A_ROW = 3  # the weights are unchanged after each: what fails on three batches fails on all
+
+WEIGHT = "weight/"  # key prefix of a run's state
+BASE = "base"  # key of the guard's fingerprint in a checkpoint, which leaves out what never learns
 
 FREE = Steer("RUN", 1.0, 0, reverify=False, rule="run")
 
@@ -114,6 +117,7 @@ class Trainer:
         spec: FineTuneSpec,
         task: Task,
         world: World,
+        guard: FrozenGuard,
         cache: FeatureCache | None = None,
     ) -> None:
         self._prefix = FrozenPrefix(run, task, spec, plan, cache)
@@ -126,7 +130,7 @@ class Trainer:
         self._saved_at = world.clock()
         self._begun = False
         self._told_at = -math.inf
-        self._digests = self._frozen_digests()
+        self._guard = guard
 
     @property
     def position(self) -> Position:
@@ -144,15 +148,20 @@ class Trainer:
             EngineError: the checkpoint does not fit the model.
         """
         state, position, depth = read_checkpoint(checkpoint)
+        if not np.array_equal(state.pop(BASE, np.empty(0)), self._guard.fingerprint()):
+            raise EngineError("the checkpoint was made from another base", reason="checkpoint-mismatch")
         _, boundary = self._plan.frozen_layers(depth)
         self._run.set_plan(self._plan.update(boundary))
+        frozen = self._run.frozen_memory()
+        state |= {WEIGHT + name: frozen[name] for name in self._guard.never_learn}
         try:
             self._run.load_state(state)
         except EngineError:
             self._run.set_plan(self._plan.update(self._plan.frozen_layers(self._depth)[1]))
+            self._guard.take()
             raise
         self._depth, self._at = depth, position
-        self._digests = self._frozen_digests()
+        self._guard.take(loaded=True)
 
     def train(self) -> Score:
         """Train to the last epoch.
@@ -165,6 +174,7 @@ class Trainer:
             EngineError: too many steps were not finite, or frozen weights changed in memory.
         """
         self._begun = True
+        self._guard.verify()  # and take the answers of the form that was chosen
         latest: Score | None = None
         for epoch in range(self._at.epoch, self._spec.epochs):
             order = epoch_batches(self._task.train_samples, self._plan.batch, self._spec.seed, epoch)
@@ -177,6 +187,17 @@ class Trainer:
             self._move(epoch=epoch + 1, step=0)
             self._tell("epoch", latest)
         return latest or self.evaluate()
+
+    def final_score(self) -> Score:
+        """The held-out score of what is judged and promoted: float32, and trained in memory that was verified.
+
+        Raises:
+            EngineError: frozen weights changed in memory.
+        """
+        self._guard.verify()
+        self._run.use_float32()
+        self._guard.verify()
+        return self.evaluate()
 
     def evaluate(self) -> Score:
         """Score the current weights on the held-out samples."""
@@ -212,21 +233,28 @@ class Trainer:
             self._binding = order.rule
             self._tell("resumed")
         if order.action == "ABORT":
-            self._checkpoint()
+            try:
+                self._checkpoint()
+            except EngineError as error:  # an order to end is obeyed, whatever the memory is like
+                self._binding = error.code
+                self._tell("no-checkpoint")
             raise JobEndedError("the job was ended", where=order.rule, reason=order.rule)
         return order
 
     def _obey(self) -> None:
         order = self._wait_or_end()
         self._binding = order.rule
-        if order.reverify:
-            self._verify_frozen()
+        if order.reverify:  # memory is suspect after great heat
+            self._guard.verify()
             self._world.verified()
+            self._tell("verified")
         depth, boundary = self._plan.frozen_layers(order.least_depth_percent)
         if boundary != self._run.frozen_layers:
+            self._guard.verify()
             self._run.set_plan(self._plan.update(boundary))
+            self._guard.take()
+            self._guard.verify()
             self._depth = depth
-            self._digests = self._frozen_digests()
             self._move(depth_changes=self._at.depth_changes + 1)
             self._tell("depth")
 
@@ -239,6 +267,7 @@ class Trainer:
             self._tell("step", step_s=took)
         if self._world.clock() - self._saved_at >= CHECKPOINT_EVERY_S:
             self._checkpoint()
+        self._guard.advance()
         self._rest(took)
 
     def _count(self, step: int, samples: int, took: float, result: StepResult) -> None:
@@ -297,29 +326,16 @@ class Trainer:
     def _checkpoint(self) -> None:
         if not self._begun:  # an earlier attempt's checkpoint is worth more than the start
             return
+        self._guard.verify()
+        fixed = {WEIGHT + name for name in self._guard.never_learn}
+        state = {key: value for key, value in self._run.state().items() if key not in fixed}
         try:
-            self._world.save(write_checkpoint(self._run.state(), self._at, self._depth))
+            self._world.save(write_checkpoint(state | {BASE: self._guard.fingerprint()}, self._at, self._depth))
             self._tell("checkpoint")
         except BoardError as error:  # a full disk must not end a job that can still finish
             self._binding = error.code
             self._tell("no-checkpoint")
         self._saved_at = self._world.clock()
-
-    def _frozen_digests(self) -> dict[str, str]:
-        learning = set(self._run.trainable)
-        return {
-            name: hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()
-            for name, value in self._run.parameters().items()
-            if name not in learning
-        }
-
-    def _verify_frozen(self) -> None:
-        """Memory is suspect after great heat: frozen weights must still hash to what they did."""
-        now = self._frozen_digests()
-        changed = [name for name, digest in self._digests.items() if now.get(name) != digest]
-        if changed:
-            raise EngineError("frozen weights changed in memory", where=", ".join(changed[:3]), reason="memory-corrupt")
-        self._tell("verified")
 
 
 # what NumPy and zipfile raise on bytes that are no checkpoint

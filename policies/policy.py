@@ -197,6 +197,14 @@ class ScrubPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """Frozen weights in memory are verified while a job trains (R14)."""
+
+    verify_every_s: float = field(default=300.0, metadata=limits(1.0, 3600.0))
+    """Longest time between two verifications while steps are made; each checkpoint is preceded by one anyway."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole policy."""
 
@@ -206,6 +214,7 @@ class Policy:
     dvfs: DvfsPolicy = field(default_factory=DvfsPolicy)
     freezing: FreezingPolicy = field(default_factory=FreezingPolicy)
     scrub: ScrubPolicy = field(default_factory=ScrubPolicy)
+    memory: MemoryPolicy = field(default_factory=MemoryPolicy)
 
 
 def parse_policy(text: str) -> Policy:

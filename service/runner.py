@@ -8,6 +8,7 @@ from collections.abc import Callable, Container
 
 from agent.errors import BoardError, TemperdError
 from agent.messages import (
+    MEMORY_CORRUPT,
     OUT_OF_MEMORY,
     WORKER_KILLED,
     Failed,
@@ -34,6 +35,7 @@ STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is
 MAX_WARNINGS = 20  # kept with the result
 OPERATIONS_PER_MAC = 2
 SHRINKABLE = (State.COMPILING, State.TRAINING, State.PAUSED)  # where a smaller micro-batch takes less memory
+GOES_ON = "The job goes on from its last verified checkpoint"
 STOPPING = "stopping"  # rule of the order with which a stopped daemon ends its worker
 
 log = logger("jobs")
@@ -88,6 +90,7 @@ class Runner:
         self._counted: int | None = None
         """Samples whose operations are counted; `None` until a resumed worker says where it stands."""
         self._warnings: list[str] = []
+        self._memory_faults = 0
         self.stopping = False
         self.current: JobRecord | None = None
         self.progress: Progress | None = None
@@ -114,7 +117,7 @@ class Runner:
             BoardError: the journal cannot be written; the worker was ended.
         """
         self._steering.start_energy(record.energy_j or 0.0)
-        self._warnings, self._operations = [], 0.0
+        self._warnings, self._operations, self._memory_faults = [], 0.0, 0
         try:
             if record.standing.state not in WORKING:
                 record = self._statuses.move(record, Event.PULL)
@@ -177,6 +180,12 @@ class Runner:
             return self._statuses.move(record, Event.SUSPEND, "network", last.message, energy_j=self._steering.joules)
         if isinstance(last, Failed) and last.code == OUT_OF_MEMORY and self._can_shrink(record):
             return self._statuses.move(record, Event.RESTART, OUT_OF_MEMORY, "goes on with a smaller micro-batch")
+        if isinstance(last, Failed) and last.code == MEMORY_CORRUPT:
+            self._memory_faults += 1
+            self._steering.memory_faults += 1
+            self._warn(f"attempt {record.standing.attempt}: {last.message}")
+            if record.standing.attempt < MAX_ATTEMPTS and not promoting:
+                return self._statuses.move(record, Event.RESTART, MEMORY_CORRUPT, f"{last.message}. {GOES_ON}")
         return self._finish(record, last)
 
     @staticmethod
@@ -201,10 +210,13 @@ class Runner:
             case Progress():
                 self._follow(message)
             case Warned(what=what):
-                log.warning("job warns", what=what)
-                self._warnings = [*self._warnings, what][:MAX_WARNINGS]
+                self._warn(what)
         self._shop.watch(message, self.current)
         return message
+
+    def _warn(self, what: str) -> None:
+        log.warning("job warns", what=what)
+        self._warnings = [*self._warnings, what][:MAX_WARNINGS]
 
     def _follow(self, message: Progress) -> None:
         assert self.current is not None
@@ -223,7 +235,8 @@ class Runner:
             self._statuses.publish(self.current, min(1.0, done / max(1, message.epochs * message.steps)))
 
     def _finish(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
-        result = {**last.result, "energy": self.energy_metrics(), "warnings": self._warnings}
+        told = {"energy": self.energy_metrics(), "warnings": self._warnings, "memory_faults": self._memory_faults}
+        result = {**last.result, **told}
         if isinstance(last, Finished):
             succeeded = last.outcome == "SUCCEEDED"
             event = Event.SUCCEED if succeeded else Event.ROLL_BACK

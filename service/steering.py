@@ -14,12 +14,17 @@ log = logger("governor")
 
 
 class Steering:
-    """Holds the governor's state between readings; limits are written only while a job is at work."""
+    """Holds the governor's state between readings; limits are written only while a job is at work.
+
+    Attributes:
+        memory_faults: how often a worker found weights changed in memory since the daemon started.
+    """
 
     def __init__(self, board: SysfsBoard, policy: Policy) -> None:
         self._board, self._policy = board, policy
         self._state = GovernorState()
         self._acting = False
+        self.memory_faults = 0
         self.reading = Reading(mono_s=0.0)
         self.decision = Decision()
         self._energy, self._joules_before = EnergyMeter(), 0.0
@@ -86,6 +91,7 @@ class Steering:
             "power_watts": reading.power_watts,
             "power_is_modelled": reading.power_is_modelled,
             "memory_available_bytes": reading.memory_available_bytes,
+            "memory_faults": self.memory_faults,
             "action": decision.action.name,
             "rule": decision.rule,
             "frequency_rule": decision.frequency_rule,

@@ -214,6 +214,26 @@ class TrainingRun(Protocol):
     def parameters(self) -> Mapping[str, Float32]:
         """Current values of all parameters, frozen ones included (copies)."""
 
+    def frozen_memory(self) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Every parameter that does not learn now and every other constant, where it lies: not copies.
+
+        Valid until the plan changes. Sessions may have copies of their own beside these; see `probe`.
+        """
+
+    @property
+    def form(self) -> int:
+        """Number of the compilation that runs now; it comes back when its sessions were kept and run again."""
+
+    def probe(self, samples: Float32) -> bytes:
+        """Digest of what all that is constant inside the compiled sessions makes of samples [M, ...], M >= 1.
+
+        The same samples give the same digest in the same `form`, whatever has been learnt meanwhile.
+        Empty where no session holds a constant that `frozen_memory` does not give.
+
+        Raises:
+            EngineError: the runtime failed.
+        """
+
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """Weights and optimizer state as plain arrays, enough for `load_state` to go on bit for bit."""
 

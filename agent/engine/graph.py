@@ -14,6 +14,7 @@ import numpy.typing as npt
 from agent.engine.arena import Arena
 from agent.engine.base import Float32, StepResult, Targets, TrainingRun, TrainingSetup, UpdatePlan
 from agent.engine.footprint import Footprint
+from agent.engine.ir import Array
 from agent.engine.optimizers import apply_update, clip_scale, gradient_norm, state_kinds, state_names
 from agent.engine.passes import fold_batch_norm, learning_parameters
 from agent.engine.program import Program
@@ -159,6 +160,20 @@ class GraphRun:
     def parameters(self) -> Mapping[str, Float32]:
         """See `TrainingRun.parameters`."""
         return {name: value.copy() for name, value in self._weights.views.items()}
+
+    def frozen_memory(self) -> Mapping[str, Array]:
+        """See `TrainingRun.frozen_memory`."""
+        learning = set(self.trainable)
+        return {name: value for name, value in self._graph.initializers.items() if name not in learning}
+
+    @property
+    def form(self) -> int:
+        """See `TrainingRun.form`."""
+        return self._running.prefix.form
+
+    def probe(self, samples: Float32) -> bytes:
+        """See `TrainingRun.probe`."""
+        return self._run(lambda program: program.probe(samples))
 
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """See `TrainingRun.state`."""

@@ -159,6 +159,21 @@ class OrtTrainingRun:
         """See `TrainingRun.parameters`."""
         return {name: value.copy() for name, value in self._running.weights.items()}
 
+    def frozen_memory(self) -> Mapping[str, npt.NDArray[np.generic]]:
+        """See `TrainingRun.frozen_memory`: the session reads its parameters, frozen ones too, where they are given."""
+        learning = set(self.trainable)
+        values = {**self._graph.initializers, **self._running.weights}
+        return {name: value for name, value in values.items() if name not in learning}
+
+    @property
+    def form(self) -> int:
+        """No matter: see `probe`."""
+        return 0
+
+    def probe(self, samples: Float32) -> bytes:  # noqa: ARG002 - the protocol's
+        """Nothing to ask for: see `frozen_memory`."""
+        return b""
+
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """See `TrainingRun.state`; the same keys as engine `graph`, so a run may go on there."""
         found: dict[str, npt.NDArray[np.generic]] = {f"weight/{k}": v for k, v in self.parameters().items()}

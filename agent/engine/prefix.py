@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 import onnx
@@ -21,6 +22,8 @@ from agent.engine.sessions import lies_outside, session
 from agent.engine.slices import SlicePlan, slice_rows
 from agent.errors import EngineError
 
+_forms = count()
+
 
 class Prefix:
     """A compiled frozen part.
@@ -31,6 +34,9 @@ class Prefix:
         crossing: buffers [micro, ...] of the crossing tensors, in order; `run` fills them.
         threads: intra-op threads.
         sliced: how its first stage runs in tiles of rows, if it does.
+
+    Attributes:
+        form: another number after each compilation.
     """
 
     def __init__(
@@ -95,7 +101,7 @@ class Prefix:
             self._session.run_with_iobinding(binding)
 
     def _use(self, integer: onnx.ModelProto | None = None) -> None:
-        self._integer = integer
+        self._integer, self.form = integer, next(_forms)
         self.__dict__.pop("digest", None)
         self._bindings: list[ort.IOBinding] = []
         self._session: ort.InferenceSession | None = None

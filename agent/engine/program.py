@@ -7,7 +7,8 @@ copied through NumPy but the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -29,6 +30,7 @@ from agent.memory import resident_bytes
 
 SESSION_BYTES = 4 << 20  # structures of a session that waits, as measured on networks of some hundred nodes
 PACKED_IN_STEP = 3  # copies of a constant among what learns: forward, backward, and in the session that evaluates
+STAND_IN_SPREAD = 0.2  # of a probe's stand-ins for weights that learn: as large as those of usual layers
 Parts = tuple[Float32, ...]
 
 
@@ -192,6 +194,39 @@ class Program:
 
         return self._outputs(count, parts())
 
+    def probe(self, samples: Float32) -> bytes:
+        """See `TrainingRun.probe`; between two steps, whose buffers it uses."""
+        held = self.step_constants & self._weights.views.keys()
+        if not self.step_graph.cut.prefix and not held:
+            return b""
+        digest = hashlib.sha256()
+        for start, _ in zip(range(0, len(samples), self._micro), self._cross(samples), strict=True):
+            for buffer in self._crossing.values():
+                buffer[len(samples) - start :] = 0  # what lies there is of another batch
+                digest.update(buffer.data)
+            for values in self._learning_part_made() if held else ():
+                digest.update(values.data)
+        return digest.digest()
+
+    def _learning_part_made(self) -> Iterator[Float32]:
+        """What its constants make of the crossing buffers, with the same stand-ins every time for what learns."""
+        size = max(self._weights.views[name].size for name in self.learning)
+        noise = (np.random.default_rng(0).random(size, np.float32) - np.float32(0.5)) * STAND_IN_SPREAD
+        learning = {name: noise[: self._weights.views[name].size] for name in self.learning}
+        stand_ins = {name: bound(v, self._weights.views[name].shape) for name, v in learning.items()}
+        for span in self._spans:
+            self._gradients.flat[span] = 0
+        self._targets[...] = 0
+        self._step.run_with_iobinding(self._bound_step(stand_ins))
+        yield self._loss
+        for span in self._spans:
+            yield self._gradients.flat[span]
+        if self._forward is None:
+            self._forward = self._bind_forward()
+        running, _, made = self._forward
+        running.run_with_iobinding(self._bound_forward(running, made, stand_ins))
+        yield made
+
     def _cross(self, samples: Float32) -> Iterator[None]:
         """Fill the crossing buffers with micro-batch after micro-batch; the last one may be filled in part."""
         for start in range(0, len(samples), self._micro):
@@ -225,17 +260,23 @@ class Program:
         shape = next(tuple(entry.shape) for entry in self._step.get_inputs() if entry.name == made.targets)
         self._targets = np.zeros(shape, kind)
         self._loss = np.zeros((), np.float32)
+        self._binding = self._bound_step({name: bound(self._weights.views[name]) for name in made.cut.learning})
+
+    def _bound_step(self, learning: Mapping[str, ort.OrtValue]) -> ort.IOBinding:
+        """The step's inputs and outputs, with these values of what learns."""
+        made = self.step_graph
         sums = {name: bound(self._gradients.views[name], made.gradient_shapes[name]) for name in made.cut.learning}
         values = {name: bound(buffer) for name, buffer in self._crossing.items()}
-        values |= {name: bound(self._weights.views[name]) for name in made.cut.learning}
+        values |= learning
         values |= {SUM + name: value for name, value in sums.items()}
         values[made.targets] = bound(self._targets)
-        self._binding = self._step.io_binding()
+        binding = self._step.io_binding()
         for entry in self._step.get_inputs():
-            self._binding.bind_ortvalue_input(entry.name, values[entry.name])
-        self._binding.bind_ortvalue_output(LOSS, bound(self._loss))
+            binding.bind_ortvalue_input(entry.name, values[entry.name])
+        binding.bind_ortvalue_output(LOSS, bound(self._loss))
         for name, value in sums.items():
-            self._binding.bind_ortvalue_output(GRADIENT + name, value)
+            binding.bind_ortvalue_output(GRADIENT + name, value)
+        return binding
 
     def _open(self, model: onnx.ModelProto) -> ort.InferenceSession:
         """A session of a model, which loses its large constants."""
@@ -245,11 +286,16 @@ class Program:
     def _bind_forward(self) -> tuple[ort.InferenceSession, ort.IOBinding, Float32]:
         model = forward_graph(self._graph, self.step_graph.cut, self._micro, native=library() is not None)
         running = self._open(model)
+        made = np.zeros(running.get_outputs()[0].shape, np.float32)
+        weights = {name: bound(self._weights.views[name]) for name in self.learning}
+        return running, self._bound_forward(running, made, weights), made
+
+    def _bound_forward(
+        self, running: ort.InferenceSession, made: Float32, learning: Mapping[str, ort.OrtValue]
+    ) -> ort.IOBinding:
         binding = running.io_binding()
         for entry in running.get_inputs():
             buffer = self._crossing.get(entry.name)
-            value = bound(self._weights.views[entry.name] if buffer is None else buffer)
-            binding.bind_ortvalue_input(entry.name, value)
-        made = np.zeros(running.get_outputs()[0].shape, np.float32)
+            binding.bind_ortvalue_input(entry.name, learning[entry.name] if buffer is None else bound(buffer))
         binding.bind_ortvalue_output(self._graph.output, bound(made))
-        return running, binding, made
+        return binding

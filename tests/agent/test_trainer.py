@@ -22,11 +22,13 @@ from agent.engine.ir import Graph
 from agent.errors import BoardError, EngineError
 from agent.features import FeatureCache
 from agent.finetune import training_setup
+from agent.frozen_guard import FrozenGuard
 from agent.images import Images
 from agent.messages import Steer
 from agent.plan import Plan, make_plan
 from agent.spec import FineTuneSpec
 from agent.trainer import (
+    BASE,
     CHECKPOINT_EVERY_S,
     FREE,
     MAX_DROPPED_IN_A_ROW,
@@ -120,6 +122,20 @@ class TimedRun:
     def parameters(self) -> Mapping[str, Float32]:
         return self.inner.parameters()
 
+    def use_float32(self) -> None:
+        self.inner.use_float32()
+
+    def frozen_memory(self) -> Mapping[str, np.ndarray]:
+        return self.inner.frozen_memory()
+
+    @property
+    def form(self) -> int:
+        return self.inner.form
+
+    def probe(self, samples: Float32) -> bytes:
+        self.scene.probes += 1
+        return self.inner.probe(samples)
+
     def state(self) -> dict[str, np.ndarray]:
         return self.inner.state()
 
@@ -137,9 +153,11 @@ class Scene:
     orders: Callable[[Scene], Steer] = lambda _: FREE
     step_s: float = 1.0
     full_disk: bool = False
+    verify_every_s: float = 3600.0
     spoilt: tuple[int, ...] = ()
     now: float = 100.0
     steps: int = 0
+    probes: int = 0
     naps: list[float] = field(default_factory=list)
     saved: list[bytes] = field(default_factory=list)
     told: list[Seen] = field(default_factory=list)
@@ -184,7 +202,9 @@ def trainer_in(
     world = World(
         lambda: scene.orders(scene), lambda: None, scene.told.append, scene.save, lambda: scene.now, scene.nap
     )
-    return Trainer(run, plan, spec, replace(DATA, seed=spec.seed), world, cache), run
+    task = replace(DATA, seed=spec.seed)
+    guard = FrozenGuard(run, task, world.clock, scene.verify_every_s)
+    return Trainer(run, plan, spec, task, world, guard, cache), run
 
 
 def weights_after(scene: Scene, spec: FineTuneSpec = SPEC) -> dict[str, np.ndarray]:
@@ -287,7 +307,8 @@ def test_an_abort_saves_and_ends_with_its_rule(*, paused_first: bool) -> None:
     assert scene.steps == 5
     state, position, depth = read_checkpoint(scene.saved[-1])
     assert (position.epoch, position.step, depth) == (1, 1, 25)
-    assert_same(dict(run.state()), state)
+    assert state.pop(BASE).shape == (32,)
+    assert_same({key: v for key, v in run.state().items() if key not in ("weight/stem.w", "weight/stem.b")}, state)
 
 
 @pytest.mark.parametrize("duty", [1.0, 0.75, 0.5, 0.25, 0.05, 0.0])
@@ -352,7 +373,7 @@ def test_a_step_that_is_not_finite_is_dropped_and_its_samples_do_not_count() -> 
     assert [seen.dropped for seen in scene.told if seen.event == "epoch"] == [2, 3]
     assert all(math.isfinite(seen.loss) for seen in scene.told if seen.step != 2 or seen.epoch)
     again, _ = trainer_in(Scene())
-    again.resume(write_checkpoint(again._run.state(), trainer.position, 25))
+    again.resume(write_checkpoint(again._run.state() | {BASE: again._guard.fingerprint()}, trainer.position, 25))
     assert again.position == trainer.position
 
 
@@ -433,7 +454,8 @@ def test_a_full_disk_does_not_end_a_job() -> None:
 def test_a_checkpoint_of_another_model_changes_nothing() -> None:
     weights = weights_after(Scene())
     trainer, run = trainer_in(Scene())
-    state = {key: np.zeros(3, np.float32) for key in run.state()}
+    state: dict[str, np.ndarray] = {key: np.zeros(3, np.float32) for key in run.state()}
+    state[BASE] = trainer._guard.fingerprint()
     with pytest.raises(EngineError, match="saved state"):
         trainer.resume(write_checkpoint(state, trainer.position, 75))
     trainer.train()
@@ -495,6 +517,9 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
     trainer_in(scene)[0].train()
     trainer, _ = trainer_in(Scene(), net=mobile_block_net(classes=4))
     with pytest.raises(EngineError, match="does not fit this model"):
+        trainer.resume(scene.saved[-1])
+    trainer, _ = trainer_in(Scene(), net=mobile_block_net(seed=1))
+    with pytest.raises(EngineError, match="made from another base"):
         trainer.resume(scene.saved[-1])
 
 

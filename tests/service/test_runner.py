@@ -23,6 +23,7 @@ PLAN = {"plan": {"engine": "graph", "batch": 16, "shrunk": False}, "version": "1
 SMALL = {"plan": {"engine": "graph", "batch": 16, "micro_batch": 8, "shrunk": True}, "version": "1.0"}
 WHOLE = {"plan": {"engine": "ort-training", "batch": 16, "shrunk": False}, "version": "1.0"}
 SINGLE = {"plan": {"engine": "graph", "batch": 16, "micro_batch": 1, "shrunk": False}, "version": "1.0"}
+FLIPPED = Failed("memory-corrupt", "frozen weights changed in memory (stem.w). If it repeats, test the board's memory")
 NO_MEMORY = Failed("out-of-memory", "not enough memory")
 
 
@@ -88,3 +89,22 @@ def test_a_worker_that_vanishes_is_started_again_and_its_end_is_named(tmp_path: 
 def test_any_other_last_word_ends_the_job(tmp_path: Path) -> None:
     record = concluded(tmp_path, State.TRAINING, PLAN, Failed("not-finite", "10 steps were not finite"))
     assert (record.standing.state, record.standing.reason_code) == (State.FAILED, "not-finite")
+
+
+@pytest.mark.parametrize(
+    "state", [State.COMPILING, State.TRAINING, State.PAUSED, State.EVALUATING, State.SEALING], ids=str
+)
+def test_a_job_goes_on_after_a_memory_fault_and_tells_of_it(tmp_path: Path, state: State) -> None:
+    standing = concluded(tmp_path, state, PLAN, FLIPPED).standing
+    assert (standing.state, standing.attempt, standing.reason_code) == (State.PULLING, 2, "memory-corrupt")
+    assert standing.reason.startswith("frozen weights changed in memory (stem.w)")
+
+
+@pytest.mark.parametrize(("state", "attempt"), [(State.TRAINING, MAX_ATTEMPTS), (State.PROMOTING, 1)])
+def test_memory_that_stays_bad_ends_the_job_with_advice(tmp_path: Path, state: State, attempt: int) -> None:
+    record = concluded(tmp_path, state, PLAN, FLIPPED, attempt=attempt)
+    assert (record.standing.state, record.standing.reason_code) == (State.FAILED, "memory-corrupt")
+    assert "test the board's memory" in record.standing.reason
+    assert record.result is not None
+    assert record.result["memory_faults"] == 1
+    assert any("stem.w" in told for told in record.result["warnings"])
