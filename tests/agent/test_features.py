@@ -401,6 +401,23 @@ def test_what_rots_under_an_open_cache_is_noticed(tmp_path: Path) -> None:
     assert cache.corrupt == 1
 
 
+def test_what_rots_while_it_waits_for_its_block_is_noticed(tmp_path: Path) -> None:
+    """Its checksum is made when it comes: one made when the block is written would vouch for the damage."""
+    cache = opened(tmp_path)
+    put(cache, *range(4))
+    generation = cache._generation
+    assert generation is not None
+    for number in (1, 2):
+        record, check = generation._pending[key_of(number)]
+        generation._pending[key_of(number)] = (bytes([record[0] ^ 1]) + record[1:], check)
+    assert held(cache, 0, 1) == [0]
+    cache.flush()
+    assert held(cache, *range(4)) == [0, 3]
+    assert cache.corrupt == 2
+    put(cache, 1, 2)
+    assert held(cache, *range(4)) == [0, 1, 2, 3]
+
+
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 SCRIPT = Path(__file__).with_name("features_crash.py")

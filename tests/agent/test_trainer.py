@@ -158,6 +158,7 @@ class Scene:
     now: float = 100.0
     steps: int = 0
     probes: int = 0
+    struck: bool = False
     naps: list[float] = field(default_factory=list)
     saved: list[bytes] = field(default_factory=list)
     told: list[Seen] = field(default_factory=list)
@@ -438,6 +439,115 @@ def test_reverification_covers_what_an_order_froze() -> None:
     with pytest.raises(EngineError, match="frozen weights changed in memory") as caught:
         trainer.train()
     assert caught.value.where == "project2.w"
+
+
+FAULT_STEP = 3
+
+
+def struck(scene: Scene, runs: list[TimedRun], name: str = "stem.w") -> None:
+    """Flip a bit once in a weight of the run before step `FAULT_STEP` + 1, as RAM does."""
+    if scene.steps == FAULT_STEP and not scene.struck:
+        scene.struck = True
+        runs[0].inner.frozen_memory()[name].reshape(-1).view(np.uint8)[17] ^= 4
+
+
+@pytest.mark.parametrize(
+    ("moment", "settings", "order", "noticed_after"),
+    [
+        ("a checkpoint", {"step_s": CHECKPOINT_EVERY_S}, FREE, 4),
+        ("a round of pieces", {"verify_every_s": 5.0}, FREE, 5),
+        ("a pause", {}, steer("PAUSE", "held"), 3),
+        ("an order", {}, steer(reverify=True), 3),
+        ("a boundary that moves", {}, steer(depth=100), 3),
+        ("the end", {}, FREE, 2 * STEPS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_flipped_bit_is_noticed_before_anything_is_kept(
+    moment: str, settings: dict[str, float], order: Steer, noticed_after: int
+) -> None:
+    def orders(scene: Scene) -> Steer:
+        struck(scene, runs)
+        return order if scene.steps == FAULT_STEP else FREE
+
+    scene = Scene(orders, **settings)  # type: ignore[arg-type]
+    trainer, run = trainer_in(scene)
+    runs = [run]
+
+    def to_the_end() -> None:
+        trainer.train()
+        trainer.final_score()
+
+    with pytest.raises(EngineError, match="frozen weights changed in memory") as caught:
+        to_the_end()
+    assert (caught.value.code, caught.value.where) == ("memory-corrupt", "stem.w"), moment
+    assert scene.steps == noticed_after
+    kept = [read_checkpoint(data)[1] for data in scene.saved]
+    assert all(position.step <= FAULT_STEP and position.epoch == 0 for position in kept)
+
+
+def test_an_attempt_after_a_fault_ends_as_if_there_had_been_none() -> None:
+    def orders(scene: Scene) -> Steer:
+        struck(scene, runs)
+        return FREE
+
+    first = Scene(orders, step_s=CHECKPOINT_EVERY_S / 2)
+    trainer, run = trainer_in(first)
+    runs = [run]
+    with pytest.raises(EngineError, match="frozen weights changed in memory"):
+        trainer.train()
+    assert (len(first.saved), first.steps) == (1, FAULT_STEP + 1), "two steps were kept, two were made in vain"
+    second = Scene()
+    trainer, run = trainer_in(second)
+    trainer.resume(first.saved[-1])
+    trainer.train()
+    assert second.steps == 2 * STEPS - 2
+    assert_same(dict(run.parameters()), weights_after(Scene()))
+
+
+def test_an_order_to_end_is_obeyed_in_bad_memory_and_nothing_is_saved() -> None:
+    def orders(scene: Scene) -> Steer:
+        struck(scene, runs)
+        return steer("ABORT", "canceled") if scene.struck else FREE
+
+    scene = Scene(orders)
+    trainer, run = trainer_in(scene)
+    runs = [run]
+    with pytest.raises(JobEndedError) as caught:
+        trainer.train()
+    assert caught.value.code == "canceled"
+    assert scene.saved == []
+    assert [(seen.event, seen.rule) for seen in scene.told[-1:]] == [("no-checkpoint", "memory-corrupt")]
+
+
+def test_a_checkpoint_holds_nothing_that_never_learns() -> None:
+    """A bit that flips while it is written cannot come back with it."""
+    spec = replace(SPEC, depth="50")
+    scene = Scene(step_s=CHECKPOINT_EVERY_S)
+    trainer, run = trainer_in(scene, spec)
+    trainer.train()
+    state, _, _ = read_checkpoint(scene.saved[-1])
+    weights = {key.removeprefix("weight/") for key in state if key.startswith("weight/")}
+    assert weights == set(run.trainable)
+    assert weights < set(run.parameters())
+
+
+def test_weights_that_heat_froze_are_in_a_checkpoint() -> None:
+    """They have learnt: the base does not know them."""
+    scene = Scene(lambda s: steer(depth=100 if s.steps >= 2 else 0), step_s=CHECKPOINT_EVERY_S)
+    trainer, run = trainer_in(scene)
+    trainer.train()
+    state, _, _ = read_checkpoint(scene.saved[-1])
+    assert set(run.trainable) == {"head.w", "head.b"}
+    np.testing.assert_array_equal(state["weight/project2.w"], run.parameters()["project2.w"])
+    assert not np.array_equal(state["weight/project2.w"], mobile_block_net().initializers["project2.w"])
+
+
+def test_rounds_of_verification_change_nothing_that_is_learnt() -> None:
+    scene = Scene(verify_every_s=1.0)
+    before = Scene()
+    assert_same(weights_after(scene), weights_after(before))
+    assert scene.probes > before.probes
 
 
 def test_a_full_disk_does_not_end_a_job() -> None:
