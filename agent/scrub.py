@@ -173,7 +173,7 @@ class Scrub:
             self._lost(item, doubt.why)
             return
         if doubt.blocks is not None:
-            self._found(item, REPAIRED, f"{doubt.blocks} blocks were rebuilt from parity")
+            self._found(item, REPAIRED, f"blocks rebuilt from parity: {doubt.blocks}")
         self._protect(item, self._digest(item.path, self._breathe))
 
     def _read(self, path: Path) -> str:

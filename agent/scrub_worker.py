@@ -18,6 +18,7 @@ from typing import BinaryIO
 from agent.errors import EngineError, TemperdError
 from agent.keys_identity import load_identity
 from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer, decode, encode
+from agent.private_memory import keep_memory_private
 from agent.scrub import Report, Scrub
 from agent.scrub_kept import kept_files
 from agent.scrub_read import Pace
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="temperd-scrub", description="Started by temperd; reads one order.")
     parser.add_argument("--nice", type=int, default=19, help="added to the scheduling priority (0..19)")
     options = parser.parse_args(argv)
+    keep_memory_private()
     os.nice(options.nice)
     # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
     out = os.fdopen(os.dup(1), "wb")
