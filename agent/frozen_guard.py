@@ -107,6 +107,20 @@ class FrozenGuard:
             pass
         self._done()
 
+    def verify_and_renew(self) -> None:
+        """After great heat: `verify`, and compile the frozen part anew, which then must give the same answers.
+
+        A flip that changed none of the answers is gone with the old copies.
+
+        Raises:
+            EngineError: as `verify`.
+        """
+        self.verify()
+        answers = self._answers[self._run.form]
+        self._run.renew()
+        self._answers[self._run.form] = answers
+        self.verify()
+
     def advance(self) -> None:
         """Between two steps: verify the next piece, if it is time for a round of them.
 

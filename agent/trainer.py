@@ -245,7 +245,7 @@ class Trainer:
         order = self._wait_or_end()
         self._binding = order.rule
         if order.reverify:  # memory is suspect after great heat
-            self._guard.verify()
+            self._guard.verify_and_renew()
             self._world.verified()
             self._tell("verified")
         depth, boundary = self._plan.frozen_layers(order.least_depth_percent)

@@ -234,6 +234,13 @@ class TrainingRun(Protocol):
             EngineError: the runtime failed.
         """
 
+    def renew(self) -> None:
+        """Compile the frozen part anew, in the form in which it runs: what flipped in the runtime's copies is gone.
+
+        Raises:
+            EngineError: the runtime failed.
+        """
+
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """Weights and optimizer state as plain arrays, enough for `load_state` to go on bit for bit."""
 

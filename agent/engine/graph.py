@@ -175,6 +175,10 @@ class GraphRun:
         """See `TrainingRun.probe`."""
         return self._run(lambda program: program.probe(samples))
 
+    def renew(self) -> None:
+        """See `TrainingRun.renew`."""
+        self._running.prefix.renew()
+
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """See `TrainingRun.state`."""
         found: dict[str, npt.NDArray[np.generic]] = {WEIGHT + k: v for k, v in self.parameters().items()}

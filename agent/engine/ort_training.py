@@ -174,6 +174,9 @@ class OrtTrainingRun:
         """Nothing to ask for: see `frozen_memory`."""
         return b""
 
+    def renew(self) -> None:
+        """Nothing to do: see `frozen_memory`."""
+
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """See `TrainingRun.state`; the same keys as engine `graph`, so a run may go on there."""
         found: dict[str, npt.NDArray[np.generic]] = {f"weight/{k}": v for k, v in self.parameters().items()}

@@ -87,6 +87,10 @@ class Prefix:
         """Run another form of the same function; `None`: float32 again, with the weights as they are now."""
         self._use(integer)
 
+    def renew(self) -> None:
+        """Compile the form that runs once more."""
+        self._use(self._integer)
+
     def run(self, samples: Float32) -> None:
         """Fill the first M places of the crossing buffers from samples [M, ...], M <= micro."""
         if self._made and self._session is None:

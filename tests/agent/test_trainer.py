@@ -136,6 +136,9 @@ class TimedRun:
         self.scene.probes += 1
         return self.inner.probe(samples)
 
+    def renew(self) -> None:
+        self.inner.renew()
+
     def state(self) -> dict[str, np.ndarray]:
         return self.inner.state()
 
