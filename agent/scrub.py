@@ -102,7 +102,7 @@ class Scrub:
             ScrubEndedError: an order ended it; what was mended stays mended.
             BoardError: the disk fails.
         """
-        for folder in {path.parent for path in self._parity_files()} | {self._state / "repository" / "bases"}:
+        for folder in (self._state / "repository" / "bases", *self._parity_folders()):
             remove_partials(folder)
         doubts = [doubt for item in kept if (doubt := self._scrub(item)) is not None]
         for doubt in doubts:
@@ -120,6 +120,11 @@ class Scrub:
     def _file_of(self, parity: Path) -> Path:
         name = parity.relative_to(self._state / "parity")
         return self._state / name.parent / name.name.removesuffix(SUFFIX)
+
+    def _parity_folders(self) -> list[Path]:
+        folder = self._state / "parity"
+        with disk_errors(folder):
+            return [path for path in folder.rglob("*") if path.is_dir()]
 
     def _parity_files(self) -> list[Path]:
         folder = self._state / "parity"

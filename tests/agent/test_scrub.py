@@ -3,80 +3,17 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agent.errors import BoardError, NetworkError
+from agent.errors import BoardError
 from agent.messages import Steer
-from agent.scrub import Report, Scrub
-from agent.scrub_kept import kept_files
-from agent.scrub_read import UNREADABLE, Pace, ScrubEndedError, sha256_on_disk, unhurried
-from agent.slots import read_active
-from agent.store import Store
-
-KEY = bytes(range(32))
-MODEL_A, MODEL_B = b"model of slot a" * 9000, b"model of slot b" * 9000
-BASE = b"sealed base bytes" * 20_000
-
-
-class Board:
-    """A state folder with a base, two slots and a checkpoint, all with parity."""
-
-    def __init__(self, folder: Path) -> None:
-        self.state = folder
-        self.base = folder / "repository" / "bases" / "colours-1.0.sealed"
-        self.base.parent.mkdir(parents=True)
-        self.base.write_bytes(BASE)
-        self.sign(hashlib.sha256(BASE).hexdigest())
-        store = self.store()
-        for model in (MODEL_A, MODEL_B):
-            store.activate(store.stage(model, {"name": "colours"}))
-            store.mark_good()
-        store.seal_checkpoint("job", b"weights and moments" * 5000)
-        self.fetched: list[tuple[str, str]] = []
-        self.network = False
-
-    def sign(self, sha256: str) -> None:
-        path = self.state / "repository" / "metadata" / "targets.json"
-        path.parent.mkdir(exist_ok=True)
-        targets = {"models/colours/1.0.sealed": {"hashes": {"sha256": sha256}, "length": len(BASE)}}
-        path.write_text(json.dumps({"signed": {"targets": targets}, "signatures": []}))
-
-    def store(self) -> Store:
-        return Store(self.state / "store", KEY)
-
-    def fetch(self, name: str, version: str) -> None:
-        self.fetched.append((name, version))
-        if not self.network:
-            raise NetworkError("unreachable")
-        self.base.write_bytes(BASE)
-
-    def scrub(self, **changes: Callable[..., str]) -> Report:
-        walk = Scrub(self.state, unhurried, **changes)
-        store = self.store()
-        walk.mended_status(store.recover())
-        return walk.run(kept_files(self.state, store, self.fetch))
-
-    def active(self) -> str:
-        view = read_active(self.state / "store")
-        return view.slot if view else ""
-
-    def file(self, name: str) -> Path:
-        return {
-            "base": self.base,
-            "model": self.state / "store" / "slots" / "b" / "model.sealed",
-            "model before": self.state / "store" / "slots" / "a" / "model.sealed",
-            "manifest": self.state / "store" / "slots" / "b" / "manifest.json",
-            "checkpoint": self.state / "store" / "checkpoints" / "job.sealed",
-        }[name]
-
-    def parity(self, name: str) -> Path:
-        return Scrub(self.state, unhurried).parity_of(self.file(name))
+from agent.scrub import Report
+from agent.scrub_read import UNREADABLE, Pace, ScrubEndedError, sha256_on_disk
+from tests.simulators.stored_board import BASE, MODEL_A, MODEL_B, Board, destroy, flip, snapshot
 
 
 @pytest.fixture
@@ -88,23 +25,8 @@ def board(tmp_path: Path) -> Board:
     return made
 
 
-def flip(path: Path, place: int = -100) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 0x10
-    path.write_bytes(data)
-
-
-def destroy(path: Path) -> None:
-    """More damage than parity can mend."""
-    path.write_bytes(bytes(len(path.read_bytes())))
-
-
 def actions(report: Report) -> list[tuple[str, str]]:
     return [(finding.kind, finding.action) for finding in report.findings]
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_second_walk_finds_all_well_and_writes_nothing(board: Board) -> None:
