@@ -1,50 +1,40 @@
 """The publisher's side of the model repository: a TUF repository as static files, made and extended on a laptop.
 
-    <folder>/metadata/  1.root.json  <n>.targets.json  <n>.snapshot.json  timestamp.json
+    <folder>/metadata/  <n>.root.json  <n>.targets.json  <n>.grants.json  <n>.snapshot.json  timestamp.json
     <folder>/targets/   models/<name>/<sha256>.<version>.sealed   grants/<device>/<sha256>.<name>-<version>.json
 
-Any web server may serve the folder. Private keys lie elsewhere, with one data key for each published version. Files are
-written from the leaf to the root of trust, timestamp.json last: a board sees the old release or the new one.
+Any web server may serve the folder; private keys lie elsewhere. In rooms of their own:
+
+repository_keys     private keys, as far as they are at hand
+repository_release  the documents that boards see together, and the order in which they are written
+repository_folder   what is in force in a folder, and how the next release comes into force
+repository_files    sealed models and grants as files
+repository_root     rotation of keys
+repository_check    what a board would say of it
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO
 
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.signer import CryptoSigner  # public, re-exported without __all__
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import (  # public, re-exported without __all__
-    Metadata,
-    MetaFile,
-    Root,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
+from tuf.api.metadata import TargetFile  # public, re-exported without __all__
 
 from agent.card import ModelCard, Target, grant_path, parse, target_path
-from agent.durable import make_folder, read_bounded, write_atomic
-from agent.errors import BoardError, SpecError, TrustError
+from agent.durable import write_atomic
+from agent.errors import SpecError, TrustError
 from agent.keys import KEY_BYTES, PublicDocument, make_grant, parse_public_document, read_secret
-from agent.sealed import Binding, seal
+from agent.repository_files import store_sealed, store_small
+from agent.repository_folder import SignedFolder
+from agent.repository_keys import GRANTS, TARGETS, TIMESTAMP, KeyRing
+from agent.repository_release import TARGETS_LIFE, TIMESTAMP_LIFE, latest_root
+from agent.sealed import Sealed
 
-# The shorter a role's life, the sooner a board notices that it is shown an old repository; the root, kept offline and
-# seldom signed, lives longest.
-ROOT_LIFE = timedelta(days=365)
-TARGETS_LIFE = timedelta(days=90)
-SNAPSHOT_LIFE = timedelta(days=30)
-TIMESTAMP_LIFE = timedelta(days=7)
-MAX_METADATA_BYTES = 5_000_000  # what the TUF client reads of targets metadata
-T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
-ROLES = ("root", "targets", "snapshot", "timestamp")
+__all__ = ["TARGETS_LIFE", "TIMESTAMP_LIFE", "Publisher", "utc_now"]
 
 
 class Publisher:
@@ -55,39 +45,44 @@ class Publisher:
         keys_folder: private keys, outside `folder`.
         clock: the present time with time zone UTC.
 
+    Attributes:
+        signed: the documents in force.
+
     Raises:
         SpecError: there is no repository in `folder`.
-        TrustError: the folder's metadata is not signed by the repository's own keys: it was changed behind our back.
-        BoardError: a file is missing or the disk fails.
+        TrustError: the folder's metadata is not signed by the repository's own keys: it was changed behind our back; or
+            the keys are of another repository.
+        BoardError: a file or the timestamp's key is missing, or the disk fails.
     """
 
     def __init__(self, folder: Path, keys_folder: Path, clock: Callable[[], datetime]) -> None:
-        self._folder, self._keys, self._clock = folder, keys_folder, clock
-        _latest_root(folder)  # a wrong folder is told before wrong keys
-        self._signers = {role: _load_signer(keys_folder / f"{role}.pem") for role in ROLES}
-        self._load()
+        self._data_keys = keys_folder / "data"
+        self.signed = SignedFolder(folder, KeyRing(keys_folder), clock)
+        self.signed.signers(TIMESTAMP)  # without it nothing comes into force
 
     @classmethod
-    def create(cls, folder: Path, keys_folder: Path, clock: Callable[[], datetime]) -> Publisher:
+    def create(
+        cls,
+        folder: Path,
+        keys_folder: Path,
+        clock: Callable[[], datetime],
+        root_folders: Sequence[Path] = (),
+        root_threshold: int = 1,
+    ) -> Publisher:
         """Make keys (0600) and an empty repository.
 
+        Args:
+            folder: the repository.
+            keys_folder: private keys, outside `folder`.
+            clock: the present time with time zone UTC.
+            root_folders: one root key is made in each; none: one, in `keys_folder`.
+            root_threshold: root keys that have to sign a change of keys.
+
         Raises:
-            SpecError: there is one already, or the keys would be served with it.
+            SpecError: there is one already, keys would be served with it, or the threshold cannot be met.
             BoardError: the disk fails.
         """
-        if keys_folder.resolve().is_relative_to(folder.resolve()):
-            raise SpecError("private keys must lie outside the repository's folder", where=str(keys_folder))
-        for path in (folder / "metadata", keys_folder / "root.pem"):
-            if path.exists():
-                raise SpecError("a repository or its keys exist already", where=str(path))
-        for private in (keys_folder, keys_folder / "data"):
-            make_folder(private)
-        make_folder(folder / "metadata", 0o755)
-        make_folder(folder / "targets", 0o755)
-        signers = {role: CryptoSigner.generate_ed25519() for role in ROLES}
-        for role, signer in signers.items():
-            write_atomic(keys_folder / f"{role}.pem", signer.private_bytes)
-        _write_first_release(folder / "metadata", signers, clock())
+        SignedFolder.create(folder, KeyRing(keys_folder, root_folders), clock, root_threshold)
         return cls(folder, keys_folder, clock)
 
     @classmethod
@@ -98,37 +93,46 @@ class Publisher:
     @property
     def root_path(self) -> Path:
         """The root document: copy this file to every board, where it is pinned."""
-        return _latest_root(self._folder)
+        return latest_root(self.signed.metadata)
 
     def models(self) -> tuple[Target, ...]:
         """Every published model version."""
-        found = self._targets.signed.targets.values()
+        found = self.signed.release.targets.signed.targets.values()
         return tuple(_target(item) for item in found if item.path.startswith("models/"))
 
-    def publish(self, model: bytes, card: ModelCard) -> Target:
+    def publish(self, model: bytes | BinaryIO, card: ModelCard) -> Target:
         """Seal a model with a fresh data key and sign it in.
 
+        Args:
+            model: the file, or a stream of it that is read once.
+            card: describes it.
+
         Raises:
-            SpecError: the version exists, or the card's hash or length is not that of `model`.
-            BoardError: the disk fails; boards still see the release before.
+            SpecError: `version-exists`; `card-mismatch`: the card's hash or length is not that of `model`.
+            BoardError: a key is missing or the disk fails; boards still see the release before.
         """
         path = target_path(card.name, card.version)
-        if path in self._targets.signed.targets:
+        if path in self.signed.release.targets.signed.targets:
             raise SpecError(
                 f"{card.name} {card.version} is published already",
                 fix="A version never changes: raise the number",
                 reason="version-exists",
             )
-        if len(model) != card.plaintext_length or hashlib.sha256(model).hexdigest() != card.plaintext_sha256:
-            raise SpecError("the card is not that of this model file", where=card.name, reason="card-mismatch")
+        self.signed.signers(TARGETS)  # told before the work is done
+        table = card.to_table()
         key = os.urandom(KEY_BYTES)
         write_atomic(self._data_key_path(card.name, card.version), key.hex().encode() + b"\n")
-        sealed = io.BytesIO()
-        seal(io.BytesIO(model), sealed, key, Binding(card.name, card.version, card.plaintext_sha256))
-        return _target(self._add(path, sealed.getvalue(), card.to_table()))
+        stream = io.BytesIO(model) if isinstance(model, bytes) else model
+        sealed = store_sealed(self.signed.folder / "targets", path, stream, key, card)
+        target = _file(path, sealed, {"custom": table})
+        self.signed.release.targets.signed.targets[path] = target
+        self.signed.commit({TARGETS})
+        return _target(target)
 
     def grant(self, device: PublicDocument | Mapping[str, object], name: str, version: str) -> str:
         """Let a board open a published version; repeating it replaces the grant.
+
+        Needs the keys of grants, snapshot and timestamp, and the data key; not that of the targets.
 
         Args:
             device: the board's public document.
@@ -140,17 +144,27 @@ class Publisher:
 
         Raises:
             SpecError: no such version, or the document is broken.
-            BoardError: the data key is missing, others may read it, or the disk fails.
+            BoardError: a key is missing, others may read it, or the disk fails.
         """
         document = device if isinstance(device, PublicDocument) else parse_public_document(device)
-        target = self._targets.signed.targets.get(target_path(name, version))
+        target = self.signed.release.targets.signed.targets.get(target_path(name, version))
         if target is None:
             known = ", ".join(f"{item.name} {item.version}" for item in self.models())
             raise SpecError(f"{name} {version} is not published; there is {known or 'nothing yet'}")
         key = bytes.fromhex(read_secret(self._data_key_path(name, version)).decode())
         path = grant_path(document.device, name, version)
-        self._add(path, make_grant(document, key, target.hashes["sha256"]), None)
+        self.add_grant(path, make_grant(document, key, target.hashes["sha256"]))
         return path
+
+    def add_grant(self, path: str, data: bytes) -> None:
+        """Sign `data` in as the grant at `path`; raises like `grant`."""
+        self.signed.signers(TARGETS if self.signed.release.grants is None else GRANTS)  # told before the work is done
+        stored = store_small(self.signed.folder / "targets", path, data)
+        moved = self.signed.delegate_grants()
+        grants = self.signed.release.grants
+        assert grants is not None  # delegated above
+        grants.signed.targets[path] = _file(path, stored, {})
+        self.signed.commit({GRANTS, TARGETS} if moved else {GRANTS})
 
     def renew(self) -> None:
         """Sign the same content with new dates; due before the timestamp's seven days are over.
@@ -158,114 +172,14 @@ class Publisher:
         Raises:
             BoardError: the disk fails; boards still see the release before, and so does this object.
         """
-        try:
-            self._release(self._clock())
-        except BoardError:
-            self._load()
-            raise
-
-    def _release(self, now: datetime) -> None:
-        targets, snapshot, timestamp = self._targets, self._snapshot, self._timestamp
-        targets.signed.expires = now + TARGETS_LIFE
-        targets.signed.version += 1
-        self._sign_and_write(targets, "targets", f"{targets.signed.version}.targets.json")
-        snapshot.signed.expires = now + SNAPSHOT_LIFE
-        snapshot.signed.version += 1
-        snapshot.signed.meta["targets.json"] = MetaFile(targets.signed.version)
-        self._sign_and_write(snapshot, "snapshot", f"{snapshot.signed.version}.snapshot.json")
-        timestamp.signed.expires = now + TIMESTAMP_LIFE
-        timestamp.signed.version += 1
-        timestamp.signed.snapshot_meta = MetaFile(snapshot.signed.version)
-        self._sign_and_write(timestamp, "timestamp", "timestamp.json")
-
-    def _load(self) -> None:
-        metadata = self._folder / "metadata"
-        self._root = _read(_latest_root(self._folder), Root)
-        self._timestamp = _read(metadata / "timestamp.json", Timestamp)
-        self._snapshot = _read(metadata / f"{self._timestamp.signed.snapshot_meta.version}.snapshot.json", Snapshot)
-        targets_version = self._snapshot.signed.meta["targets.json"].version
-        self._targets = _read(metadata / f"{targets_version}.targets.json", Targets)
-        self._check_signatures()
-
-    def _add(self, path: str, data: bytes, custom: dict[str, object] | None) -> TargetFile:
-        digest = hashlib.sha256(data).hexdigest()
-        parent, _, name = path.rpartition("/")
-        folder = self._folder / "targets" / parent
-        make_folder(folder, 0o755)
-        write_atomic(folder / f"{digest}.{name}", data, 0o644)
-        extra = {} if custom is None else {"custom": custom}
-        target = TargetFile(len(data), {"sha256": digest}, path, extra)
-        self._targets.signed.targets[path] = target
-        self.renew()
-        return target
-
-    def _sign_and_write(
-        self, document: Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp], role: str, name: str
-    ) -> None:
-        document.sign(self._signers[role])
-        write_atomic(self._folder / "metadata" / name, document.to_bytes(), 0o644)
+        self.signed.renew()
 
     def _data_key_path(self, name: str, version: str) -> Path:
-        return self._keys / "data" / f"{name}-{version}.key"
-
-    def _check_signatures(self) -> None:
-        root = self._root
-        try:
-            for role, document in (
-                ("root", root),
-                ("targets", self._targets),
-                ("snapshot", self._snapshot),
-                ("timestamp", self._timestamp),
-            ):
-                root.signed.verify_delegate(role, document.signed_bytes, document.signatures)
-            for role, signer in self._signers.items():
-                if signer.public_key.keyid not in root.signed.roles[role].keyids:
-                    raise TrustError(f"the {role} key is not the one of this repository", where=str(self._keys))
-        except RepositoryError as error:
-            raise TrustError(f"repository was changed behind our back: {error}", where=str(self._folder)) from error
+        return self._data_keys / f"{name}-{version}.key"
 
 
-def _write_first_release(folder: Path, signers: Mapping[str, CryptoSigner], now: datetime) -> None:
-    root = Root(expires=now + ROOT_LIFE, consistent_snapshot=True)
-    for role, signer in signers.items():
-        root.add_key(signer.public_key, role)
-    documents: list[tuple[str, str, Metadata[Root] | Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp]]] = [
-        ("root", "1.root.json", Metadata(root)),
-        ("targets", "1.targets.json", Metadata(Targets(expires=now + TARGETS_LIFE))),
-        ("snapshot", "1.snapshot.json", Metadata(Snapshot(expires=now + SNAPSHOT_LIFE))),
-        ("timestamp", "timestamp.json", Metadata(Timestamp(expires=now + TIMESTAMP_LIFE))),
-    ]
-    for role, name, document in documents:
-        document.sign(signers[role])
-        write_atomic(folder / name, document.to_bytes(), 0o644)
-
-
-def _latest_root(folder: Path) -> Path:
-    roots = [path for path in (folder / "metadata").glob("*.root.json") if path.name.split(".")[0].isdecimal()]
-    if not roots:
-        raise SpecError("there is no repository", where=str(folder), reason="no-repository")
-    return max(roots, key=lambda path: int(path.name.split(".")[0]))
-
-
-def _read(path: Path, kind: type[T]) -> Metadata[T]:
-    try:
-        data = read_bounded(path, MAX_METADATA_BYTES)
-        document: Metadata[T] = Metadata.from_bytes(data)
-    except FileNotFoundError as error:
-        raise BoardError("repository file is missing", where=str(path)) from error
-    except RepositoryError as error:
-        raise TrustError("repository metadata cannot be read", where=str(path)) from error
-    if not isinstance(document.signed, kind):
-        raise TrustError("repository metadata is of another role", where=str(path))
-    return document
-
-
-def _load_signer(path: Path) -> CryptoSigner:
-    data = read_secret(path)
-    try:
-        return CryptoSigner(load_pem_private_key(data, None))
-    except (ValueError, TypeError) as error:
-        raise TrustError("publisher key cannot be read", where=str(path)) from error
+def _file(path: str, stored: Sealed, extra: dict[str, object]) -> TargetFile:
+    return TargetFile(stored.length, {"sha256": stored.sha256}, path, extra)
 
 
 def _target(item: TargetFile) -> Target:

@@ -34,7 +34,7 @@ def publish(options: argparse.Namespace) -> int:
         windows=windows,
         source_images=options.source_images,
     )
-    fresh = not (repo / "metadata").exists()
+    fresh = not any((repo / "metadata").glob("*.root.json"))
     publisher = (Publisher.create if fresh else Publisher.open)(repo, keys, utc_now)
     target = publishing.publish(publisher, options.model, about, devices)
     origin = target.card.signature_origin or "unknown (give --source-images)"
