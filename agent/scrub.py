@@ -15,12 +15,13 @@ from typing import NamedTuple
 from agent.durable import disk_errors, make_folder, remove, remove_partials
 from agent.errors import ArtifactError, BoardError
 from agent.parity import MAX_FILE_BYTES, parity_is_whole, read_header, repair, write_parity
-from agent.scrub_kept import DOWNLOADED, Kept
+from agent.scrub_kept import DOWNLOADED, LEFT, Kept
 from agent.scrub_read import sha256_on_disk
 
 SUFFIX = ".parity"
 MISSING = "missing"  # in the place of a hash
 REPAIRED = "repaired"
+DISK_CODES = ("no-space", "disk")  # of BoardError: writing failed
 MAX_FINDINGS = 20  # told one by one; all are counted
 MAX_TOLD = 300  # characters of a finding that travel
 
@@ -162,6 +163,12 @@ class Scrub:
             blocks = repair(item.path, parity, recorded, self._breathe)
         except ArtifactError as error:
             return self._doubt(_Doubt(item, None, str(error)))
+        except BoardError as error:
+            if error.code not in DISK_CODES:
+                raise
+            # A full disk may be emptied, and then this file can be mended: nothing is given up for it now.
+            self._found(item, LEFT, str(error))
+            return None
         return self._doubt(_Doubt(item, blocks, "it is damaged and its parity is of an older file"))
 
     def _doubt(self, doubt: _Doubt) -> _Doubt | None:
@@ -201,7 +208,7 @@ class Scrub:
             make_folder(parity.parent)
             write_parity(item.path, parity, sha256, self._breathe)
         except (BoardError, ArtifactError) as error:
-            if isinstance(error, BoardError) and error.code not in ("no-space", "disk"):
+            if isinstance(error, BoardError) and error.code not in DISK_CODES:
                 raise
             self._note(f"no parity for {self._name(item)}: {error}")
         else:

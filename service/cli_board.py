@@ -161,6 +161,10 @@ def _lines(view: dict[str, object]) -> list[str]:
     if training:
         epochs = f"epoch {training.get('epoch')}/{training.get('epochs')}"
         lines.append(f"{epochs}, loss {_number(training, 'loss')}, {training.get('depth_percent')} % frozen")
+    store = _table(view.get("store"))
+    if store:
+        counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
+        lines.append(f"last scrub: {store.get('files')} files, {counts}")
     return lines
 
 

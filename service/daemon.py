@@ -332,6 +332,7 @@ class Daemon:
             "job": current.status(ts=self._now(), clock="") if current else None,
             "training": _training(runner.progress) if runner.progress else None,
             "energy": runner.energy_metrics() if runner.training else None,
+            "store": self._desk.scrubs.metrics(),
         }
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
             write_live(runtime_folder(self._state), view)

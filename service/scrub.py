@@ -171,6 +171,8 @@ class Scrubs:
 
     def _change(self, names: list[str], **changes: object) -> None:
         """Change commands at once, one version up, and tell."""
+        if not names:
+            return
         fresh = {name: self._asked[name] | changes for name in names}
         for name, entry in fresh.items():
             entry["version"] = int(str(self._asked[name]["version"])) + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,6 +175,25 @@ def test_without_parity_damage_is_still_seen(board: Board, name: str) -> None:
     flip(board.file(name))
     report = board.scrub()
     assert (report.damaged, report.unrepairable) == (1, 1)
+
+
+def test_on_a_full_disk_damaged_files_are_left_for_later_and_nothing_is_given_up(board: Board) -> None:
+    for name in ("base", "model"):
+        flip(board.file(name))
+    before = snapshot(board.state)
+    program = (
+        "import resource, sys\nfrom pathlib import Path\nfrom tests.simulators.stored_board import Board\n"
+        "board = Board(Path(sys.argv[1]))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "print([(found.kind, found.action) for found in board.scrub().findings])\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, board.state], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert done.stdout.strip() == "[('base', 'left'), ('slot', 'left')]"
+    assert snapshot(board.state) == before
+    assert actions(board.scrub()) == [("base", "repaired"), ("slot", "repaired")]
 
 
 # --- what is no damage ------------------------------------------------------------------------------------------------
