@@ -83,6 +83,37 @@ def test_a_lost_base_is_downloaded_and_a_lost_model_gives_way(trained: World) ->
     assert trained.send("fine-tune", trained.job(trained.images("again")))["status"] == "succeeded"
 
 
+def test_a_job_after_a_start_finds_its_files_mended(trained: World) -> None:
+    assert trained.stop() == 0
+    base = trained.state / BASE
+    whole = spoil(base)
+    inode = base.stat().st_ino
+    trained.start()
+    mark = len(trained.log())
+    assert trained.send("fine-tune", trained.job(trained.images("more"), epochs=2))["result"] is not None
+    log = trained.log()[mark:]
+    assert log.index(b"stored file was damaged") < log.index(b"worker started")
+    assert b"repaired" in log
+    assert base.read_bytes() == whole
+    assert base.stat().st_ino != inode, "a mended file takes the damaged one's place"
+
+
+def test_a_scrub_waits_for_the_board_to_cool(fleet: World) -> None:
+    def paused() -> bool:
+        return as_json((fleet.state / "run" / "live.json").read_text())["board"]["action"] == "PAUSE"
+
+    (fleet.state / "run" / "board" / "inject.json").write_text('{"heat_watts": 40, "seconds": 6}')
+    fleet.wait(paused)
+    request = fleet.request("scrub", {})
+    envelope = sign_command(request, fleet.console_key)
+    fleet.send_envelope("scrub", request.id, envelope, until=("accepted",))
+    begun = fleet.log().count(b"scrub begins")
+    assert paused(), "the board is still hot, else this proves nothing"
+    assert begun == 0
+    fleet.wait(lambda: b"scrub ended" in fleet.log())
+    assert fleet.send_envelope("scrub", request.id, envelope)["status"] == "succeeded"
+
+
 def test_the_same_command_twice_scrubs_once_and_an_argument_is_refused(fleet: World) -> None:
     request = fleet.request("scrub", {})
     envelope = sign_command(request, fleet.console_key)
