@@ -30,7 +30,6 @@ from agent.task import Task
 
 PIECE_BYTES = 512 << 10  # hashed between two steps: 3 ms at the 180 MB/s of a core without SHA instructions
 PROBE_SAMPLES = 32  # docs/memory.md has what more or fewer would find
-PROBE_PIECE = 4  # samples between two steps: as many as the frozen part of a MobileNetV2 takes at once
 PACKED = "copies packed by the runtime"
 Values = Mapping[str, npt.NDArray[np.generic]]
 
@@ -158,8 +157,9 @@ class FrozenGuard:
 
     def _samples(self) -> Iterator[npt.NDArray[np.float32]]:
         count = min(PROBE_SAMPLES, self._task.train_samples)
-        for start in range(0, count, PROBE_PIECE):
-            yield self._task.inputs(np.arange(start, min(start + PROBE_PIECE, count), dtype=np.int64))
+        at_once = self._run.probe_samples
+        for start in range(0, count, at_once):
+            yield self._task.inputs(np.arange(start, min(start + at_once, count), dtype=np.int64))
 
     def _pieces(self) -> Iterator[None]:
         frozen, room = self._run.frozen_memory(), PIECE_BYTES

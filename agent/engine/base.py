@@ -224,6 +224,10 @@ class TrainingRun(Protocol):
     def form(self) -> int:
         """Number of the compilation that runs now; it comes back when its sessions were kept and run again."""
 
+    @property
+    def probe_samples(self) -> int:
+        """As many samples as a probe takes at once: fewer take as long. The same in the same `form`."""
+
     def probe(self, samples: Float32) -> bytes:
         """Digest of what all that is constant inside the compiled sessions makes of samples [M, ...], M >= 1.
 

@@ -171,6 +171,11 @@ class GraphRun:
         """See `TrainingRun.form`."""
         return self._running.prefix.form
 
+    @property
+    def probe_samples(self) -> int:
+        """See `TrainingRun.probe_samples`."""
+        return self._running.probe_samples
+
     def probe(self, samples: Float32) -> bytes:
         """See `TrainingRun.probe`."""
         return self._run(lambda program: program.probe(samples))

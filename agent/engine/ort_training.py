@@ -170,6 +170,11 @@ class OrtTrainingRun:
         """No matter: see `probe`."""
         return 0
 
+    @property
+    def probe_samples(self) -> int:
+        """No matter: see `probe`."""
+        return self._setup.batch
+
     def probe(self, samples: Float32) -> bytes:  # noqa: ARG002 - the protocol's
         """Nothing to ask for: see `frozen_memory`."""
         return b""

@@ -106,7 +106,7 @@ class Program:
         """What constants take in the runtime's own order, beside the weights themselves."""
         views = self._weights.views
         once = sum(views[name].nbytes for name in self.prefix_constants & views.keys())
-        return once + PACKED_IN_STEP * sum(views[name].nbytes for name in self.step_constants & views.keys())
+        return once + PACKED_IN_STEP * sum(views[name].nbytes for name in self._held_in_step)
 
     def renew_prefix(self, made_at: int) -> None:
         """Take the frozen part's weights as they are now."""
@@ -194,9 +194,19 @@ class Program:
 
         return self._outputs(count, parts())
 
+    @property
+    def _held_in_step(self) -> frozenset[str]:
+        """Parameters that the sessions of the learning part hold copies of."""
+        return self.step_constants & self._weights.views.keys()
+
+    @property
+    def probe_samples(self) -> int:
+        """See `TrainingRun.probe_samples`."""
+        return self._micro if self._held_in_step else self.prefix.tile
+
     def probe(self, samples: Float32) -> bytes:
         """See `TrainingRun.probe`; between two steps, whose buffers it uses."""
-        held = self.step_constants & self._weights.views.keys()
+        held = self._held_in_step
         if not self.step_graph.cut.prefix and not held:
             return b""
         digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from agent.engine.base import Float32, LossSpec, OptimizerSpec, TrainingRun, Tra
 from agent.engine.graph import GraphRun
 from agent.engine.ir import Graph, parse, serialize
 from agent.errors import EngineError
-from agent.frozen_guard import PIECE_BYTES, PROBE_PIECE, PROBE_SAMPLES, FrozenGuard, digests, kept
+from agent.frozen_guard import PIECE_BYTES, PROBE_SAMPLES, FrozenGuard, digests, kept
 from agent.images import Images
 from agent.model import BaseModel, with_head
 from tests.simulators.memory_faults import find, flip
@@ -275,7 +275,7 @@ def test_constants_among_what_learns_are_asked_too() -> None:
     learning = frozenset(name for name in net.initializers if name.endswith(".b") or name == "head.w")
     run = run_of(net, 0, learning=learning)
     data = task(SIZE)
-    samples = data.inputs(np.arange(PROBE_PIECE))
+    samples = data.inputs(np.arange(run.probe_samples + 1))
     guard = guard_of(run, net)
     answer = run.probe(samples)
     learn(run, net, 3)
@@ -385,8 +385,8 @@ def test_a_round_begins_when_it_is_due_and_goes_on_piece_by_piece() -> None:
     while guard._round is not None or not pieces:
         guard.advance()
         pieces += 1
-    assert pieces >= hashed // PIECE_BYTES + PROBE_SAMPLES // PROBE_PIECE
-    assert asked == [PROBE_PIECE] * (PROBE_SAMPLES // PROBE_PIECE)
+    assert pieces >= hashed // PIECE_BYTES + PROBE_SAMPLES // BATCH
+    assert asked == [BATCH] * (PROBE_SAMPLES // BATCH)
     guard.advance()
     assert guard._round is None, "the next round is due in five minutes"
 

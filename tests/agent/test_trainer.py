@@ -132,6 +132,10 @@ class TimedRun:
     def form(self) -> int:
         return self.inner.form
 
+    @property
+    def probe_samples(self) -> int:
+        return self.inner.probe_samples
+
     def probe(self, samples: Float32) -> bytes:
         self.scene.probes += 1
         return self.inner.probe(samples)
