@@ -29,7 +29,7 @@ from agent.messages import MEMORY_CORRUPT
 from agent.task import Task
 
 PIECE_BYTES = 512 << 10  # hashed between two steps: 3 ms at the 180 MB/s of a core without SHA instructions
-PROBE_SAMPLES = 32  # docs/memory.md has what more or fewer would find
+PROBE_SAMPLES = 32  # half as many see up to 6 flips of 100 fewer, twice as many up to 6 more: docs/memory.md
 PACKED = "copies packed by the runtime"
 Values = Mapping[str, npt.NDArray[np.generic]]
 

@@ -25,6 +25,8 @@ SAMPLES = 240
 LONG = 1000  # epochs of the small net: some seconds
 SHORT = 150  # of the wide one, the same
 WIDE_SIZE = 48  # pixels
+VERY_HOT = 92_000  # millidegrees; a board this hot is above 85 for longer than the governor's second
+SECONDS_TO_COOL = 10.0
 EXPONENT_BIT = 30
 SOME_FLOATS = 8  # outputs of one input channel lie side by side in the runtime's order
 
@@ -38,9 +40,9 @@ def watchful(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-def training(fleet: World, epochs: int, image_size: int) -> Request:
+def training(fleet: World, epochs: int, image_size: int, samples: int = SAMPLES) -> Request:
     """A job that trains, and has a checkpoint."""
-    images = fleet.images(samples=SAMPLES)
+    images = fleet.images(samples=samples)
     job = fleet.job(images, epochs=epochs, image_size=image_size, depth="75")
     request = fleet.request("fine-tune", job)
     fleet.send_envelope("fine-tune", request.id, sign_command(request, fleet.console_key), until=("running",))
@@ -129,3 +131,24 @@ def test_memory_that_stays_bad_ends_the_job_and_leaves_the_active_model(watchful
     assert "test the board's memory" in record.standing.reason
     assert record.result["memory_faults"] == MAX_ATTEMPTS
     assert store_of(watchful).active() is None
+
+
+def test_after_great_heat_memory_is_verified_before_training_goes_on(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        'name = "oven"\n[memory]\nverify_every_s = 3600.0\n[thermal]\nabort_celsius = 125.0\n[thermal.slow]\n'
+        "delta_kelvin = 60.0\n[thermal.hot]\ndelta_kelvin = 70.0\n[thermal.pause]\ndelta_kelvin = 80.0\n"
+    )
+    with world(tmp_path, policy=str(policy)) as fleet:
+        request = training(fleet, LONG, SIZE, 4 * SAMPLES)  # heating and cooling take some ten seconds
+        board = fleet.state / "run/board"
+        zone = board / "sys/class/thermal/thermal_zone0/temp"
+        (board / "inject.json").write_text('{"heat_watts": 45}')
+        fleet.wait(lambda: int(zone.read_text() or 0) > VERY_HOT)
+        (board / "inject.json").unlink()
+        seen = fleet.seen(SECONDS_TO_COOL)
+        told = [s.body["values"]["event"] for s in seen if s.kind == "metrics" and s.name == "training"]
+        assert "verified" in told, told
+        assert told.index("resumed") < told.index("verified")
+        fleet.send("cancel", {"job": request.id})
+        assert fleet.ended(request.id).standing.state == "CANCELED"
