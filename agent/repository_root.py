@@ -9,6 +9,7 @@ root; a rotation that is cut off anywhere is completed by `sign`.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tuf.api.metadata import Metadata, Root, VerificationResult  # public, re-ex
 
 from agent.durable import make_folder, remove, write_atomic
 from agent.errors import SpecError
-from agent.repository_folder import SignedFolder, is_complete
+from agent.repository_folder import RoleState, SignedFolder, is_complete
 from agent.repository_keys import GRANTS, ONLINE, ROLES, ROOT, SHORT_KEYID, TARGETS
 from agent.repository_release import LIVES
 
@@ -197,3 +198,23 @@ def _lack(when: str, part: VerificationResult) -> str:
     lacking = part.threshold - len(part.signed)
     among = ", ".join(sorted(keyid[:SHORT_KEYID] for keyid in part.unsigned))
     return f"{lacking} of the root keys {when}, among {among}"
+
+
+def refresh(signed: SignedFolder) -> list[RoleState]:
+    """Sign anew what is in the second half of its life, the root as well, as far as keys are at hand.
+
+    Raises:
+        BoardError: the disk fails; boards see the release before.
+        TrustError: a key file is broken.
+    """
+    before = signed.release.root.signed.version
+    states = signed.refresh()
+    if not states[0].problem:
+        return states
+    renew_root(signed)
+    root = signed.state(ROOT, signed.clock(), before)
+    if root.problem:
+        wait = signed.waiting_path()
+        why = f"due, and a root waits: {wait}" if wait else "due: temperd repo refresh with --root-key-dir"
+        root = dataclasses.replace(root, problem=why)
+    return [root, *states[1:]]

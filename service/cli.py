@@ -54,6 +54,12 @@ Serve the folder with any web server. MODEL may be the word efficientnet-lite0: 
 package (extra `demo`).
 example: temperd publish model.onnx --repo ./repo --keys ./keys --name mobilenetv2 --version 1.0 \\
                  --for my-board.device.json""",
+    "repo": """Keys, dates and health of a model repository. docs/publish.md has the recipes.
+examples:
+  temperd repo init --repo ./repo --keys ./keys --root-key-dir /media/a/temperd --root-key-dir /media/b/temperd
+  temperd repo refresh --repo ./repo --keys ./keys       every day, from cron
+  temperd repo verify --url https://models.example --root ./root.json
+  temperd repo rotate timestamp --repo ./repo --keys ./keys --root-key-dir /media/a/temperd""",
     "make-base": """Make a small base model from data and train it: a dense autoencoder that finds anomalies, or a
 forecaster of dilated convolutions. Its last fifth of the rows is held out.
 examples:
@@ -219,6 +225,7 @@ def _laptop_verbs(verbs: Verbs) -> None:
     publish.add_argument("--security-floor", type=int, default=0, help="withdraw versions with a lower floor")
     publish.add_argument("--boards", metavar="PROFILE", nargs="+", default=[], help="board profiles it is for (any)")
     publish.add_argument("--for", dest="devices", metavar="FILE", nargs="+", default=[], help="device documents")
+    _repo_verbs(_group(verbs, "repo", "a model repository: keys, dates, health"))
     _base_verb(verbs)
     kinds = _group(verbs, "fleet", "signed commands to boards")
     send = _verb(kinds, "send", "cli_fleet:send", config=False, text="Sign a command and send it to one board.")
@@ -238,6 +245,32 @@ def _laptop_verbs(verbs: Verbs) -> None:
     demo.add_argument("--epochs", type=int, default=0, help="epochs (default: chosen so that the demo ends in time)")
     demo.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
     demo.add_argument("--engine", choices=("auto", "graph", "ort-training"), default="auto", help="training engine")
+
+
+def _repo_verbs(kinds: Verbs) -> None:
+    init = _verb(kinds, "init", "cli_repo:init", config=False, text="Make keys and an empty repository.")
+    init.add_argument("--root-threshold", type=int, default=0, metavar="M", help="root keys that sign (all but one)")
+    grant = _verb(kinds, "grant", "cli_repo:grant", config=False, text="Let boards open a published version.")
+    grant.add_argument("name", metavar="MODEL", help="name of the model")
+    grant.add_argument("model_version", metavar="VERSION")
+    grant.add_argument("--for", dest="devices", metavar="FILE", nargs="+", required=True, help="device documents")
+    rotate = _verb(kinds, "rotate", "cli_repo:rotate", config=False, text="New keys for a role.")
+    rotate.add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "grants"))
+    rotate.add_argument("--replace", default="", metavar="KEYID", help="only this root key (default: all at hand)")
+    rotate.add_argument("--into", default="", metavar="DIR", help="folder for the new root key (that of the old one)")
+    sign = _verb(kinds, "sign", "cli_repo:sign", config=False, text="Sign a root document that waits for root keys.")
+    refresh = _verb(kinds, "refresh", "cli_repo:refresh", config=False, text="Sign anew what is about to expire.")
+    verify = _verb(kinds, "verify", "cli_repo:verify", config=False, text="Check all of it from a pinned root.")
+    where = verify.add_mutually_exclusive_group(required=True)
+    where.add_argument("--url", default="", help="what boards are given as repository.url")
+    where.add_argument("--repo", metavar="DIR", help="repository folder")
+    verify.add_argument("--root", metavar="FILE", required=True, help="the root document that boards have pinned")
+    for verb in (init, grant, rotate, sign, refresh):
+        verb.add_argument("--repo", metavar="DIR", required=True, help="repository folder")
+        verb.add_argument("--keys", metavar="DIR", required=True, help="folder of the repository's private keys")
+    for verb in (init, rotate, sign, refresh):
+        text = "a folder with a root key, e.g. on a USB stick; repeat it for each"
+        verb.add_argument("--root-key-dir", dest="root_key_dirs", action="append", default=[], metavar="DIR", help=text)
 
 
 def _base_verb(verbs: Verbs) -> None:

@@ -18,8 +18,9 @@ def publish(options: argparse.Namespace) -> int:
     """Seal, sign and grant."""
     from agent import publish as publishing  # noqa: PLC0415 - needs the numeric stack, which other verbs must not load
     from agent.repository import Publisher, utc_now  # noqa: PLC0415 - same
+    from agent.repository_keys import KeyRing  # noqa: PLC0415 - same
 
-    devices = [_document(Path(name)) for name in options.devices]
+    devices = [read_device(Path(name)) for name in options.devices]
     repo, keys = Path(options.repo), Path(options.keys)
     task, windows = publishing.read_windows_card(Path(options.card)) if options.card else (IMAGE_CLASSIFICATION, None)
     about = publishing.Description(
@@ -35,8 +36,10 @@ def publish(options: argparse.Namespace) -> int:
         source_images=options.source_images,
     )
     fresh = not any((repo / "metadata").glob("*.root.json"))
-    publisher = (Publisher.create if fresh else Publisher.open)(repo, keys, utc_now)
-    target = publishing.publish(publisher, options.model, about, devices)
+    make = Publisher.create if fresh else Publisher.open
+    with KeyRing(keys).lock():
+        publisher = make(repo, keys, utc_now)
+        target = publishing.publish(publisher, options.model, about, devices)
     origin = target.card.signature_origin or "unknown (give --source-images)"
     if options.json:
         table = {"name": target.name, "version": target.version, "sealed_sha256": target.sealed_sha256}
@@ -79,7 +82,12 @@ def make_base(options: argparse.Namespace) -> int:
     return 0
 
 
-def _document(path: Path) -> PublicDocument:
+def read_device(path: Path) -> PublicDocument:
+    """A board's public document.
+
+    Raises:
+        SpecError: it cannot be read, or is none.
+    """
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_DOCUMENT_BYTES + 1)
