@@ -1,7 +1,8 @@
 """What the slots on disk say, read without a key: the status, and each slot's manifest.
 
-`status.json` alone says which slot is active; it changes by one rename, so after any crash exactly one slot is active,
-or none (the base model runs).
+`status.json` says which slot is active; it changes by one rename, so after any crash exactly one slot is active, or
+none (the base model runs). `status.copy.json` is written just before it and believed only where `status.json` is
+damaged: it then says the same, or, after a crash between the two, what was about to be said and was safe to say.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from policies.strict import TableError, build, limits
 
 SLOTS = ("a", "b")
 GOOD = "good"  # marks a slot that passed its trial
+MAIN, COPY = "status.json", "status.copy.json"
+STATUS_CORRUPT = "status-corrupt"
 MAX_STATUS_BYTES = 4096  # two names, a reason and a hash
 MAX_MANIFEST_BYTES = 512 << 10  # a card with ten thousand labels
 MAX_REASON_CHARACTERS = 300  # a sentence or two
@@ -68,20 +71,45 @@ def read_status(folder: Path) -> Status:
     """The store's status; needs no key.
 
     Raises:
-        BoardError: `status-corrupt`: it does not verify, or is gone while good slots are there; `disk`.
+        BoardError: `status-corrupt`: neither copy verifies, or they are gone while good slots are there; `disk`.
     """
-    path = folder / "slots" / "status.json"
     try:
-        table = loads(read_bounded(path, MAX_STATUS_BYTES), what="status", max_bytes=MAX_STATUS_BYTES)
-        return _checked_status(table)
+        return _read_main(folder)
+    except BoardError as error:
+        if error.code != STATUS_CORRUPT:
+            raise
+        try:
+            return _read_file(folder / "slots" / COPY)
+        except (FileNotFoundError, ArtifactError, TableError):
+            raise error from None
+
+
+def level_status(folder: Path) -> str:
+    """Make both copies say what `read_status` says.
+
+    Returns:
+        What was damaged, as a sentence; empty where nothing was. Copies that differ after a crash are no damage.
+
+    Raises:
+        BoardError: like `read_status`; the disk fails.
+    """
+    told, copy = "", None
+    try:
+        _read_main(folder)
+    except BoardError as error:
+        if error.code != STATUS_CORRUPT:
+            raise
+        told = f"{error}"
+    status = read_status(folder)
+    try:
+        copy = _read_file(folder / "slots" / COPY)
     except FileNotFoundError:
-        with disk_errors(folder):
-            lost = any((folder / "slots" / slot / GOOD).exists() for slot in SLOTS)
-        if lost:
-            raise _corrupt(path, "is gone") from None
-        return Status()
+        pass  # an earlier version kept one copy
     except (ArtifactError, TableError) as error:
-        raise _corrupt(path, str(error)) from error
+        told = f"the copy of the slot status was damaged: {error}"
+    if told or (status != (copy or Status())):
+        write_status(folder, status)
+    return told
 
 
 def read_active(folder: Path) -> SlotView | None:
@@ -96,14 +124,17 @@ def read_active(folder: Path) -> SlotView | None:
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Switch the status in one rename.
+    """Switch the status in one rename, that of `status.json`.
+
+    What `status` refers to must be whole already: from the first rename on, that of the copy, it may be believed.
 
     Raises:
         BoardError: the disk fails; the status is as it was.
     """
     table = asdict(status)
     checksum = hashlib.sha256(canonical(table)).hexdigest()
-    write_atomic(folder / "slots" / "status.json", canonical({**table, "checksum": checksum}))
+    for name in (COPY, MAIN):
+        write_atomic(folder / "slots" / name, canonical({**table, "checksum": checksum}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +194,24 @@ def view(folder: Path, status: Status) -> SlotView:
     )
 
 
+def _read_main(folder: Path) -> Status:
+    path = folder / "slots" / MAIN
+    try:
+        return _read_file(path)
+    except FileNotFoundError:
+        with disk_errors(folder):
+            lost = any((folder / "slots" / slot / GOOD).exists() for slot in SLOTS)
+        if lost:
+            raise _corrupt(path, "is gone") from None
+        return Status()
+    except (ArtifactError, TableError) as error:
+        raise _corrupt(path, str(error)) from error
+
+
+def _read_file(path: Path) -> Status:
+    return _checked_status(loads(read_bounded(path, MAX_STATUS_BYTES), what="status", max_bytes=MAX_STATUS_BYTES))
+
+
 def _checked_status(table: object) -> Status:
     if not isinstance(table, dict):
         raise TableError("", "is not a table")
@@ -176,6 +225,6 @@ def _corrupt(path: Path, why: str) -> BoardError:
     return BoardError(
         f"slot status cannot be used: {why}",
         where=str(path),
-        fix="It is rebuilt at the next start",
-        reason="status-corrupt",
+        fix="It is mended before the next job",
+        reason=STATUS_CORRUPT,
     )

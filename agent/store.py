@@ -1,7 +1,7 @@
 """Tuned models in two slots, A and B, and training checkpoints; all sealed with the board's own key.
 
     <folder>/slots/{a,b}/  model.sealed  manifest.json  good
-    <folder>/slots/status.json
+    <folder>/slots/status.json  status.copy.json
     <folder>/checkpoints/<name>.sealed
 
 A slot is written while the status does not refer to it. `good` marks a slot that passed its trial: only such slots are
@@ -38,13 +38,16 @@ from agent.keys_storage import unseal_with_any
 from agent.sealed import Binding, Sealed, seal
 from agent.slots import (
     GOOD,
+    MAIN,
     MAX_MANIFEST_BYTES,
     MAX_REASON_CHARACTERS,
     SLOTS,
+    STATUS_CORRUPT,
     Core,
     SlotView,
     Status,
     checkpoint_path,
+    level_status,
     read_active,
     read_manifest,
     read_status,
@@ -80,8 +83,8 @@ class Store:
     def recover(self) -> tuple[str, ...]:
         """Clear what a crash left; to be called once before anything else.
 
-        A status that does not verify is set aside as `status.corrupt` and rebuilt: active is the newest slot that was
-        marked good and still verifies.
+        A status that is damaged is taken from its copy. When both are, it is set aside as `status.corrupt` and
+        rebuilt: active is the newest slot that was marked good and still verifies.
 
         Returns:
             What had to be rebuilt, in sentences for the log and the fleet console; empty when all was well.
@@ -92,12 +95,12 @@ class Store:
         for folder in (self._slots, *(self._slots / slot for slot in SLOTS), self._checkpoints):
             remove_partials(folder)
         try:
-            read_status(self._folder)
+            told = level_status(self._folder)
         except BoardError as error:
-            if error.code != "status-corrupt":
+            if error.code != STATUS_CORRUPT:
                 raise
             return (f"{error}", self._rebuild())
-        return ()
+        return (told, "mended from its other copy") if told else ()
 
     def stage(self, model: bytes, manifest: Mapping[str, object]) -> str:
         """Seal a tuned model into the slot that is not active.
@@ -119,6 +122,7 @@ class Store:
             raise SpecError("a tuned model is on trial", fix="Mark it good or roll it back", reason="trial-open")
         slot = "b" if status.active == "a" else "a"
         core = self._core(model, manifest)
+        level_status(self._folder)  # a copy that is ahead may speak of the slot that is written now
         if status.previous == slot:
             write_status(self._folder, replace(status, previous=""))
         folder = self._slots / slot
@@ -327,7 +331,7 @@ class Store:
             raise disk_error(error, path) from error
 
     def _rebuild(self) -> str:
-        path = self._slots / "status.json"
+        path = self._slots / MAIN
         with disk_errors(path):
             if path.exists():
                 path.replace(path.with_name("status.corrupt"))

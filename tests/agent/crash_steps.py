@@ -31,7 +31,7 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
     "mark good": lambda store: store.mark_good(),
     "roll back": lambda store: store.roll_back("worse"),
     "recover": lambda store: store.recover(),
-    "spoil": lambda store: (store._folder / "slots" / "status.json").write_bytes(b"{}"),
+    "spoil": lambda store: [path.write_bytes(b"{}") for path in (store._folder / "slots").glob("status*.json")],
     "checkpoint 1": lambda store: store.seal_checkpoint("job", b"step one"),
     "checkpoint 2": lambda store: store.seal_checkpoint("job", b"step two"),
 }

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agent.errors import BoardError, SealedFileError, SpecError
-from agent.slots import read_active, read_status
+from agent.slots import COPY, MAIN, read_active, read_status
 from agent.store import Store
 
 KEY = bytes(range(32))
@@ -34,6 +34,15 @@ def flip(path: Path, position: int = -1) -> None:
     body = bytearray(path.read_bytes())
     body[position] ^= 1
     path.write_bytes(body)
+
+
+def spoil(folder: Path, body: bytes | None) -> None:
+    """Both copies of the status."""
+    for name in (MAIN, COPY):
+        if body is None:
+            (folder / "slots" / name).unlink(missing_ok=True)
+        else:
+            (folder / "slots" / name).write_bytes(body)
 
 
 @pytest.fixture
@@ -97,7 +106,7 @@ def test_nothing_readable_lies_on_the_disk(store: Store, tmp_path: Path) -> None
     tuned(store, secret)
     store.seal_checkpoint("job", secret)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 5
+    assert len(files) == 6
     for path in files:
         assert secret[:32] not in path.read_bytes()
         assert path.stat().st_mode & 0o077 == 0
@@ -156,11 +165,7 @@ def test_when_the_model_before_is_broken_too_nothing_is_active(store: Store, tmp
 def test_a_corrupt_status_is_told_set_aside_and_rebuilt(store: Store, tmp_path: Path, spoiled: bytes | None) -> None:
     tuned(store, ONE)
     tuned(store, TWO, {"n": 2})
-    path = tmp_path / "slots" / "status.json"
-    if spoiled is None:
-        path.unlink()
-    else:
-        path.write_bytes(spoiled)
+    spoil(tmp_path, spoiled)
     for deed in (store.active, store.load_active, store.mark_good, lambda: store.stage(ONE, {})):
         with pytest.raises(BoardError) as caught:
             deed()  # type: ignore[operator]
@@ -175,33 +180,71 @@ def test_a_corrupt_status_is_told_set_aside_and_rebuilt(store: Store, tmp_path: 
     assert store.load_active()[0] == ONE
 
 
-def test_every_flipped_bit_of_the_status_is_seen(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [MAIN, COPY])
+def test_every_flipped_bit_of_one_copy_of_the_status_changes_nothing(store: Store, tmp_path: Path, name: str) -> None:
     tuned(store, ONE)
-    path = tmp_path / "slots" / "status.json"
-    good = path.read_bytes()
+    tuned(store, TWO)
+    good, path = read_status(tmp_path), tmp_path / "slots" / name
+    body = path.read_bytes()
+    for position in range(len(body)):
+        for bit in range(8):
+            changed = bytearray(body)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            assert read_status(tmp_path) == good
+        assert "mended" in store.recover()[1]
+        assert path.read_bytes() == body
+        assert store.recover() == ()
+
+
+def test_every_flipped_bit_of_both_copies_of_the_status_is_seen(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    good = (tmp_path / "slots" / MAIN).read_bytes()
+    (tmp_path / "slots" / COPY).write_bytes(b"{}")
     for position in range(len(good)):
         for bit in (0, 5):
             changed = bytearray(good)
             changed[position] ^= 1 << bit
-            path.write_bytes(changed)
+            (tmp_path / "slots" / MAIN).write_bytes(changed)
             with pytest.raises(BoardError) as caught:
                 read_status(tmp_path)
             assert caught.value.code == "status-corrupt"
 
 
+@pytest.mark.parametrize("name", [MAIN, COPY])
+def test_one_copy_of_the_status_is_enough(store: Store, tmp_path: Path, name: str) -> None:
+    tuned(store, ONE)
+    (tmp_path / "slots" / name).unlink()
+    assert store.load_active()[0] == ONE
+    store.recover()
+    assert (tmp_path / "slots" / MAIN).read_bytes() == (tmp_path / "slots" / COPY).read_bytes()
+    assert store.load_active()[0] == ONE
+
+
+def test_a_copy_that_is_ahead_is_levelled_before_its_slot_is_written(store: Store, tmp_path: Path) -> None:
+    tuned(store, ONE)
+    before = (tmp_path / "slots" / MAIN).read_bytes()
+    store.activate(store.stage(TWO, {}))
+    (tmp_path / "slots" / MAIN).write_bytes(before)  # as if the power had gone between the two
+    assert store.load_active()[0] == ONE
+    store.stage(THREE, {})
+    flip(tmp_path / "slots" / MAIN)
+    assert store.load_active()[0] == ONE
+
+
 def test_a_lost_status_never_brings_back_an_untried_or_left_model(store: Store, tmp_path: Path) -> None:
     tuned(store, ONE)
     store.activate(store.stage(TWO, {}))
-    (tmp_path / "slots" / "status.json").unlink()
+    spoil(tmp_path, None)
     store.recover()
     assert store.load_active()[0] == ONE
     tuned(store, THREE)
     store.roll_back("asked")
-    (tmp_path / "slots" / "status.json").write_bytes(b"?")
+    spoil(tmp_path, b"?")
     store.recover()
     assert store.load_active()[0] == ONE
     flip(tmp_path / "slots" / "a" / "model.sealed")
-    (tmp_path / "slots" / "status.json").write_bytes(b"?")
+    spoil(tmp_path, b"?")
     assert "none" in store.recover()[1]
     assert store.active() is None
 
@@ -210,7 +253,7 @@ def test_a_lost_status_does_not_take_a_reused_slot_for_tried(store: Store, tmp_p
     tuned(store, ONE)
     tuned(store, TWO)
     store.activate(store.stage(THREE, {}))
-    (tmp_path / "slots" / "status.json").unlink()
+    spoil(tmp_path, None)
     store.recover()
     assert store.load_active()[0] == TWO
 
