@@ -15,7 +15,7 @@ from typing import NamedTuple
 from agent.durable import disk_errors, make_folder, remove, remove_partials
 from agent.errors import ArtifactError, BoardError
 from agent.parity import MAX_FILE_BYTES, parity_is_whole, read_header, repair, write_parity
-from agent.scrub_kept import DOWNLOADED, LEFT, Kept
+from agent.scrub_kept import DOWNLOADED, LEFT, SLOT, Kept
 from agent.scrub_read import sha256_on_disk
 
 SUFFIX = ".parity"
@@ -103,11 +103,16 @@ class Scrub:
             ScrubEndedError: an order ended it; what was mended stays mended.
             BoardError: the disk fails.
         """
-        for folder in (self._state / "repository" / "bases", *self._parity_folders()):
-            remove_partials(folder)
+        for name in ("repository/bases", "store/checkpoints", "store/slots/a", "store/slots/b"):
+            remove_partials(self._state / name)
+        for path in self._parity_folders():
+            remove_partials(path)
         doubts = [doubt for item in kept if (doubt := self._scrub(item)) is not None]
-        for doubt in doubts:
-            self._settle(doubt)
+        lost_slots: set[Path] = set()
+        for doubt in sorted(doubts, key=lambda doubt: not doubt.item.sha256):  # first what is known to be wrong
+            folder = doubt.item.path.parent
+            if folder not in lost_slots and not self._settle(doubt) and doubt.item.kind == SLOT:
+                lost_slots.add(folder)  # its other files are lost with it
         for path in self._parity_files():
             if not self._file_of(path).exists():
                 remove(path)
@@ -133,7 +138,7 @@ class Scrub:
             return sorted(folder.rglob(f"*{SUFFIX}"))
 
     def mended_status(self, sentences: tuple[str, ...]) -> None:
-        """Count what `Store.recover` had to mend before the walk."""
+        """Count what `Store.recover` had to mend after the walk: a status is rebuilt from slots that are whole then."""
         if sentences:
             self._count(Finding("store/slots", "status", REPAIRED, ": ".join(sentences)[:MAX_TOLD]))
 
@@ -178,15 +183,17 @@ class Scrub:
         self._settle(doubt)
         return None
 
-    def _settle(self, doubt: _Doubt) -> None:
+    def _settle(self, doubt: _Doubt) -> bool:
+        """Whether the file is whole."""
         item = doubt.item
         whole = doubt.blocks is not None if item.verifies is None else item.verifies()
         if not whole:
             self._lost(item, doubt.why)
-            return
+            return False
         if doubt.blocks is not None:
             self._found(item, REPAIRED, f"blocks rebuilt from parity: {doubt.blocks}")
         self._protect(item, self._digest(item.path, self._breathe))
+        return True
 
     def _read(self, path: Path) -> str:
         try:

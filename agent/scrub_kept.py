@@ -12,7 +12,7 @@ from agent.card import NAME, SHA256, VERSION, target_path
 from agent.durable import disk_errors, read_bounded, remove
 from agent.errors import ArtifactError, BoardError, SealedFileError, TemperdError
 from agent.scrub_read import sha256_on_disk
-from agent.slots import GOOD, read_manifest, read_status
+from agent.slots import GOOD, SLOTS, read_manifest, read_status
 from agent.store import Store
 from agent.strict_json import loads
 
@@ -20,6 +20,7 @@ MAX_TARGETS_BYTES = 5_000_000  # as the repository's client reads them
 MAX_FILES = 10_000  # in one folder; a board keeps some dozens
 MODEL = "model.sealed"
 
+SLOT = "slot"  # kind of file: one key tells of all files of a slot together
 DOWNLOADED, REMOVED, ROLLED_BACK, LEFT = "downloaded", "removed", "rolled-back", "left"
 
 
@@ -104,19 +105,29 @@ def _table(value: object) -> dict[str, object]:
 
 def _slots(folder: Path, store: Store) -> Iterator[Kept]:
     """The files of the slots in use; what a slot held before it was left is of no use to anybody."""
-    status = read_status(folder)
-    for slot in filter(None, (status.active, status.previous)):
+    for slot in _slots_in_use(folder):
         lose = partial(_lose_slot, folder, slot, store)
         for path in _files(folder / "slots" / slot):
             if path.name not in (GOOD, MODEL):
-                yield Kept(path, "slot", "", partial(_slot_is_whole, folder, slot, store), lose)
+                yield Kept(path, SLOT, "", partial(_slot_is_whole, folder, slot, store), lose)
         try:
             sha256 = read_manifest(folder, slot).sealed_sha256
         except SealedFileError:
             sha256 = ""
         model = folder / "slots" / slot / MODEL
         if sha256 or model.exists():
-            yield Kept(model, "slot", sha256, partial(store.verifies, slot), lose)
+            yield Kept(model, SLOT, sha256, partial(store.verifies, slot), lose)
+
+
+def _slots_in_use(folder: Path) -> tuple[str, ...]:
+    """Of a status that is broken nothing is believed: all good slots are mended before it is rebuilt from them."""
+    try:
+        status = read_status(folder)
+    except BoardError as error:
+        if error.code != "status-corrupt":
+            raise
+        return tuple(slot for slot in SLOTS if (folder / "slots" / slot / GOOD).exists())
+    return tuple(filter(None, (status.active, status.previous)))
 
 
 def _slot_is_whole(folder: Path, slot: str, store: Store) -> bool:
@@ -127,7 +138,13 @@ def _slot_is_whole(folder: Path, slot: str, store: Store) -> bool:
 
 
 def _lose_slot(folder: Path, slot: str, store: Store) -> Loss:
-    if read_status(folder).active != slot:
+    try:
+        active = read_status(folder).active
+    except BoardError as error:
+        if error.code != "status-corrupt":
+            raise
+        return Loss(LEFT, f"slot {slot} will not be active when the status is rebuilt")
+    if active != slot:
         return Loss(LEFT, f"slot {slot} cannot be gone back to")
     try:
         view = store.roll_back("broken slot")
@@ -152,7 +169,7 @@ def _opens(store: Store, name: str) -> bool:
 
 def _lose_checkpoint(store: Store, name: str) -> Loss:
     store.drop_checkpoint(name)
-    return Loss(REMOVED, f"job {name} starts over")
+    return Loss(REMOVED, f"the training of job {name} starts over")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -67,8 +67,9 @@ def scrub(order: ScrubOrder, pace: Pace) -> Report:
         repository.fetch(repository.find(name, version))
 
     walk = Scrub(state, pace)
+    walk.run(kept_files(state, store, fetch))
     walk.mended_status(store.recover())
-    return walk.run(kept_files(state, store, fetch))
+    return walk.report
 
 
 def carry_out(order: ScrubOrder, pace: Pace) -> Message:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from agent.errors import ArtifactError, BoardError, CommandError, TemperdError
+from agent.messages import Scrubbed
 from agent.spec import FineTuneSpec, spec_table
 from policies.freezing import order_jobs
 from policies.policy import Policy
@@ -182,9 +183,12 @@ class Desk:
         while not self.runner.stopping:
             try:
                 record = self._next()
-                if self.scrubs.due_before_job() if record else self.scrubs.due():
-                    await self.scrubs.run(awaited=record is not None)
+                if record is not None and self.scrubs.due_before_job():
+                    await self.scrub_first()
                     continue  # the board may be another by now
+                if record is None and self.scrubs.due():
+                    await self.scrubs.run(awaited=False)
+                    continue
                 if record is not None:
                     with bind(job_id=record.id):
                         await self.run(record)
@@ -196,9 +200,9 @@ class Desk:
             await self._news.wait()
 
     async def scrub_first(self) -> None:
-        """Scrub before a job that runs outside of `work`; the job goes on whatever is found."""
-        if self.scrubs.due_before_job():
-            await self.scrubs.run(awaited=True)
+        """Scrub before a job, unless it was done just now; the job runs whatever is found, and warns of it."""
+        if self.scrubs.due_before_job() and isinstance(await self.scrubs.run(awaited=True), Scrubbed):
+            self.runner.told_before = self.scrubs.sentences()
 
     async def run(self, record: JobRecord) -> JobRecord:
         """Run one job; on a full disk wait until the journal takes writes again."""

@@ -92,6 +92,8 @@ class Runner:
         self._warnings: list[str] = []
         self._memory_faults = 0
         self.stopping = False
+        self.told_before: tuple[str, ...] = ()
+        """What the next job warns of from its beginning: what a scrub found before it."""
         self.current: JobRecord | None = None
         self.progress: Progress | None = None
 
@@ -117,7 +119,8 @@ class Runner:
             BoardError: the journal cannot be written; the worker was ended.
         """
         self._steering.start_energy(record.energy_j or 0.0)
-        self._warnings, self._operations, self._memory_faults = [], 0.0, 0
+        self._warnings, self._operations, self._memory_faults = list(self.told_before), 0.0, 0
+        self.told_before = ()
         try:
             if record.standing.state not in WORKING:
                 record = self._statuses.move(record, Event.PULL)

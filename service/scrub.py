@@ -80,6 +80,11 @@ class Scrubs:
         """The result of the last scrub that was finished; empty before the first."""
         return self._last
 
+    def sentences(self) -> tuple[str, ...]:
+        """What the last scrub found damaged, for people."""
+        found = _list(self._last.get("findings"))
+        return tuple(f"{item['path']} was damaged: {item['action']}, {item['told']}" for item in found)
+
     @property
     def running(self) -> bool:
         """Whether a scrub is at work."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agent.errors import BoardError
 from agent.messages import Steer
 from agent.scrub import Report
 from agent.scrub_read import UNREADABLE, Pace, ScrubEndedError, sha256_on_disk
 from tests.simulators.stored_board import BASE, MODEL_A, MODEL_B, Board, destroy, flip, snapshot
+
+FILES = ("base", "model", "model before", "manifest", "checkpoint")
 
 
 @pytest.fixture
@@ -106,6 +111,47 @@ def test_a_status_that_flipped_is_told_and_the_same_slot_stays_active(board: Boa
     assert ("status", "repaired") in actions(report)
     assert board.active() == "b"
     assert board.store().load_active()[0] == MODEL_B
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 7)), max_size=12))
+def test_any_flipped_bits_anywhere_are_mended_or_told(board: Board, flips: list[tuple[int, int, int]]) -> None:
+    copy = board.state.with_name("copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(board.state, copy)
+    damaged = Board(copy)
+    kept = {name: damaged.file(name).read_bytes() for name in FILES}
+    paths = sorted(
+        p for p in (*(copy / "store").rglob("*"), *(copy / "parity").rglob("*"), damaged.base) if p.is_file()
+    )
+    for which, place, bit in flips:
+        data = bytearray(paths[which % len(paths)].read_bytes())
+        if data:
+            data[place % len(data)] ^= 1 << bit
+            paths[which % len(paths)].write_bytes(data)
+    report = damaged.scrub()
+    gone = [copy / finding.path for finding in report.findings if finding.action not in ("repaired", "downloaded")]
+    lost = {path.parent if "slots" in path.parts else path for path in gone}  # a slot is lost as a whole
+    for name, content in kept.items():
+        path = damaged.file(name)
+        if not {path, path.parent} & lost:
+            assert path.read_bytes() == content, f"{name} is neither whole nor told of"
+    if not report.unrepairable:
+        assert damaged.store().load_active()[0] == MODEL_B
+    again = damaged.scrub()
+    assert all(finding.action == "left" for finding in again.findings), "what was mended or given up is settled"
+
+
+def test_slots_are_mended_before_a_broken_status_is_rebuilt_from_them(board: Board) -> None:
+    for path in (board.state / "store" / "slots").glob("status*"):
+        destroy(path)
+    for name in ("model", "model before"):
+        flip(board.file(name))
+    report = board.scrub()
+    assert sorted(actions(report)) == [("slot", "repaired"), ("slot", "repaired"), ("status", "repaired")]
+    assert board.active() == "b"
+    board.store().roll_back("test")
+    assert board.store().load_active()[0] == MODEL_A
 
 
 # --- beyond parity ----------------------------------------------------------------------------------------------------

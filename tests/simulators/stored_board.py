@@ -57,8 +57,9 @@ class Board:
     def scrub(self, **changes: Callable[..., str]) -> Report:
         walk = Scrub(self.state, unhurried, **changes)
         store = self.store()
+        walk.run(kept_files(self.state, store, self.fetch))
         walk.mended_status(store.recover())
-        return walk.run(kept_files(self.state, store, self.fetch))
+        return walk.report
 
     def active(self) -> str:
         return read_status(self.state / "store").active
