@@ -12,7 +12,7 @@ from agent.card import NAME, SHA256, VERSION, target_path
 from agent.durable import disk_errors, read_bounded, remove
 from agent.errors import ArtifactError, BoardError, SealedFileError, TemperdError
 from agent.scrub_read import sha256_on_disk
-from agent.slots import GOOD, SLOTS, read_manifest, read_status
+from agent.slots import GOOD, SLOTS, STATUS_CORRUPT, read_manifest, read_status
 from agent.store import Store
 from agent.strict_json import loads
 
@@ -124,7 +124,7 @@ def _slots_in_use(folder: Path) -> tuple[str, ...]:
     try:
         status = read_status(folder)
     except BoardError as error:
-        if error.code != "status-corrupt":
+        if error.code != STATUS_CORRUPT:
             raise
         return tuple(slot for slot in SLOTS if (folder / "slots" / slot / GOOD).exists())
     return tuple(filter(None, (status.active, status.previous)))
@@ -141,7 +141,7 @@ def _lose_slot(folder: Path, slot: str, store: Store) -> Loss:
     try:
         active = read_status(folder).active
     except BoardError as error:
-        if error.code != "status-corrupt":
+        if error.code != STATUS_CORRUPT:
             raise
         return Loss(LEFT, f"slot {slot} will not be active when the status is rebuilt")
     if active != slot:
