@@ -167,6 +167,54 @@ def test_a_parity_file_that_cannot_be_read_mends_nothing(tmp_path: Path, spoil: 
     assert not parity_is_whole(parity, sha256, breathe)
 
 
+def sealed_header(body: bytes) -> bytes:
+    """A header with a checksum that fits, whatever it says."""
+    body = body[: HEADER_BYTES - 32].ljust(HEADER_BYTES - 32, b"\0")
+    return body + hashlib.sha256(body).digest()
+
+
+@given(st.binary(max_size=100), st.integers(0, 2**64 - 1), st.integers(0, 3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_headers_that_say_anything_are_refused_and_cost_nothing(
+    tmp_path: Path, noise: bytes, length: int, blocks: int
+) -> None:
+    header = sealed_header(parity_module.MAGIC + length.to_bytes(8, "big") + noise)
+    parity, path = tmp_path / "parity", tmp_path / "file"
+    parity.write_bytes(header + bytes(512 * blocks) + header)
+    path.write_bytes(b"content")
+    sha256 = noise[:32].ljust(32, b"\0").hex()
+    with pytest.raises(ArtifactError):
+        repair(path, parity, sha256, breathe)
+    assert path.read_bytes() == b"content"
+
+
+def test_forged_parity_gives_nothing_that_is_not_vouched_for(tmp_path: Path) -> None:
+    path, parity, content, sha256 = made(tmp_path, 5000)
+    (tmp_path / "evil").mkdir()
+    _, evil, _, _ = made(tmp_path / "evil", 5000, seed=8)
+    forged = bytearray(evil.read_bytes())
+    header = sealed_header(bytes(forged[:16]) + bytes.fromhex(sha256) + bytes(forged[48:HEADER_BYTES]))
+    parity.write_bytes(header + forged[HEADER_BYTES:-HEADER_BYTES] + header)
+    few = b"x" + content[1:]
+    path.write_bytes(few)
+    assert code_of(repair, path, parity, sha256, breathe) in {"parity-exceeded", "untrusted"}
+    assert path.read_bytes() == few
+
+
+@pytest.mark.parametrize("length", [700, 1000])
+def test_forged_parity_of_a_small_file_which_it_could_replace_whole(tmp_path: Path, length: int) -> None:
+    path, parity, content, sha256 = made(tmp_path, length)
+    (tmp_path / "evil").mkdir()
+    _, evil, _, _ = made(tmp_path / "evil", length, seed=8)
+    forged = evil.read_bytes()
+    header = sealed_header(forged[:16] + bytes.fromhex(sha256) + forged[48:HEADER_BYTES])
+    parity.write_bytes(header + forged[HEADER_BYTES:-HEADER_BYTES] + header)
+    path.write_bytes(b"x" + content[1:])
+    assert code_of(repair, path, parity, sha256, breathe) == "untrusted"
+    assert path.read_bytes() == b"x" + content[1:]
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_parity_is_of_one_file_only(tmp_path: Path) -> None:
     path, parity, content, sha256 = made(tmp_path, 5000)
     other = hashlib.sha256(b"other").hexdigest()
