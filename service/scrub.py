@@ -16,6 +16,7 @@ from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer
 from policies.policy import Policy
 from policies.reading import Action
 from policies.scrub import ScrubClock, allowed, due, due_before_job, duty
+from policies.strict import build
 from service.commands import SCRUB, Command
 from service.journal import Journal
 from service.logs import logger
@@ -47,6 +48,22 @@ class ScrubShop:
     told: Callable[[], None]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A command to scrub, as it is kept until its end is confirmed."""
+
+    digest: str
+    status: str = WAITING
+    version: int = 1
+    code: str = ""
+    reason: str = ""
+    result: dict[str, object] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in (WAITING, RUNNING)
+
+
 class Scrubs:
     """At most one scrub at a time.
 
@@ -65,7 +82,8 @@ class Scrubs:
         self._journal, self._statuses, self._steering = journal, statuses, steering
         self._policy, self._clock, self._shop = policy.scrub, clock, shop
         self._last: dict[str, object] = json.loads(journal.recall(LAST) or "{}")
-        self._asked: dict[str, dict[str, object]] = json.loads(journal.recall(ASKED) or "{}")
+        asked = json.loads(journal.recall(ASKED) or "{}")
+        self._asked = {name: build(_Asked, table) for name, table in asked.items()}
         self._in_flight: set[str] = set()
         self._since, self._tried = clock.mono(), False
         self._retry: float | None = None
@@ -117,7 +135,7 @@ class Scrubs:
         return ScrubClock(self._clock.mono() - self._since, self._tried, elapsed)
 
     def _waiting(self) -> list[str]:
-        return [name for name, entry in self._asked.items() if entry["status"] in (WAITING, RUNNING)]
+        return [name for name, asked in self._asked.items() if not asked.ended]
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -128,8 +146,7 @@ class Scrubs:
             why = f"{MAX_ASKED} commands wait for a scrub already"
             self._statuses.publish_plain(SCRUB, command.id, "rejected", "busy", why)
             return
-        entry = {"digest": command.digest, "status": WAITING, "version": 1, "code": "", "reason": "", "result": None}
-        self._remember(self._asked | {command.id: entry})
+        self._remember(self._asked | {command.id: _Asked(command.digest)})
         self._journal.record(command.id, command.digest, WAITING)
         self._publish(command.id)
         self.hurry()
@@ -143,22 +160,16 @@ class Scrubs:
 
     def publish_pending(self) -> None:
         """Publish ends that the broker has not confirmed."""
-        for command_id, entry in self._asked.items():
-            if entry["status"] not in (WAITING, RUNNING) and command_id not in self._in_flight:
+        for command_id, asked in self._asked.items():
+            if asked.ended and command_id not in self._in_flight:
                 self._publish(command_id)
 
     def _publish(self, command_id: str) -> None:
-        entry = self._asked[command_id]
+        now = self._asked[command_id]
         done = self._statuses.publish_plain(
-            SCRUB,
-            command_id,
-            str(entry["status"]),
-            str(entry["code"]),
-            str(entry["reason"]),
-            version=int(str(entry["version"])),
-            result=entry["result"],
+            SCRUB, command_id, now.status, now.code, now.reason, version=now.version, result=now.result
         )
-        if done is not None and entry["status"] not in (WAITING, RUNNING):
+        if done is not None and now.ended:
             self._in_flight.add(command_id)
             done.add_done_callback(lambda future: self._answered(command_id, confirmed=future.result()))
 
@@ -166,22 +177,25 @@ class Scrubs:
         self._in_flight.discard(command_id)
         if confirmed:
             try:
-                self._remember({name: entry for name, entry in self._asked.items() if name != command_id})
+                self._remember({name: asked for name, asked in self._asked.items() if name != command_id})
             except BoardError as error:  # published once more when the disk takes writes again
                 log.warning("the journal cannot be written", why=str(error))
 
-    def _remember(self, asked: dict[str, dict[str, object]]) -> None:
-        self._journal.remember(ASKED, json.dumps(asked, allow_nan=False))
+    def _remember(self, asked: dict[str, _Asked]) -> None:
+        tables = {name: dataclasses.asdict(one) for name, one in asked.items()}
+        self._journal.remember(ASKED, json.dumps(tables, allow_nan=False))
         self._asked = asked
 
-    def _change(self, names: list[str], **changes: object) -> None:
-        """Change commands at once, one version up, and tell."""
+    def _change(self, names: list[str], after: _Asked) -> None:
+        """Give commands the standing of `after` at once, one version up, and tell."""
         if not names:
             return
-        fresh = {name: self._asked[name] | changes for name in names}
-        for name, entry in fresh.items():
-            entry["version"] = int(str(self._asked[name]["version"])) + 1
-        self._remember(self._asked | fresh)
+        before = self._asked
+        moved = {
+            name: dataclasses.replace(after, digest=before[name].digest, version=before[name].version + 1)
+            for name in names
+        }
+        self._remember(before | moved)
         for name in names:
             self._publish(name)
 
@@ -198,7 +212,7 @@ class Scrubs:
         """
         names = self._waiting()
         self._hurried = awaited or bool(names)
-        self._change(names, status=RUNNING)
+        self._change(names, _Asked("", RUNNING))
         began = self._clock.mono()
         log.info("scrub begins", awaited=self._hurried)
         last: Message | None = None
@@ -228,7 +242,7 @@ class Scrubs:
         if isinstance(last, Failed):
             self._retry = self._clock.mono() + RETRY_S
             log.error("scrub failed", reason=last.code, why=last.message)
-            self._end(names, "failed", last.code, last.message, None)
+            self._end(names, _Asked("", "failed", code=last.code, reason=last.message))
             return
         self._retry = None
         result = self._result(last.report, seconds)
@@ -240,7 +254,8 @@ class Scrubs:
         for finding in _list(result.get("findings")):
             log.warning("stored file was damaged", **finding)
         told = f"{lost} damaged files could not be mended" if lost else ""
-        self._end(names, "failed" if lost else "succeeded", "damage-left" if lost else "", told, result)
+        ended = ("failed", "damage-left") if lost else ("succeeded", "")
+        self._end(names, _Asked("", ended[0], code=ended[1], reason=told, result=result))
         self._shop.told()
 
     def _result(self, report: Mapping[str, object], seconds: float) -> dict[str, object]:
@@ -253,11 +268,11 @@ class Scrubs:
             "ts": self._clock.now(),
         }
 
-    def _end(self, names: list[str], status: str, code: str, reason: str, result: Mapping[str, object] | None) -> None:
+    def _end(self, names: list[str], after: _Asked) -> None:
         for name in names:
-            outcome = f"{status}:{code}" if code else status
-            self._journal.record(name, str(self._asked[name]["digest"]), outcome)
-        self._change(names, status=status, code=code, reason=reason, result=result)
+            outcome = f"{after.status}:{after.code}" if after.code else after.status
+            self._journal.record(name, self._asked[name].digest, outcome)
+        self._change(names, after)
 
     async def steer(self) -> None:
         """Pass the present decision on, unless the worker has it already."""
