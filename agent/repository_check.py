@@ -18,13 +18,11 @@ from agent.card import grant_path, parse, target_path
 from agent.errors import ArtifactError, TrustError
 from agent.keys import MAX_GRANT_BYTES
 from agent.repository_keys import GRANTS, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from agent.repository_release import LIVES, MAX_METADATA_BYTES, T, parse_document
+from agent.repository_release import LIVES, READ_BYTES, ROOTS_FOLLOWED, T, parse_document
 from agent.sealed import MAX_SEGMENTS, SEGMENT_BYTES, sealed_length
 from agent.strict_json import loads
-from agent.trust import MAX_ROOT_BYTES, MAX_ROOT_ROTATIONS, MAX_SNAPSHOT_BYTES, MAX_TIMESTAMP_BYTES
 
 MAX_SEALED_BYTES = MAX_SEGMENTS * SEGMENT_BYTES
-BOUNDS = {TIMESTAMP: MAX_TIMESTAMP_BYTES, SNAPSHOT: MAX_SNAPSHOT_BYTES}
 GRANT_PARTS = 3  # grants/<device>/<name>-<version>.json
 
 
@@ -124,7 +122,7 @@ class _Check:
         """The last root that the pinned one leads to."""
         where, data = "the pinned root", pinned
         root: Root | None = None
-        for _ in range(MAX_ROOT_ROTATIONS + 1):
+        for _ in range(ROOTS_FOLLOWED + 1):
             document = self._parse(data, Root, where)
             for delegator in (root or document.signed, document.signed):
                 self._judge(delegator, ROOT, document, where)
@@ -132,18 +130,18 @@ class _Check:
                 raise self._stop("metadata-version", where, f"version {document.signed.version} after {root.version}")
             root = document.signed
             where = f"metadata/{root.version + 1}.root.json"
-            following = self._read(where, MAX_ROOT_BYTES)
+            following = self._read(where, READ_BYTES[ROOT])
             if following is None:
                 self._date(ROOT, root.expires, "root")
                 return root
             data = following
-        raise self._stop("too-many-roots", where, f"boards follow {MAX_ROOT_ROTATIONS} roots: pin a newer one on them")
+        raise self._stop("too-many-roots", where, f"boards follow {ROOTS_FOLLOWED} roots: pin a newer one on them")
 
     def signed(
         self, role: str, delegator: Root | Targets, where: str, kind: type[T], meta: MetaFile | None
     ) -> Metadata[T]:
         """A document that its delegator vouches for and that is the one named."""
-        data = self._read(where, BOUNDS.get(role, MAX_METADATA_BYTES))
+        data = self._read(where, READ_BYTES[role])
         if data is None:
             raise self._stop("file-missing", where, "is missing")
         document = self._parse(data, kind, where)

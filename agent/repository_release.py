@@ -45,6 +45,14 @@ LIVES = {
     TIMESTAMP: TIMESTAMP_LIFE,
 }
 MAX_METADATA_BYTES = 5_000_000  # what boards read of targets or grants: some 150 models, or 15,000 grants
+READ_BYTES = {  # what boards read of each role's document
+    ROOT: 64 << 10,
+    TARGETS: MAX_METADATA_BYTES,
+    GRANTS: MAX_METADATA_BYTES,
+    SNAPSHOT: 64 << 10,
+    TIMESTAMP: 16 << 10,
+}
+ROOTS_FOLLOWED = 32  # so many new roots boards follow from the one they have pinned
 GRANT_PATHS = "grants/*/*"
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 Document: TypeAlias = Metadata[Root] | Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from urllib3.exceptions import HTTPError
 
-from agent.download import OK
 from agent.durable import disk_errors
 from agent.errors import ArtifactError, NetworkError, SpecError
 from agent.web import SlowPeerError, Web, network_error
 
-ABSENT = frozenset({403, 404})  # a bucket that may not be listed says 403 of what it does not hold
+ABSENT = frozenset(
+    {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}
+)  # a bucket that may not be listed says 403 of what it does not hold
 READ_BYTES = 1 << 20
 
 
@@ -90,7 +92,7 @@ class WebSource:
                 if response.status in ABSENT:
                     yield None
                     return
-                if response.status != OK:
+                if response.status != HTTPStatus.OK:
                     raise NetworkError(f"the server says HTTP status {response.status}", where=url)
                 yield b""
                 yield from _bounded(self._web.chunks(response), max_bytes, path)

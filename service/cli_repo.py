@@ -105,11 +105,11 @@ def verify(options: argparse.Namespace) -> int:
     """Check a repository as boards do, from a pinned root; 1 when something is wrong."""
     from agent.repository import utc_now  # noqa: PLC0415 - same
     from agent.repository_check import check_repository  # noqa: PLC0415 - same
+    from agent.repository_release import READ_BYTES  # noqa: PLC0415 - same
     from agent.repository_source import FolderSource, WebSource  # noqa: PLC0415 - same
-    from agent.trust import MAX_ROOT_BYTES  # noqa: PLC0415 - same
 
     try:
-        pinned = read_bounded(Path(options.root), MAX_ROOT_BYTES)
+        pinned = read_bounded(Path(options.root), READ_BYTES["root"])
     except FileNotFoundError as error:
         raise SpecError("there is no root document", where=options.root) from error
     source = WebSource(options.url) if options.url else FolderSource(Path(options.repo))
