@@ -17,6 +17,8 @@ from policies.strict import build
 OUT_OF_MEMORY = "out-of-memory"  # memory ran out: the next attempt goes on with a smaller micro-batch
 WORKER_KILLED = "worker-killed"  # the system ended the worker, as it does when memory runs out
 MEMORY_CORRUPT = "memory-corrupt"  # frozen weights changed in memory: the next attempt goes on from before that
+METERED = "metered-link"  # the model is not on the board and bytes cost money here
+CLOCK_WRONG = "clock-wrong"  # whether metadata is expired cannot be judged yet
 SHRINKING_ENGINE = "graph"  # the other engine takes whole batches only
 MAX_LINE_BYTES = 256 << 10  # a plan with its cost table has about 20 KB
 
@@ -42,6 +44,8 @@ class Order:
     """The plan of an earlier attempt, so that a resumed job keeps its depth, split and batch."""
     last_end: str = ""
     """How the attempt before this one ended: `out-of-memory`, `worker-killed`, or another reason."""
+    metered: bool = False
+    """Downloads cost money here: a model that is not on the board is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class ScrubOrder:
     repository_url: str
     repository_root: str
     """Path of the pinned TUF root metadata."""
+    metered: bool = False
+    """Downloads cost money here: what only a download can mend waits for the next job."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.errors import EngineError, TemperdError
+from agent.errors import EngineError, NetworkError, TemperdError
 from agent.keys_identity import load_identity
 from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer, decode, encode
 from agent.private_memory import keep_memory_private
@@ -60,6 +60,8 @@ def scrub(order: ScrubOrder, pace: Pace) -> Report:
     store = Store(state / "store", *load_identity(state / "keys").storage_keys)
 
     def fetch(name: str, version: str) -> None:
+        if order.metered:
+            raise NetworkError("downloads cost money here", reason="metered-link")
         from agent.trust import ModelRepository  # noqa: PLC0415 - the network's libraries, for a board in need only
 
         repository = ModelRepository(order.repository_url, Path(order.repository_root), state / "repository")

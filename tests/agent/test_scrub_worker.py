@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +65,26 @@ def test_an_order_ends_it_by_name(tmp_path: Path, rule: str) -> None:
     assert said.code == rule
     assert child.returncode == 1
     assert checkpoint.exists(), "nothing was judged"
+
+
+@pytest.mark.parametrize(("metered", "why"), [(False, "refused"), (True, "downloads cost money here")])
+def test_what_only_a_download_can_mend_is_removed_while_there_is_none(
+    tmp_path: Path, *, metered: bool, why: str
+) -> None:
+    create_identity(tmp_path / "keys", "board-1")
+    (tmp_path / "root.json").write_text("{}")
+    base = tmp_path / "repository" / "bases" / "colours-1.0.sealed"
+    base.parent.mkdir(parents=True)
+    base.write_bytes(b"not what was signed")
+    targets = {"models/colours/1.0.sealed": {"hashes": {"sha256": "0" * 64}}}
+    (tmp_path / "repository" / "metadata").mkdir()
+    (tmp_path / "repository" / "metadata" / "targets.json").write_text(json.dumps({"signed": {"targets": targets}}))
+    report = last_word(started(dataclasses.replace(order(tmp_path), metered=metered), RUN))
+    assert isinstance(report, Scrubbed)
+    (found,) = report.report["findings"]
+    assert (found["path"], found["action"]) == ("repository/bases/colours-1.0.sealed", "removed")
+    assert why in found["told"]
+    assert not base.exists()
 
 
 def test_without_keys_it_says_what_is_missing(tmp_path: Path) -> None:
