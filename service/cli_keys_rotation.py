@@ -39,7 +39,7 @@ def rotate(options: argparse.Namespace) -> int:
         )
         if options.credential:
             tell_credential(options.credential)
-        print(f"grant the models again: temperd publish ... --for {document}; then: temperd keys retire")
+        print(f"grant the models again: temperd repo grant MODEL VERSION --for {document}; then: temperd keys retire")
     return 0
 
 
@@ -107,7 +107,7 @@ def _check_grants(options: argparse.Namespace, state: Path, identity: DeviceIden
         raise SpecError(
             "the previous keys are still needed",
             where="grant of " + ", ".join(waiting),
-            fix=f"Publish again: temperd publish ... --for {alone.device}.device.json",
+            fix=f"Grant it again: temperd repo grant MODEL VERSION --for {alone.device}.device.json",
             reason="previous-key-needed",
         )
 

@@ -51,8 +51,10 @@ def test_a_rotation_between_jobs_loses_neither_grants_nor_models(fleet: World) -
     assert fleet.stop() == 0
     assert refusal(fleet, "keys", "retire") == "previous-key-needed"
     assert len(load_identity(fleet.state / "keys", {}).live) == 2
-    fleet.identity = load_identity(fleet.state / "keys", {})
-    fleet.publish()
+    document = f"{DEVICE}.device.json"  # `rotate` wrote it
+    does(
+        fleet, "repo", "grant", "colours", "1.0", "--for", document, "--repo", "repository", "--keys", "publisher-keys"
+    )
     does(fleet, "keys", "retire")
     assert len(load_identity(fleet.state / "keys", {}).live) == 1
     does(fleet, "predict", image)
