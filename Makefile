@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help bench demo test test-ort test-ort-training check format container-test arm64-test clean
+.PHONY: help bench demo test test-ort test-ort-training check format container-test arm64-test kill-matrix clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -43,6 +43,9 @@ bench:  ## speed and memory of training beside PyTorch and onnxruntime-training 
 	$(PYTHON) -m venv --clear .venv-bench-ort-training
 	.venv-bench-ort-training/bin/python -m pip install -q --disable-pip-version-check -e ".[ort-training]"
 	@touch $@
+
+kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk: the number of cells of each flow
+	$(BIN)/python -m pytest -s tests/e2e/test_kill_matrix.py $(ARGS)
 
 check: $(VENV)/.installed  ## the gate: ruff, mypy strict, import law, dead links in the docs
 	$(BIN)/ruff format --check .
