@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.card import ModelCard
-from agent.durable import PARTIAL, disk_errors, make_folder, remove_partials, sync_folder, write_atomic
+from agent.durable import PARTIAL, disk_errors, remove_partials, sync_folder, write_atomic
 from agent.errors import SealedFileError, SpecError
+from agent.repository_keys import lasting_folder
 from agent.sealed import Binding, Sealed, seal, sealed_length
 
 SERVED = 0o644  # a web server of another user reads them
+SERVED_FOLDER = 0o755
 
 
 def store_sealed(targets: Path, path: str, source: BinaryIO, key: bytes, card: ModelCard) -> Sealed:
@@ -55,13 +57,8 @@ def store_small(targets: Path, path: str, data: bytes) -> Sealed:
 
 def _folder(targets: Path, path: str) -> tuple[Path, str]:
     parent, _, name = path.rpartition("/")
-    folder = targets
-    for part in parent.split("/"):
-        if not (folder / part).is_dir():
-            make_folder(folder / part, 0o755)
-            with disk_errors(folder):
-                sync_folder(folder)  # a synced file in a folder that a power cut takes away is gone as well
-        folder /= part
+    folder = targets / parent
+    lasting_folder(folder, SERVED_FOLDER)
     return folder, name
 
 

@@ -104,7 +104,7 @@ class KeyRing:
             BoardError: the disk fails.
         """
         signer = CryptoSigner.generate_ed25519()
-        make_folder(folder)
+        lasting_folder(folder)
         path = folder / f"{role}.pem"
         if path.exists():
             path = folder / _long_name(role, signer)
@@ -122,7 +122,7 @@ class KeyRing:
             if signer.public_key.keyid in keyids:
                 continue
             aside = path.parent / "retired"
-            make_folder(aside)
+            lasting_folder(aside)
             with disk_errors(path):
                 path.replace(aside / _long_name(role, signer))
                 sync_folder(aside)
@@ -135,7 +135,7 @@ class KeyRing:
         Raises:
             BoardError: `busy`, or the disk fails.
         """
-        make_folder(self.folder)
+        lasting_folder(self.folder)
         path = self.folder / "lock"
         with disk_errors(path):
             stream = path.open("w", encoding="ascii")
@@ -150,6 +150,19 @@ class KeyRing:
 
     def _all(self, role: str) -> list[tuple[Path, CryptoSigner]]:
         return [(path, _load(path)) for path in self.paths(role)]
+
+
+def lasting_folder(folder: Path, mode: int = 0o700) -> None:
+    """Make `folder` with its parents, so that no power cut takes it away with the synced files in it.
+
+    Raises:
+        BoardError: `no-space` or `disk`.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder, mode)
+    with disk_errors(folder):
+        for path in made:
+            sync_folder(path.parent)
 
 
 def _long_name(role: str, signer: CryptoSigner) -> str:

@@ -376,3 +376,17 @@ def test_the_first_root_signs_itself_with_every_key(tmp_path: Path) -> None:
     root: Metadata[Root] = Metadata.from_bytes(world.pinned.read_bytes())
     assert len(root.signatures) == 3
     assert root.signed.roles["root"].threshold == 2
+
+
+def test_all_online_keys_lost_are_replaced_from_the_timestamp_on(tmp_path: Path) -> None:
+    world = made(tmp_path, sticks=2, threshold=2)
+    world.board_opens("board", "1.0")
+    for path in world.keys.glob("*.pem"):
+        path.unlink()
+    with pytest.raises(BoardError, match="key is missing"):
+        rotate(world.signed(0, 1), "grants")
+    for role in ("timestamp", "snapshot", "targets", "grants"):
+        rotate(world.signed(0, 1), role)
+    world.board_opens("board", "1.0")
+    world.publisher().publish(MODEL, card("1.1"))
+    assert findings(world) == []
