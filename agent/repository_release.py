@@ -44,7 +44,7 @@ LIVES = {
     SNAPSHOT: SNAPSHOT_LIFE,
     TIMESTAMP: TIMESTAMP_LIFE,
 }
-MAX_METADATA_BYTES = 5_000_000  # what boards read of targets or grants: some 150 models, or 15,000 grants
+MAX_METADATA_BYTES = 5_000_000  # what boards read of targets or grants: some 150 models, or 30,000 grants
 READ_BYTES = {  # what boards read of each role's document
     ROOT: 64 << 10,
     TARGETS: MAX_METADATA_BYTES,
