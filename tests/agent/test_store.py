@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from agent.errors import BoardError, SealedFileError, SpecError
 from agent.slots import COPY, MAIN, read_active, read_status
 from agent.store import Store
+from tests.simulators.kill_matrix import CAME_THROUGH, KILLED, run_to
 
 KEY = bytes(range(32))
 ONE, TWO, THREE = b"model one", b"model two" * 1000, b"model three"
@@ -377,7 +378,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path) -> None:
 
 
 class Slots(RuleBasedStateMachine):
-    """Any order of operations, against a model of three variables."""
+    """Any order of operations, killed ones and flipped bits among them, against a model of four variables."""
 
     @initialize()
     def start(self) -> None:
@@ -419,6 +420,51 @@ class Slots(RuleBasedStateMachine):
         self.store = Store(Path(self.scratch.name), KEY)
         assert self.store.recover() == ()
 
+    @rule(name=st.sampled_from([MAIN, COPY]), place=st.integers(0, 2000))
+    def flip_a_bit_of_one_copy_of_the_status(self, name: str, place: int) -> None:
+        path = Path(self.scratch.name) / "slots" / name
+        if path.exists():
+            body = bytearray(path.read_bytes())
+            body[place // 8 % len(body)] ^= 1 << place % 8
+            path.write_bytes(body)
+            self.exactly_one_or_none()
+            assert self.store.recover() != ()
+
+    @rule(step=st.integers(1, 30), model=st.binary(max_size=50), good=st.booleans())
+    def killed_at_any_step(self, step: int, model: bytes, *, good: bool) -> None:
+        """What a job does next: judge the trial, or stage and activate; the power goes at one of its steps."""
+        folder, before = Path(self.scratch.name), (self.now, self.trial)
+        trial = self.trial
+
+        def flow(folder: Path) -> None:
+            store = Store(folder, KEY)
+            if not trial:
+                store.activate(store.stage(model, {}))
+            elif good:
+                store.mark_good()
+            else:
+                store.roll_back("worse")
+
+        if not trial:
+            after: tuple[bytes | None, bool] = (model, True)
+            into = self.now
+        else:
+            after = (self.now, False) if good else (self.before, False)
+            into = self.before if good else None
+        assert run_to(folder, flow, step).code in (KILLED, CAME_THROUGH)
+        self.store = Store(folder, KEY)
+        assert self.store.recover() == ()
+        view, status = self.store.active(), read_status(folder)
+        found = (self.store.load_active()[0] if view else None, view is not None and view.trial)
+        assert found in (before, after)
+        if found == after:
+            self.before = into
+        self.now, self.trial = found
+        self.staged = None
+        if not status.previous:
+            assert not trial or self.before is None or found == after, "a trial keeps what it may go back to"
+            self.before = None
+
     @invariant()
     def exactly_one_or_none(self) -> None:
         view = self.store.active()
@@ -431,7 +477,7 @@ class Slots(RuleBasedStateMachine):
         self.scratch.cleanup()
 
 
-Slots.TestCase.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+Slots.TestCase.settings = settings(max_examples=30, stateful_step_count=12, deadline=None)
 test_any_order_of_operations = Slots.TestCase
 
 
