@@ -25,7 +25,7 @@ from typing import BinaryIO
 from tuf.api.metadata import TargetFile  # public, re-exported without __all__
 
 from agent.card import ModelCard, Target, grant_path, parse, target_path
-from agent.durable import write_atomic
+from agent.durable import remove_partials, write_atomic
 from agent.errors import SpecError, TrustError
 from agent.keys import KEY_BYTES, PublicDocument, make_grant, parse_public_document, read_secret
 from agent.repository_files import store_sealed, store_small
@@ -121,6 +121,7 @@ class Publisher:
         self.signed.signers(TARGETS)  # told before the work is done
         table = card.to_table()
         key = os.urandom(KEY_BYTES)
+        remove_partials(self._data_keys)  # a data key that a crash left
         write_atomic(self._data_key_path(card.name, card.version), key.hex().encode() + b"\n")
         stream = io.BytesIO(model) if isinstance(model, bytes) else model
         sealed = store_sealed(self.signed.folder / "targets", path, stream, key, card)

@@ -26,7 +26,6 @@ def store_sealed(targets: Path, path: str, source: BinaryIO, key: bytes, card: M
         BoardError: the disk fails; nothing is left.
     """
     folder, name = _folder(targets, path)
-    remove_partials(folder)
     with disk_errors(folder / name):
         descriptor, partial = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=PARTIAL)
         try:
@@ -59,6 +58,7 @@ def _folder(targets: Path, path: str) -> tuple[Path, str]:
     parent, _, name = path.rpartition("/")
     folder = targets / parent
     lasting_folder(folder, SERVED_FOLDER)
+    remove_partials(folder)
     return folder, name
 
 

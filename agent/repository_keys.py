@@ -20,7 +20,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner  # public, re-exported without __all__
 
-from agent.durable import disk_errors, make_folder, sync_folder, write_atomic
+from agent.durable import disk_errors, make_folder, remove_partials, sync_folder, write_atomic
 from agent.errors import BoardError, SpecError, TrustError
 from agent.keys_files import read_secret
 
@@ -105,6 +105,7 @@ class KeyRing:
         """
         signer = CryptoSigner.generate_ed25519()
         lasting_folder(folder)
+        remove_partials(folder)  # half a private key that a crash left
         path = folder / f"{role}.pem"
         if path.exists():
             path = folder / _long_name(role, signer)

@@ -27,7 +27,7 @@ from tuf.api.metadata import (  # public, re-exported without __all__
     Timestamp,
 )
 
-from agent.durable import read_bounded, write_atomic
+from agent.durable import read_bounded, remove_partials, write_atomic
 from agent.errors import BoardError, SpecError, TrustError
 from agent.repository_keys import GRANTS, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 
@@ -120,6 +120,7 @@ class Release:
             SpecError: a document is longer than boards read; nothing of it was written.
             BoardError: the disk fails; boards see the release before. This object must be read again.
         """
+        remove_partials(folder)  # what a crash left would be served
         meta = self.snapshot.signed.meta
         for role, document in ((GRANTS, self.grants), (TARGETS, self.targets)):
             if role in roles and document is not None:

@@ -475,6 +475,7 @@ def test_boards_see_whole_releases_only(tmp_path: Path, site: tuple[Path, str], 
         again(folder)
         sees(folder, url)
         assert pull(folder, url, "2.0") == TWO
+        assert not list(folder.rglob("*.partial")), "neither half a document is served nor half a key kept"
 
     prepare(tmp_path / "prepared")
     told(name, kill_matrix(tmp_path / "prepared", scratch, flow, check))
