@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help bench demo test test-ort test-ort-training check format container-test arm64-test kill-matrix clean
+.PHONY: help bench demo fuzz test test-ort test-ort-training check format container-test arm64-test kill-matrix clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -47,6 +47,15 @@ bench:  ## speed and memory of training beside PyTorch and onnxruntime-training 
 kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk: the number of cells of each flow
 	$(BIN)/python -m pytest -s tests/e2e/test_kill_matrix.py $(ARGS)
 
+fuzz: .venv-fuzz/.installed  ## 400,000 damaged inputs for all that reads bytes from outside (a few minutes)
+	.venv-fuzz/bin/python tests/fuzz/run.py $(ARGS)
+
+# atheris has wheels for x86-64 only; elsewhere the extra is empty and hypothesis drives the same targets.
+.venv-fuzz/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-fuzz
+	.venv-fuzz/bin/python -m pip install -q --disable-pip-version-check -e ".[ort,dev,fuzz]"
+	@touch $@
+
 check: $(VENV)/.installed  ## the gate: ruff, mypy strict, import law, dead links in the docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,7 +73,7 @@ arm64-test:  ## the engine's tests on an emulated Cortex-A72, losses compared (r
 	PYTHON=.venv-ort/bin/python packaging/arm64/test.sh $(ARGS)
 
 clean:  ## remove environments and what the demo made
-	rm -rf .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo build *.egg-info
+	rm -rf .venv-fuzz .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo build *.egg-info
 
 # The environment is made anew when pyproject.toml or the kernel library's sources change.
 $(VENV)/.installed: pyproject.toml $(wildcard agent/engine/native/*.[ch] agent/engine/native/*.inc)

@@ -1,3 +1,17 @@
+"""Sealed files at every border, and damaged in every way.
+
+Faults of the artifact -> tests here (those marked * also in tests/vectors, for other readers):
+    1 bit flip in every region*            test_one_flipped_bit_is_found_where_it_is
+    2 truncation at every segment edge*    test_truncation_at_every_edge
+    3 swapped, repeated, dropped*          test_segments_swapped_repeated_or_dropped,
+                                           test_middle_segments_cannot_trade_places
+    4 trailing bytes*                      test_trailing_bytes
+    5 last flag moved*                     test_last_flag_moved
+    6 body under another header*           test_body_under_another_header
+    7 wrong key or associated data*        test_wrong_key, test_wrong_binding
+What is on the disk after each of them: test_the_slot_before_stays_after_each_fault in test_vectors.py.
+"""
+
 from __future__ import annotations
 
 import hashlib
