@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import io
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +22,11 @@ from urllib3.exceptions import HTTPError
 
 from agent.durable import disk_errors, sync_folder
 from agent.errors import BoardError, NetworkError, TrustError
-from agent.web import LASTING, SlowPeerError, Web, causes, network_error
+from agent.web import OK, BrokenOffError, Patience, SlowPeerError, Web, check_status
 
 PART = ".part"
-MAX_FAILURES = 5  # in a row: the pauses between them add up to 15 s at most
 PROGRESS_BYTES = 1 << 20  # so many new bytes end a row of failures: a file's length bounds its requests
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
-OK, PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 200, 206, 416
-PASSING = frozenset({429, 500, 502, 503, 504})  # statuses that may be gone at the next request
+PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +36,6 @@ class Signed:
     url: str
     length: int
     sha256: str
-
-
-class _BrokenOffError(Exception):
-    """This request brought not all, the next one may; says why."""
 
 
 class Downloads:
@@ -97,24 +89,18 @@ class Downloads:
 
     def _receive(self, signed: Signed, stream: io.FileIO) -> None:
         """Ask until `signed.length` bytes are there."""
-        failures, farthest = 0, stream.seek(0, os.SEEK_END)
+        patience, farthest = Patience(self._pause), stream.seek(0, os.SEEK_END)
         while True:
             try:
                 self._ask(signed, stream)
-            except (HTTPError, SlowPeerError, _BrokenOffError) as error:
+            except (HTTPError, SlowPeerError, BrokenOffError) as error:
                 length = stream.seek(0, os.SEEK_END)
                 if length >= farthest + PROGRESS_BYTES:  # farther than ever: starting over again is no progress
-                    failures, farthest = 0, length
-                failures += 1
-                if failures == MAX_FAILURES or any(isinstance(link, LASTING) for link in causes(error)):
-                    if isinstance(error, _BrokenOffError):
-                        raise NetworkError(str(error), where=signed.url) from error
-                    raise network_error(error, signed.url) from error
+                    patience.renew()
+                    farthest = length
+                patience.failed(error, signed.url)
             else:
                 return
-            # Full jitter: many boards that lost the same server do not come back at the same moment.
-            longest = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_PAUSE_SECONDS)
-            self._pause(random.SystemRandom().uniform(0.0, longest))
 
     def _ask(self, signed: Signed, stream: io.FileIO) -> None:
         """One request for what is missing."""
@@ -129,7 +115,7 @@ class Downloads:
             if start != offset:
                 stream.truncate(0)
             if start is None:
-                raise _BrokenOffError("repository does not go on where it was asked to")
+                raise BrokenOffError("repository does not go on where it was asked to")
             self._append(self._web.chunks(response), signed, stream)
 
     def _append(self, chunks: Iterator[bytes], signed: Signed, stream: io.FileIO) -> None:
@@ -142,7 +128,7 @@ class Downloads:
             while rest:
                 rest = rest[stream.write(rest) or 0 :]
         if length < signed.length:
-            raise _BrokenOffError("connection to the repository was cut off")
+            raise BrokenOffError("connection to the repository was cut off")
 
     def _remove_stale(self) -> None:
         for other in self._folder.glob(f"*{PART}"):
@@ -187,8 +173,8 @@ def _start(response: urllib3.BaseHTTPResponse, offset: int, signed: Signed) -> i
             return offset
     if response.status in {PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE}:
         return None
-    what = f"repository answers with HTTP status {response.status}"
-    raise _BrokenOffError(what) if response.status in PASSING else NetworkError(what, where=signed.url)
+    check_status(response, signed.url)
+    return None
 
 
 def _is(signed: Signed, stream: io.FileIO) -> bool:

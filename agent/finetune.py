@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from agent.card import IMAGE_CLASSIFICATION, ModelCard, Target
+from agent.card import IMAGE_CLASSIFICATION, Target
 from agent.engine import choose_engine
 from agent.engine.base import TrainingRun, TrainingSetup
 from agent.engine.infer import Inference, feature_tensor
@@ -39,7 +39,7 @@ from agent.messages import (
 from agent.model import BaseModel, choose_head, load_base, with_head
 from agent.plan import Plan, make_plan, parse_plan, plan_table, shrink
 from agent.promote import active_slot, load_active, promote, settle
-from agent.sealed import Binding, unseal
+from agent.pull import pull
 from agent.similarity import cosine_of_means
 from agent.slices import choose_slices
 from agent.spec import FineTuneSpec, parse_spec
@@ -47,7 +47,7 @@ from agent.store import Store
 from agent.study import Study, optimizer
 from agent.task import Task, load_task
 from agent.trainer import PAUSE_POLL_S, JobEndedError, Seen, Trainer, World
-from agent.trust import ModelRepository, verify_sealed
+from agent.trust import ModelRepository
 from policies.policy import Policy, PolicyError, parse_policy
 
 SIMILARITY_SAMPLES = 128  # the mean of 128 feature vectors is stable to about 0.01 in cosine
@@ -121,21 +121,11 @@ class FineTune:
     # --- stages ------------------------------------------------------------------------------------------------------
 
     def _pull(self, identity: DeviceIdentity) -> tuple[Target, bytes]:
-        self._ask("PULLING", f"{self._spec.model} {self._spec.version}")
         root = Path(self._order.repository_root)
         repository = ModelRepository(self._order.repository_url, root, self._state / "repository")
-        repository.refresh()
         kept = (self._order.resume_plan or {}).get("version")
-        target = repository.find(self._spec.model, str(kept or self._spec.version), self._order.board)
-        path = repository.fetch(target)
-        self._ask("VERIFYING", f"{target.name} {target.version}")
-        verify_sealed(path, target)
-        self._ask("UNSEALING", "")
-        key = repository.grant(identity, target)
-        card: ModelCard = target.card
-        binding = Binding(card.name, card.version, card.plaintext_sha256)
-        with path.open("rb") as stream:
-            return target, unseal(stream, key, binding, card.plaintext_length)
+        wanted = (self._spec.model, str(kept or self._spec.version), self._order.board)
+        return pull(repository, identity, wanted, self._ask, self._warn, metered=self._order.metered)
 
     def _load_data(self, target: Target) -> Task:
         task = load_task(self._spec, target.card)

@@ -10,24 +10,22 @@ import contextlib
 import difflib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 import urllib3
 from tuf.api import exceptions
 from tuf.api.metadata import Metadata, TargetFile, Targets  # public, without __all__
-from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
 from agent.card import Target, grant_path, parse, target_path, version_key
-from agent.download import OK, Downloads, Signed
-from agent.durable import disk_error, make_folder, read_bounded
+from agent.download import Downloads, Signed
+from agent.durable import PARTIAL, disk_error, make_folder, read_bounded, write_atomic
 from agent.errors import (
+    ArtifactError,
     ConfigError,
     GrantError,
     NetworkError,
@@ -37,14 +35,13 @@ from agent.errors import (
     TrustError,
 )
 from agent.keys import MAX_GRANT_BYTES, DeviceIdentity, open_grant
+from agent.messages import CLOCK_WRONG
 from agent.sealed import sealed_length
+from agent.trust_fetch import MAX_ROOT_BYTES, DurableUpdater, KeptFetcher, WebFetcher, only_writer
 from agent.web import SlowPeerError, Web, network_error
 
-MAX_ROOT_BYTES = 64 << 10  # four keys and their signatures have 3 KB
-MAX_TIMESTAMP_BYTES = 16 << 10  # one entry has 500 bytes
-MAX_SNAPSHOT_BYTES = 64 << 10  # one entry has 500 bytes; room for delegations
-MAX_TARGETS_BYTES = 5_000_000  # a card with a feature vector has 30 KB: some 150 models
-MAX_ROOT_ROTATIONS = 32  # a rotation a year outlives the board
+EARLIEST_CLOCK_S = 1_767_225_600  # 2026-01-01: before there was this program, so a clock that says so is wrong
+GRANT = ".grant"  # ending of the kept grant of a model
 
 
 class ModelRepository:
@@ -56,9 +53,11 @@ class ModelRepository:
         state_dir: kept here: metadata/ (which metadata was seen) and bases/ (sealed models).
         monotonic: clock for download deadlines, in seconds.
         pause: sleeps between two attempts at a download, seconds.
+        wall: clock for dates of expiry, in seconds since 1970.
 
     Raises:
-        ConfigError: the address, or that of the proxy, is not http or https, or the pinned root is missing.
+        ConfigError: the address, or that of the proxy, is not http or https, the pinned root is missing, or a folder of
+            the state is a symbolic link.
         TrustError: the pinned root is broken.
         BoardError: the disk fails.
     """
@@ -71,12 +70,16 @@ class ModelRepository:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         if urlsplit(url).scheme not in {"http", "https"}:
             raise ConfigError("repository address is not http or https", where=url)
         self._url = url.rstrip("/")
         self._metadata, self._bases = state_dir / "metadata", state_dir / "bases"
         for folder in (self._metadata, self._bases):
+            if folder.is_symlink():
+                fix = "Put a folder there; to keep models on another disk mount it there"
+                raise ConfigError("folder of the state is a symbolic link", where=str(folder), fix=fix)
             make_folder(folder)
         try:
             self._root = read_bounded(pinned_root, MAX_ROOT_BYTES)
@@ -87,36 +90,62 @@ class ModelRepository:
                 fix="Copy the publisher's metadata/1.root.json there",
             ) from error
         web = Web(self._url, monotonic)
-        self._fetcher, self._downloads = _Fetcher(state_dir, web), Downloads(self._bases, web, pause)
+        self._fetcher, self._downloads = WebFetcher(state_dir, web, pause), Downloads(self._bases, web, pause)
+        self._wall = wall
         self._updater: Updater | None = None
 
     def refresh(self) -> None:
         """Fetch and verify the present metadata.
 
         Raises:
-            NetworkError: unreachable, an HTTP error, or too slow.
+            NetworkError: unreachable, an HTTP error, or too slow, each after some attempts; `clock-wrong`: the board's
+                clock is before EARLIEST_CLOCK_S, so that nothing would ever be expired.
             TrustError: `metadata-expired`, `metadata-rollback`, `metadata-unsigned`, `too-long`, or another refusal.
             BoardError: the disk fails.
         """
-        config = UpdaterConfig(
-            max_root_rotations=MAX_ROOT_ROTATIONS,
-            root_max_length=MAX_ROOT_BYTES,
-            timestamp_max_length=MAX_TIMESTAMP_BYTES,
-            snapshot_max_length=MAX_SNAPSHOT_BYTES,
-            targets_max_length=MAX_TARGETS_BYTES,
-        )
+        self._updater = self._judge(self._fetcher)
         with self._judged("metadata"):
-            updater = Updater(
-                str(self._metadata),
-                f"{self._url}/metadata/",
-                str(self._bases),
-                f"{self._url}/targets/",
-                self._fetcher,
-                config,
-                bootstrap=self._root,
+            os.utime(self._metadata / "timestamp.json", (self._wall(), self._wall()))  # the last contact
+
+    def use_kept(self, unreachable: NetworkError) -> float:
+        """Verify the metadata kept on the board, for a time in which the repository does not answer.
+
+        Args:
+            unreachable: why it does not; raised again where the kept metadata does not suffice.
+
+        Returns:
+            Seconds since the last contact.
+
+        Raises:
+            NetworkError: nothing is kept, it is damaged, or it is expired, which the message says; `clock-wrong`.
+            BoardError: the disk fails.
+        """
+        try:
+            age = self._wall() - (self._metadata / "timestamp.json").stat().st_mtime
+        except OSError:
+            raise unreachable from None
+        try:
+            self._updater = self._judge(KeptFetcher(self._metadata, unreachable))
+        except TrustError as error:
+            what = f"{unreachable.what}, and the metadata kept on the board does not replace it: {error.what}"
+            raise NetworkError(what, where=unreachable.where, fix=unreachable.fix) from error
+        return max(0.0, age)
+
+    def _judge(self, fetcher: FetcherInterface) -> Updater:
+        now = self._wall()
+        if now < EARLIEST_CLOCK_S:
+            raise NetworkError(
+                f"the board's clock says {time.strftime('%Y-%m-%d', time.gmtime(max(now, 0)))}: whether metadata is "
+                "expired cannot be judged",
+                fix="Set the clock, or wait until the time service has done it",
+                reason=CLOCK_WRONG,
             )
+        with self._judged("metadata"), only_writer(self._metadata):
+            updater = DurableUpdater(self._url, self._metadata, self._root, fetcher, now)
             updater.refresh()
-        self._updater = updater
+            # The role that grants are delegated to is not part of a refresh, but of being able to do without the next.
+            updater.get_targetinfo(grant_path("none", "none", "0"))
+        return updater
 
     def find(self, name: str, version: str = "latest", board: str = "") -> Target:
         """The published model; `latest` is the highest by `card.version_key` among those for `board`.
@@ -160,33 +189,67 @@ class ModelRepository:
             TrustError: `target-hash` or `too-long`: what came is not what was signed.
             BoardError: `no-space`, `disk` or `busy`; an older file of this version is as it was.
         """
-        path = self._bases / f"{target.name}-{target.version}.sealed"
-        info = self._signed(target.path)
+        path = self.stored(target)
+        if path is not None:
+            with contextlib.suppress(SealedFileError):
+                verify_sealed(path, target)
+                return path
+        return self.download(target)
+
+    def stored(self, target: Target) -> Path | None:
+        """Where the sealed model lies, if a file of its length is there: who opens it verifies it."""
+        path = self._path(target)
         with self._judged(target.path):
-            if self._current().find_cached_target(info, str(path)) is None:
-                self._download(info, path)
-        verify_sealed(path, target)
+            there = path.is_file() and not path.is_symlink() and path.stat().st_size == target.sealed_length
+        return path if there else None
+
+    def download(self, target: Target) -> Path:
+        """Fetch the sealed model in any case; it has the signed hash then.
+
+        Raises:
+            NetworkError, TrustError, BoardError: see `fetch`.
+        """
+        path, info = self._path(target), self._signed(target.path)
+        with self._judged(target.path):
+            self._download(info, path)
         return path
 
     def grant(self, identity: DeviceIdentity, target: Target) -> bytes:
         """The data key of `target`, 32 bytes, from this board's grant.
+
+        The grant, wrapped as it came, is kept beside the model.
 
         Raises:
             GrantError: `grant-missing`, or a code of `agent.keys.open_grant`.
             NetworkError, TrustError, BoardError: see `fetch`.
         """
         path = grant_path(identity.device, target.name, target.version)
-        with self._judged(path):
-            info = self._current().get_targetinfo(path)
+        updater = self._current()
+        with self._judged(path), only_writer(self._metadata):
+            info = updater.get_targetinfo(path)
         if info is None or info.length > MAX_GRANT_BYTES:
             raise GrantError(
                 f"no grant of {target.name} {target.version} for device {identity.device}",
                 fix=f"Publish it again: temperd publish ... --for {identity.device}.device.json",
                 reason="grant-missing",
             )
-        with self._judged(path), tempfile.TemporaryDirectory(dir=self._bases) as scratch:
-            wrapped = Path(self._current().download_target(info, str(Path(scratch, "grant")))).read_bytes()
-        return open_grant(identity, wrapped, target.sealed_sha256)
+        return open_grant(identity, self._wrapped(info, self._path(target).with_suffix(GRANT)), target.sealed_sha256)
+
+    def _wrapped(self, info: TargetFile, kept: Path) -> bytes:
+        with self._judged(info.path), only_writer(self._metadata):
+            for leftover in kept.parent.glob(f".{kept.name}.*{PARTIAL}"):  # of a writer that was killed
+                leftover.unlink()
+            with contextlib.suppress(OSError, ArtifactError, exceptions.RepositoryError):
+                wrapped = read_bounded(kept, MAX_GRANT_BYTES)
+                info.verify_length_and_hashes(wrapped)
+                return wrapped
+            wrapped = self._fetcher.download_bytes(self._address(info), info.length)
+            info.verify_length_and_hashes(wrapped)
+            write_atomic(kept, wrapped)
+            return wrapped
+
+    def _path(self, target: Target) -> Path:
+        return self._bases / f"{target.name}-{target.version}.sealed"
 
     def _current(self) -> Updater:
         if self._updater is None:
@@ -225,11 +288,13 @@ class ModelRepository:
         return info
 
     def _download(self, info: TargetFile, path: Path) -> None:
-        # The client's own `download_target` begins anew each time; address and name are its, for consistent snapshots.
+        # The client's own `download_target` begins anew each time.
+        self._downloads.fetch(Signed(self._address(info), info.length, info.hashes.get("sha256", "")), path)
+
+    def _address(self, info: TargetFile) -> str:
+        """As the client has it for consistent snapshots."""
         folder, _, name = info.path.rpartition("/")
-        digest = info.hashes.get("sha256", "")
-        url = f"{self._url}/targets/{folder}/{digest}.{name}"
-        self._downloads.fetch(Signed(url, info.length, digest), path)
+        return f"{self._url}/targets/{folder}/{info.hashes.get('sha256', '')}.{name}"
 
     @contextlib.contextmanager
     def _judged(self, what: str) -> Iterator[None]:
@@ -265,39 +330,17 @@ def verify_sealed(path: Path, target: Target) -> None:
     except OSError as error:
         raise disk_error(error, path) from error
     if length != target.sealed_length or digest != target.sealed_sha256:
-        raise SealedFileError(
-            "sealed file is not the one the repository signed",
-            where=str(path),
-            fix="It is downloaded again at the next job",
-            reason="sealed-hash",
-        )
+        raise not_signed(path)
 
 
-class _Fetcher(FetcherInterface):
-    """Metadata and grants, spooled beside the state: the system's folder for temporary files may be memory."""
-
-    def __init__(self, spool: Path, web: Web) -> None:
-        self._spool, self._web = spool, web
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        """Chunks of the body as they arrive, so that a trickle is noticed."""
-        with self._web.get(url) as response:
-            if response.status != OK:
-                raise exceptions.DownloadHTTPError(f"HTTP status {response.status}", response.status)
-            yield from self._web.chunks(response)
-
-    @contextlib.contextmanager
-    def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
-        """See FetcherInterface: the body of at most `max_length` bytes as a temporary file."""
-        with tempfile.TemporaryFile(dir=self._spool) as body:
-            received = 0
-            for chunk in self._fetch(url):
-                received += len(chunk)
-                if received > max_length:
-                    raise exceptions.DownloadLengthMismatchError(f"more than {max_length} bytes")
-                body.write(chunk)
-            body.seek(0)
-            yield body
+def not_signed(path: Path) -> SealedFileError:
+    """The file at `path` is another than the signed one."""
+    return SealedFileError(
+        "sealed file is not the one the repository signed",
+        where=str(path),
+        fix="It is downloaded again at the next job",
+        reason="sealed-hash",
+    )
 
 
 _TRUST_CODES: tuple[tuple[type[Exception], str, str], ...] = (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import errno
 import http.client
+import random
+import re
 import socket
 import ssl
 import time
@@ -22,9 +25,54 @@ SILENCE_SECONDS = 30  # a peer silent for longer is gone
 GRACE_SECONDS = 60.0  # connecting and small files
 LEAST_BYTES_PER_SECOND = 4 << 10  # slower than the slowest cellular link in use: somebody is holding us
 
+OK = 200
+PASSING = frozenset({429, 500, 502, 503, 504})  # statuses that may be gone at the next request
+MAX_FAILURES = 5  # in a row: the pauses between them add up to 15 s at most, if the server asks for none
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+LONGEST_RETRY_AFTER_SECONDS = 60.0  # a server may ask for so much patience and no more
+
 
 class SlowPeerError(Exception):
     """Fewer than LEAST_BYTES_PER_SECOND came."""
+
+
+class BrokenOffError(Exception):
+    """This request brought not all, the next one may; says why, and how many seconds the server asks to be left."""
+
+    def __init__(self, why: str, after_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.after_s = after_s
+
+
+class Patience:
+    """Waits between the failures of one task, and says when they are enough.
+
+    Args:
+        pause: sleeps for so many seconds.
+    """
+
+    def __init__(self, pause: Callable[[float], None]) -> None:
+        self._pause, self._failures = pause, 0
+
+    def renew(self) -> None:
+        """There was progress: the row of failures is over."""
+        self._failures = 0
+
+    def failed(self, error: Exception, url: str) -> None:
+        """Wait for the next attempt.
+
+        Raises:
+            NetworkError: there is to be none: too many failed, or this failure is the same at once again.
+        """
+        self._failures += 1
+        if self._failures == MAX_FAILURES or any(isinstance(link, LASTING) for link in causes(error)):
+            if isinstance(error, BrokenOffError):
+                raise NetworkError(str(error), where=url) from error
+            raise network_error(error, url) from error
+        # Full jitter: many boards that lost the same server do not come back at the same moment.
+        longest = min(FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1), LONGEST_PAUSE_SECONDS)
+        asked = error.after_s if isinstance(error, BrokenOffError) else 0.0
+        self._pause(asked + random.SystemRandom().uniform(0.0, longest))
 
 
 class Web:
@@ -41,7 +89,8 @@ class Web:
     def __init__(self, url: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         timeout = urllib3.Timeout(SILENCE_SECONDS)
-        retries = urllib3.Retry(connect=1, read=0, redirect=3, other=0)
+        # Its own waiting for Retry-After knows no bound.
+        retries = urllib3.Retry(connect=1, read=0, redirect=3, other=0, respect_retry_after_header=False)
         proxy = _proxy(url)
         if proxy is None:
             self._pool = urllib3.PoolManager(timeout=timeout, retries=retries)
@@ -82,6 +131,33 @@ class Web:
             if self._monotonic() - started > GRACE_SECONDS + received / LEAST_BYTES_PER_SECOND:
                 raise SlowPeerError(f"fewer than {LEAST_BYTES_PER_SECOND} bytes a second")
             yield chunk
+
+
+def check_status(response: urllib3.BaseHTTPResponse, url: str) -> None:
+    """Refuse every answer that is not the file.
+
+    Raises:
+        BrokenOffError: the status may pass.
+        NetworkError: it is the same at once again.
+    """
+    if response.status == OK:
+        return
+    what = f"repository answers with HTTP status {response.status}"
+    if response.status in PASSING:
+        raise BrokenOffError(what, retry_after_s(response))
+    raise NetworkError(what, where=url)
+
+
+def retry_after_s(response: urllib3.BaseHTTPResponse) -> float:
+    """Seconds the server asks to be left alone, within bounds; 0 if it does not say so in a way that can be read."""
+    said = response.headers.get("Retry-After", "")
+    if re.fullmatch("[0-9]{1,9}", said):
+        return min(float(said), LONGEST_RETRY_AFTER_SECONDS)
+    try:  # a date counts from the server's own date: the board's clock may be wrong
+        at, now = (email.utils.parsedate_to_datetime(text) for text in (said, response.headers.get("Date", "")))
+        return min(max(0.0, (at - now).total_seconds()), LONGEST_RETRY_AFTER_SECONDS)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def _proxy(url: str) -> str | None:

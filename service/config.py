@@ -79,6 +79,8 @@ class Repository:
     url: str = field(metadata=limits(longest=1024))
     root: str = _file("/etc/temperd/root.json")
     """Pinned TUF root metadata."""
+    metered: str = field(default="allow", metadata=limits(choices=("allow", "wait")))
+    """Whether base models are downloaded; `wait` is for links whose bytes cost money."""
 
     def __post_init__(self) -> None:
         """Refuse everything but a web address."""

@@ -236,6 +236,7 @@ class Daemon:
             state_dir=str(self._state),
             repository_url=self._config.repository.url,
             repository_root=self._config.repository.root,
+            metered=self._config.repository.metered == "wait",
             policy=str(self._policy_path),
             threads=threads,
             board=self._board_name,
@@ -246,7 +247,7 @@ class Daemon:
 
     def _scrub_order(self) -> ScrubOrder:
         repository = self._config.repository
-        return ScrubOrder(str(self._state), repository.url, repository.root)
+        return ScrubOrder(str(self._state), repository.url, repository.root, metered=repository.metered == "wait")
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from service.device_link import Incoming
 from service.job import TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal, Verdict
 from service.logs import bind, logger
-from service.runner import Runner, Workshop
+from service.runner import PATIENT, Runner, Workshop
 from service.scrub import Scrubs, ScrubShop
 from service.statuses import Clock, Statuses, Uplink
 from service.steering import Steering
@@ -213,7 +213,7 @@ class Desk:
             return await self._regain(record)
         self._settle(record)
         self.scrubs.job_ended()
-        if record.standing.reason_code == "network":
+        if record.standing.reason_code in {"network", *PATIENT}:
             self._not_before[record.id] = self._clock.mono() + RETRY_NETWORK_S
         return record
 

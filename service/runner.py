@@ -8,7 +8,9 @@ from collections.abc import Callable, Container
 
 from agent.errors import BoardError, TemperdError
 from agent.messages import (
+    CLOCK_WRONG,
     MEMORY_CORRUPT,
+    METERED,
     OUT_OF_MEMORY,
     WORKER_KILLED,
     Failed,
@@ -34,6 +36,7 @@ PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a 
 STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is stopped
 MAX_WARNINGS = 20  # kept with the result
 OPERATIONS_PER_MAC = 2
+PATIENT = frozenset({METERED, CLOCK_WRONG})  # why even a job without a plan waits: it would only be sent again
 SHRINKABLE = (State.COMPILING, State.TRAINING, State.PAUSED)  # where a smaller micro-batch takes less memory
 GOES_ON = "The job goes on from its last verified checkpoint"
 STOPPING = "stopping"  # rule of the order with which a stopped daemon ends its worker
@@ -179,8 +182,8 @@ class Runner:
                 "goes on when the daemon runs again",
                 energy_j=self._steering.joules,
             )
-        if isinstance(last, Failed) and last.code == "network" and record.plan:
-            return self._statuses.move(record, Event.SUSPEND, "network", last.message, energy_j=self._steering.joules)
+        if isinstance(last, Failed) and (last.code in PATIENT or (last.code == "network" and record.plan)):
+            return self._statuses.move(record, Event.SUSPEND, last.code, last.message, energy_j=self._steering.joules)
         if isinstance(last, Failed) and last.code == OUT_OF_MEMORY and self._can_shrink(record):
             return self._statuses.move(record, Event.RESTART, OUT_OF_MEMORY, "goes on with a smaller micro-batch")
         if isinstance(last, Failed) and last.code == MEMORY_CORRUPT:

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from agent.download import MAX_FAILURES, PART, PROGRESS_BYTES, Downloads, Signed, _locked
+from agent.download import PART, PROGRESS_BYTES, Downloads, Signed, _locked
 from agent.errors import BoardError, ConfigError, NetworkError, TrustError
-from agent.web import Web, network_error
+from agent.web import MAX_FAILURES, Web, network_error
 
 BODY = bytes((7 * i + i // 251) % 256 for i in range(300_000))
 DIGEST = hashlib.sha256(BODY).hexdigest()

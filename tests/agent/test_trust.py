@@ -149,7 +149,7 @@ def test_from_publisher_to_plaintext(world: World) -> None:
     with path.open("rb") as sealed:
         assert unseal(sealed, key, binding, len(MODEL)) == MODEL
     assert not any(MODEL[:64] in item.read_bytes() for item in world.folder.rglob("*") if item.is_file())
-    assert world.bases() == ["efficientnet-lite0-1.0.sealed"]
+    assert world.bases() == ["efficientnet-lite0-1.0.grant", "efficientnet-lite0-1.0.sealed"]
     assert sorted(item.name for item in world.state.iterdir()) == ["bases", "metadata"]
 
 
