@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
 from agent.card import Target
@@ -112,7 +112,9 @@ class WrongHashError(Exception):
     """The sealed bytes have another hash."""
 
 
-def hash_and_unseal(stream: BufferedReader, sha256: str, key: bytes, binding: Binding, max_bytes: int) -> bytes:
+def hash_and_unseal(
+    stream: BufferedReader | BufferedRandom, sha256: str, key: bytes, binding: Binding, max_bytes: int
+) -> bytes:
     """The plaintext of the whole file, whose sealed bytes have the hash `sha256`.
 
     The file is read twice, both times through the same descriptor. Should it change between, then the plaintext is
