@@ -9,6 +9,7 @@ in test_trust.py and test_download.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from agent.pull import open_stored, pull
 from agent.trust import ModelRepository
 from agent.web import LONGEST_RETRY_AFTER_SECONDS, MAX_FAILURES
 from tests.agent.test_trust import MODEL, World, card, published, running, status
-from tests.simulators.kill_matrix import kill_matrix
+from tests.simulators.kill_matrix import fault_matrix, kill_matrix
 
 YEAR_S = 365 * 86400.0
 NAME = "efficientnet-lite0"
@@ -215,3 +216,25 @@ def test_killed_at_every_step(board: Pulling, tmp_path: Path) -> None:
         assert not [path.name for path in state.rglob("*") if path.suffix in {".part", ".partial"}]
 
     assert kill_matrix(prepared, tmp_path / "scratch", board, check) > 20
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_the_disk_fails_at_every_step(board: Pulling, tmp_path: Path, error: int) -> None:
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+
+    def check(state: Path) -> None:
+        assert board(state) == MODEL
+
+    assert fault_matrix(prepared, tmp_path / "scratch", board, check, error, lasting=False) > 20
+
+
+def test_a_fast_forward_is_healed_by_new_keys(board: Pulling) -> None:
+    board()
+    signed = board.world.publisher.signed
+    signed.release.timestamp.signed.version = 2**63
+    board.world.publisher.renew()
+    assert board() == MODEL
+    assert '"version":9223372036854775809' in (board.world.state / "metadata" / "timestamp.json").read_text()
+    board.world.publisher.renew()
+    assert board() == MODEL
