@@ -47,7 +47,7 @@ bench:  ## speed and memory of training beside PyTorch and onnxruntime-training 
 kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk: the number of cells of each flow
 	$(BIN)/python -m pytest -s tests/e2e/test_kill_matrix.py $(ARGS)
 
-fuzz: .venv-fuzz/.installed  ## 400,000 damaged inputs for all that reads bytes from outside (a few minutes)
+fuzz: .venv-fuzz/.installed  ## 1.2 million damaged inputs for all that reads bytes from outside (two minutes)
 	.venv-fuzz/bin/python tests/fuzz/run.py $(ARGS)
 
 # atheris has wheels for x86-64 only; elsewhere the extra is empty and hypothesis drives the same targets.

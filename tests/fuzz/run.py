@@ -36,7 +36,7 @@ NAMES = [
     "tuf-root",
     "worker-line",
 ]
-CASES = 25_000
+CASES = 75_000
 TIMEOUT_S = 900  # of one target; the slowest needs about a minute
 HANG_S = 10  # one input that takes longer counts as a crash
 MAX_INPUT_BYTES = 32 << 10
