@@ -1,5 +1,7 @@
 """The board's client under faults: each leaves the disk so that the next, honest pull works.
 
+Fault 10: test_one_signature_counted_twice_is_one. Fault 12: test_a_fast_forward_goes_on_from_there. Fault 17:
+test_a_linked_folder_is_refused. Fault 40: test_the_disk_fails_at_every_step.
 Fault 9: test_an_expired_copy_waits_for_the_repository.
 Fault 37: test_a_repository_that_is_ill_for_ever_ends_in_a_reason. Fault 38: test_killed_at_every_step. Fault 39:
 test_damaged_metadata_is_fetched_again. Fault 42: test_a_wrong_clock_is_told_and_does_not_lock_out. The others stand
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from securesystemslib.signer import Key
 
 from agent.card import Target
 from agent.errors import ConfigError, NetworkError, SealedFileError, TrustError
@@ -229,7 +233,7 @@ def test_the_disk_fails_at_every_step(board: Pulling, tmp_path: Path, error: int
     assert fault_matrix(prepared, tmp_path / "scratch", board, check, error, lasting=False) > 20
 
 
-def test_a_fast_forward_is_healed_by_new_keys(board: Pulling) -> None:
+def test_a_fast_forward_goes_on_from_there(board: Pulling) -> None:
     board()
     signed = board.world.publisher.signed
     signed.release.timestamp.signed.version = 2**63
@@ -237,4 +241,26 @@ def test_a_fast_forward_is_healed_by_new_keys(board: Pulling) -> None:
     assert board() == MODEL
     assert '"version":9223372036854775809' in (board.world.state / "metadata" / "timestamp.json").read_text()
     board.world.publisher.renew()
+    assert board() == MODEL
+
+
+def test_one_signature_counted_twice_is_one(board: Pulling) -> None:
+    board()
+    signed, folder = board.world.publisher.signed, board.world.folder / "metadata"
+    root = signed.release.root
+    role = root.signed.roles["timestamp"]
+    again = Key.from_dict("f" * 64, signed.signers("snapshot")[0].public_key.to_dict())
+    root.signed.keys[again.keyid] = again
+    role.keyids.append(again.keyid)
+    role.threshold, root.signed.version = 2, root.signed.version + 1
+    root.sign(signed.signers("root")[0])
+    (folder / f"{root.signed.version}.root.json").write_bytes(root.to_bytes())
+    timestamp = json.loads((folder / "timestamp.json").read_text())
+    one = timestamp["signatures"][0]
+    (folder / "timestamp.json").write_text(json.dumps(timestamp | {"signatures": [one, one]}))
+    with pytest.raises(TrustError):
+        board()
+    other = signed.signers("snapshot")[0].sign(signed.release.timestamp.signed_bytes)
+    second = {"keyid": again.keyid, "sig": other.signature}
+    (folder / "timestamp.json").write_text(json.dumps(timestamp | {"signatures": [one, second]}))
     assert board() == MODEL
