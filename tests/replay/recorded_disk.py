@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECTOR_BYTES = 512
-TRACED = "openat,write,pwrite64,fsync,fdatasync,rename,unlink,ftruncate,close"
+TRACED = "openat,write,pwrite64,fsync,fdatasync,rename,symlink,unlink,ftruncate,close"
 _CALL = re.compile(r"^\d+ +(\w+)\((.*)\) += (\d+)")
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
@@ -65,7 +65,7 @@ def _operation(call: re.Match[str]) -> Operation:
     strings = tuple(bytes.fromhex(text.replace("\\x", "")) for text in _STRING.findall(arguments))
     plain = _STRING.sub("", arguments).split(", ")
     numbers = tuple(int(part) for part in plain if re.fullmatch(r"-?\d+", part))
-    descriptor = numbers[0] if numbers and kind not in {"openat", "rename", "unlink"} else -1
+    descriptor = numbers[0] if numbers and kind not in {"openat", "rename", "symlink", "unlink"} else -1
     return Operation(kind, descriptor, strings, numbers, arguments, int(result))
 
 
@@ -75,6 +75,8 @@ class File:
 
     synced: bytes = b""
     pending: list[tuple[int, bytes]] = field(default_factory=list)
+    link: str = ""
+    """Where it leads, if it is a symbolic link."""
 
     def sync(self) -> None:
         """All of it is on the disk."""
@@ -197,6 +199,13 @@ class Disk:
             self._name("move", old, new)
         return True
 
+    def _symlink(self, done: Operation) -> bool:
+        leads, path = (text.decode() for text in done.strings)
+        if Path(path).is_relative_to(self._folder):
+            self._files.append(File(link=leads))
+            self._name("add", Path(path), len(self._files) - 1)
+        return True
+
     def _unlink(self, done: Operation) -> bool:
         path = Path(done.strings[0].decode())
         if path in self._live:
@@ -217,6 +226,9 @@ class Disk:
         for path, number in names.items():
             left = target / path.relative_to(self._folder)
             left.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._files[number].link:
+                left.symlink_to(self._files[number].link)
+                continue
             left.write_bytes(self._files[number].torn(chance))
             left.chmod(0o600)
 

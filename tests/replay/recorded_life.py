@@ -1,4 +1,4 @@
-"""A life of the store, the journal or the publisher, to be run under strace.
+"""A life of the store, the journal, the publisher or a board that pulls, to be run under strace.
 
 What it writes to the file given says what has been promised so far.
 """
@@ -8,11 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 from agent.card import ModelCard, Preprocess
 from agent.repository import Publisher, utc_now
 from agent.store import Store
+from agent.trust import ModelRepository
 from service.journal import Journal
 
 KEY = bytes(range(32))
@@ -75,7 +81,40 @@ def publisher_life(folder: Path, promise: int) -> None:
         os.write(promise, str(version).encode())
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a web server for the folder."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, args=(0.005,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def board_life(folder: Path, promise: int) -> None:
+    """Promises: the newest version fetched. The repository and its keys lie beside the folder."""
+    web = folder.parent / "web"
+    publisher = Publisher.open(web, folder.parent / "web-keys", utc_now)
+    with serving(web) as url:
+        for version in range(1, 3):
+            publisher.publish(f"model {version}".encode(), card_of(version))
+            board = ModelRepository(url, web / "metadata" / "1.root.json", folder)
+            board.refresh()
+            board.fetch(board.find("m"))
+            os.write(promise, str(version).encode())
+
+
 if __name__ == "__main__":
     name, folder, promises = sys.argv[1:]
     descriptor = os.open(promises, os.O_WRONLY | os.O_CREAT, 0o600)
-    {"store": store_life, "journal": journal_life, "publisher": publisher_life}[name](Path(folder), descriptor)
+    {"store": store_life, "journal": journal_life, "publisher": publisher_life, "board": board_life}[name](
+        Path(folder), descriptor
+    )

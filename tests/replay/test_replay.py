@@ -14,12 +14,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recorded_disk import Disk, Operation, record
-from recorded_life import CHECKPOINTS, KEY, MODELS
+from recorded_life import CHECKPOINTS, KEY, MODELS, serving
 
 from agent.errors import TemperdError
 from agent.repository import Publisher, utc_now
-from agent.sealed import Binding, unseal
+from agent.sealed import Binding, sealed_length, unseal
 from agent.store import Store
+from agent.trust import ModelRepository, verify_sealed
 from service.journal import Journal
 
 STATES_PER_CALL = 8  # some 3,000 states in all
@@ -35,6 +36,8 @@ def replay(
         folder, promises = Path(scratch, "live"), Path(scratch, "promises")
         if life == "publisher":
             Publisher.create(folder / "repository", folder / "keys", utc_now)
+        if life == "board":
+            Publisher.create(folder.parent / "web", folder.parent / "web-keys", utc_now)
         for name in folders:
             (folder / name).mkdir(parents=True, exist_ok=True)
         chance, disk, states = random.Random(39), Disk(folder, promises), 0
@@ -91,6 +94,19 @@ def check_publisher(folder: Path, promised: str, following: str) -> None:
         assert unseal(io.BytesIO(body.read_bytes()), key, binding, 100) == f"model {target.version}".encode()
 
 
+def check_board(folder: Path, promised: str, following: str) -> None:
+    del following
+    for version in range(1, int(promised or 0) + 1):
+        assert (folder / "bases" / f"m-{version}.sealed").stat().st_size == sealed_length(len("model 1"))
+    web = folder.parent / "web"
+    with serving(web) as url:
+        board = ModelRepository(url, web / "metadata" / "1.root.json", folder)
+        board.refresh()
+        target = board.find("m")
+        assert target.version == "2"
+        verify_sealed(board.fetch(target), target)
+
+
 STORE_FOLDERS = ("slots/a", "slots/b", "checkpoints")
 
 
@@ -104,6 +120,10 @@ def test_the_journal_keeps_what_it_promised() -> None:
 
 def test_the_publisher_keeps_what_it_published_and_can_open_it() -> None:
     assert replay("publisher", (), check_publisher) > 300
+
+
+def test_the_board_keeps_what_it_fetched_and_goes_on() -> None:
+    assert replay("board", (".",), check_board) > 300
 
 
 @pytest.mark.parametrize(
