@@ -85,13 +85,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Create `folder` and its parents where they are missing.
+    """Create `folder` and its parents where they are missing, durably.
 
     Raises:
         BoardError: `no-space` or `disk`.
     """
     with disk_errors(folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        for made in reversed(missing):
+            sync_folder(made.parent)
 
 
 def remove(path: Path) -> None:
