@@ -247,6 +247,7 @@ class FineTune:
         slot, problem = promote(
             store, model, manifest, samples, run.outputs(samples), self._order.threads,
             lambda slot: self._ask("PROMOTING", f"slot {slot}"),
+            guard.never_learn if self._policy().store.form == "delta" else (),
         )  # fmt: skip
         result["slot"] = slot
         if problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import numpy as np
 
@@ -73,6 +73,7 @@ def promote(
     expected: Float32,
     threads: int,
     enter: Callable[[str], None],
+    shared: Container[str] = (),
 ) -> tuple[str, str]:
     """Seal a tuned model into the free slot, activate it, and keep it only if it answers as it did in training.
 
@@ -84,11 +85,13 @@ def promote(
         expected: their outputs by the run that trained it [M, ...].
         threads: intra-op threads.
         enter: called with the slot once it is staged, before it becomes active.
+        shared: names of frozen weights to be kept once for both slots.
 
     Returns:
         The slot, and what was wrong: empty when the model stays, else the one before is active again.
     """
-    slot = store.stage(model, manifest)
+    frozen = (value.tobytes() for name, value in parse(model).initializers.items() if name in shared) if shared else ()
+    slot = store.stage(model, manifest, frozen)
     enter(slot)
     store.activate(slot)
     try:

@@ -32,7 +32,7 @@ class Finding:
 
     Attributes:
         path: below the state folder.
-        kind: `base`, `slot`, `checkpoint` or `status`.
+        kind: `base`, `frozen`, `slot`, `checkpoint` or `status`.
         action: `repaired`, `downloaded`, or for what is lost `removed`, `rolled-back`, `left`.
         told: a sentence for people.
     """
@@ -103,7 +103,7 @@ class Scrub:
             ScrubEndedError: an order ended it; what was mended stays mended.
             BoardError: the disk fails.
         """
-        for name in ("repository/bases", "store/checkpoints", "store/slots/a", "store/slots/b"):
+        for name in ("repository/bases", "store/checkpoints", "store/frozen", "store/slots/a", "store/slots/b"):
             remove_partials(self._state / name)
         for path in self._parity_folders():
             remove_partials(path)

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.card import NAME, SHA256, VERSION, target_path
+from agent.card import MAX_PLAINTEXT_BYTES, NAME, SHA256, VERSION, target_path
 from agent.durable import disk_errors, read_bounded, remove
 from agent.errors import ArtifactError, BoardError, SealedFileError, TemperdError
 from agent.scrub_read import sha256_on_disk
-from agent.slots import GOOD, SLOTS, STATUS_CORRUPT, read_manifest, read_status
+from agent.slots import FROZEN_FOLDER, GOOD, SLOTS, STATUS_CORRUPT, FrozenPart, read_manifest, read_status
 from agent.store import Store
 from agent.strict_json import loads
 
@@ -38,7 +38,7 @@ class Kept:
 
     Attributes:
         path: where it lies.
-        kind: `base`, `slot` or `checkpoint`.
+        kind: `base`, `frozen`, `slot` or `checkpoint`.
         sha256: what a signature or a manifest says it is, in hexadecimal; empty where nobody says.
         verifies: whether the board's key opens what is there; `None` where no key of the board's can tell.
         lose: called when it cannot be mended.
@@ -63,6 +63,7 @@ def kept_files(state: Path, store: Store, fetch: Callable[[str, str], None]) -> 
         BoardError: the disk fails.
     """
     yield from _bases(state / "repository", fetch)
+    yield from _frozen(state / "store", store)  # first: slots that share them are judged with them
     yield from _slots(state / "store", store)
     yield from _checkpoints(state / "store" / "checkpoints", store)
 
@@ -101,6 +102,47 @@ def _signed_hashes(path: Path) -> dict[str, str]:
 
 def _table(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
+
+
+def _frozen(folder: Path, store: Store) -> Iterator[Kept]:
+    """Frozen weights that slots share: all that are there, and those that manifests name and that are gone."""
+    found = {path.name.removesuffix(".sealed") for path in _files(folder / FROZEN_FOLDER)}
+    for sha256 in sorted(found | {name for slot in _slots_in_use(folder) if (name := _frozen_of(folder, slot))}):
+        if SHA256.fullmatch(sha256):
+            part = FrozenPart(sha256, MAX_PLAINTEXT_BYTES)  # the manifest that knows its length may be damaged
+            path = folder / FROZEN_FOLDER / f"{sha256}.sealed"
+            opens, lose = partial(store.opens_frozen, part), partial(_lose_frozen, folder, sha256, store)
+            yield Kept(path, "frozen", "", opens, lose)
+
+
+def _frozen_of(folder: Path, slot: str) -> str:
+    try:
+        part = read_manifest(folder, slot).core.frozen
+    except SealedFileError:
+        return ""
+    return part.sha256 if part else ""
+
+
+def _lose_frozen(folder: Path, sha256: str, store: Store) -> Loss:
+    """All slots that share them are lost, the active one last."""
+    slots, active = _slots_in_use(folder), _active(folder)
+    losses = [
+        _lose_slot(folder, slot, store)
+        for slot in sorted(slots, key=lambda slot: slot == active)
+        if _frozen_of(folder, slot) == sha256
+    ]
+    if not losses:
+        return Loss(LEFT, "no slot in use needs it")
+    return Loss(losses[-1].action, "; ".join(loss.told for loss in losses))
+
+
+def _active(folder: Path) -> str:
+    try:
+        return read_status(folder).active
+    except BoardError as error:
+        if error.code != STATUS_CORRUPT:
+            raise
+        return ""
 
 
 def _slots(folder: Path, store: Store) -> Iterator[Kept]:

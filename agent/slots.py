@@ -19,6 +19,7 @@ from agent.strict_json import canonical, loads
 from policies.strict import TableError, build, limits
 
 SLOTS = ("a", "b")
+FROZEN_FOLDER = "frozen"  # beside the slots: weights that they share
 GOOD = "good"  # marks a slot that passed its trial
 MAIN, COPY = "status.json", "status.copy.json"
 STATUS_CORRUPT = "status-corrupt"
@@ -138,13 +139,60 @@ def write_status(folder: Path, status: Status) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class FrozenPart:
+    """Frozen weights outside of a slot: hash and length of their plaintext."""
+
+    sha256: str
+    length: int = field(metadata=limits(1, MAX_PLAINTEXT_BYTES))
+
+    def __post_init__(self) -> None:
+        _check_hash("sha256", self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaPart:
+    """What a slot's sealed file holds in the place of a whole model: hash and length of its plaintext."""
+
+    sha256: str
+    length: int = field(metadata=limits(1, MAX_PLAINTEXT_BYTES))
+
+    def __post_init__(self) -> None:
+        _check_hash("sha256", self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
 class Core:
-    """What a slot's sealed file is bound to; `sequence` counts stagings, so the newest slot has the highest."""
+    """What a slot's sealed file is bound to; `sequence` counts stagings, so the newest slot has the highest.
+
+    `form` is `whole`, or `delta` with both its parts; the hash and length of the plaintext are the whole model's.
+    """
 
     manifest: dict[str, object]
     plaintext_length: int = field(metadata=limits(0, MAX_PLAINTEXT_BYTES))
     plaintext_sha256: str
     sequence: int = field(metadata=limits(1, 2**53))
+    form: str = field(default="whole", metadata=limits(choices=("whole", "delta")))
+    delta: DeltaPart | None = None
+    frozen: FrozenPart | None = None
+
+    def __post_init__(self) -> None:
+        _check_hash("plaintext_sha256", self.plaintext_sha256)
+        if {self.delta is not None, self.frozen is not None} != {self.form == "delta"}:
+            raise TableError("form", "does not fit the parts")
+
+    def table(self) -> dict[str, object]:
+        """As it is bound and written: a whole model's says nothing of forms, as before there were two."""
+        table = asdict(self)
+        if self.form == "whole":
+            for name in ("form", "delta", "frozen"):
+                del table[name]
+        return table
+
+    def stored(self) -> tuple[str, int]:
+        """Hash and length of the plaintext of the slot's sealed file."""
+        if self.delta is not None:
+            return self.delta.sha256, self.delta.length
+        return self.plaintext_sha256, self.plaintext_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +202,6 @@ class Manifest:
     core: Core
     sealed_sha256: str
     sealed_length: int
-
-    def __post_init__(self) -> None:
-        if not SHA256.fullmatch(self.core.plaintext_sha256):
-            raise TableError("core.plaintext_sha256", "is not 64 hexadecimal digits")
 
 
 def read_manifest(folder: Path, slot: str) -> Manifest:
@@ -192,6 +236,11 @@ def view(folder: Path, status: Status) -> SlotView:
     return SlotView(
         status.active, status.trial, status.previous, core.manifest, core.plaintext_sha256, read.sealed_sha256
     )
+
+
+def _check_hash(key: str, value: str) -> None:
+    if not SHA256.fullmatch(value):
+        raise TableError(key, "is not 64 hexadecimal digits")
 
 
 def _read_main(folder: Path) -> Status:

@@ -2,10 +2,12 @@
 
     <folder>/slots/{a,b}/  model.sealed  manifest.json  good
     <folder>/slots/status.json  status.copy.json
+    <folder>/frozen/<sha256>.sealed
     <folder>/checkpoints/<name>.sealed
 
-A slot is written while the status does not refer to it. `good` marks a slot that passed its trial: only such slots are
-taken when the status is lost and has to be rebuilt.
+A slot holds a whole model, or what was trained of it (agent/delta.py) and the name of the frozen weights, which both
+slots may share. It is written while the status does not refer to it. `good` marks a slot that passed its trial: only
+such slots are taken when the status is lost and has to be rebuilt.
 
     none | good(a)  --stage, activate-->  trial(b)  --mark_good-->  good(b)
                                           trial(b)  --roll_back-->  good(a) | none
@@ -16,13 +18,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 from agent.card import MAX_PLAINTEXT_BYTES, NAME
+from agent.delta import DELTA_BROKEN, join
 from agent.durable import (
     atomic_writer,
     disk_error,
@@ -34,8 +37,10 @@ from agent.durable import (
     write_atomic,
 )
 from agent.errors import BoardError, SealedFileError, SpecError
+from agent.frozen_blobs import FrozenBlobs, divide
 from agent.keys_storage import unseal_with_any
 from agent.sealed import Binding, Sealed, seal
+from agent.slot_file import is_sealed_as, slot_binding, slot_file
 from agent.slots import (
     GOOD,
     MAIN,
@@ -44,6 +49,7 @@ from agent.slots import (
     SLOTS,
     STATUS_CORRUPT,
     Core,
+    FrozenPart,
     SlotView,
     Status,
     checkpoint_path,
@@ -56,6 +62,7 @@ from agent.slots import (
     write_status,
 )
 from agent.strict_json import canonical, loads
+from policies.strict import build
 
 MAX_CHECKPOINT_BYTES = 4 * MAX_PLAINTEXT_BYTES  # weights, two optimizer moments and a margin
 MAX_CORE_BYTES = MAX_MANIFEST_BYTES - 1024  # the rest of the manifest is a hash and a length
@@ -77,6 +84,7 @@ class Store:
     def __init__(self, folder: Path, storage_key: bytes, *previous_keys: bytes) -> None:
         self._folder, self._key, self._keys = folder, storage_key, (storage_key, *previous_keys)
         self._slots, self._checkpoints = folder / "slots", folder / "checkpoints"
+        self._frozen = FrozenBlobs(folder, self._keys)
         for path in (*(self._slots / slot for slot in SLOTS), self._checkpoints):
             make_folder(path)
 
@@ -94,6 +102,7 @@ class Store:
         """
         for folder in (self._slots, *(self._slots / slot for slot in SLOTS), self._checkpoints):
             remove_partials(folder)
+        self._frozen.clear()
         try:
             told = level_status(self._folder)
         except BoardError as error:
@@ -102,12 +111,14 @@ class Store:
             return (f"{error}", self._rebuild())
         return (told, "mended from its other copy") if told else ()
 
-    def stage(self, model: bytes, manifest: Mapping[str, object]) -> str:
+    def stage(self, model: bytes, manifest: Mapping[str, object], frozen: Iterable[bytes] = ()) -> str:
         """Seal a tuned model into the slot that is not active.
 
         Args:
             model: the model file.
             manifest: JSON values that go with it (card, metrics, origin); bound to the sealed file.
+            frozen: raw bytes of tensors that later models will have too. They are kept once for both slots, if the slot
+                becomes smaller by `agent.frozen_blobs.LEAST_SAVING` for it.
 
         Returns:
             The slot, `a` or `b`.
@@ -121,13 +132,17 @@ class Store:
         if status.trial:
             raise SpecError("a tuned model is on trial", fix="Mark it good or roll it back", reason="trial-open")
         slot = "b" if status.active == "a" else "a"
-        core = self._core(model, manifest)
+        stored, blob, parts = divide(model, frozen)
+        core = self._core(model, manifest, parts)
         level_status(self._folder)  # a copy that is ahead may speak of the slot that is written now
         if status.previous == slot:
             write_status(self._folder, replace(status, previous=""))
         folder = self._slots / slot
         remove(folder / GOOD)
-        self._seal_slot(folder, model, core)
+        if parts:
+            self._frozen.keep(blob)
+        self._seal_slot(folder, stored, core)
+        self._frozen.clear()
         return slot
 
     def activate(self, slot: str) -> SlotView:
@@ -270,12 +285,17 @@ class Store:
         for slot in SLOTS:
             try:
                 read = read_manifest(self._folder, slot)
-                model, key = self._open_slot(slot, read.core)
+                stored, key = self._open_stored(slot, read.core)
+                blob, blob_key = self._frozen.open(read.core.frozen) if read.core.frozen else (b"", self._key)
             except SealedFileError:
                 continue
+            if blob_key != self._key:
+                self._frozen.keep(blob)
             path = self._slots / slot / "model.sealed"
-            if key != self._key or not _is_sealed_as(path, read.sealed_sha256):  # a crash may part the two files
-                self._seal_slot(path.parent, model, asdict(read.core))
+            stale = key != self._key or not is_sealed_as(path, read.sealed_sha256)  # a crash may part the two files
+            if stale:
+                self._seal_slot(path.parent, stored, read.core)
+            if stale or blob_key != self._key:
                 done += [f"slot {slot}"]
         for path in sorted(self._checkpoints.glob("*.sealed")):
             with suppress(SealedFileError):
@@ -285,13 +305,25 @@ class Store:
                     done += [f"checkpoint {path.stem}"]
         return tuple(done)
 
-    def _seal_slot(self, folder: Path, model: bytes, core: Mapping[str, object]) -> None:
+    def opens_frozen(self, part: FrozenPart) -> bool:
+        """Whether frozen weights that slots share open with the board's key.
+
+        Raises:
+            BoardError: the disk fails.
+        """
+        try:
+            self._frozen.open(part)
+        except SealedFileError:
+            return False
+        return True
+
+    def _seal_slot(self, folder: Path, stored: bytes, core: Core) -> None:
         with atomic_writer(folder / "model.sealed") as stream:
-            sealed = seal(io.BytesIO(model), stream, self._key, _slot_binding(core))
-        table = {"core": core, "sealed_sha256": sealed.sha256, "sealed_length": sealed.length}
+            sealed = seal(io.BytesIO(stored), stream, self._key, slot_binding(core))
+        table = {"core": core.table(), "sealed_sha256": sealed.sha256, "sealed_length": sealed.length}
         write_atomic(folder / "manifest.json", canonical(table))
 
-    def _core(self, model: bytes, manifest: Mapping[str, object]) -> dict[str, object]:
+    def _core(self, model: bytes, manifest: Mapping[str, object], parts: Mapping[str, object]) -> Core:
         if len(model) > MAX_PLAINTEXT_BYTES:
             raise SpecError(f"tuned model has {len(model)} bytes, at most {MAX_PLAINTEXT_BYTES}", reason="too-long")
         core = {
@@ -299,13 +331,14 @@ class Store:
             "plaintext_length": len(model),
             "plaintext_sha256": hashlib.sha256(model).hexdigest(),
             "sequence": 1 + max(sequence(self._folder, slot) for slot in SLOTS),
+            **parts,
         }
         try:
             # Read back as it will be read from the disk: what is bound must be what is found there.
             read = loads(canonical(core), what="manifest", max_bytes=MAX_CORE_BYTES, error=SpecError)
         except (TypeError, ValueError) as error:
             raise SpecError(f"manifest is not JSON: {error}") from error
-        return cast("dict[str, object]", read)
+        return build(Core, cast("dict[str, object]", read))
 
     def _checkpoint_path(self, name: str) -> Path:
         if not NAME.fullmatch(name):
@@ -314,11 +347,20 @@ class Store:
 
     def _load(self, slot: str) -> tuple[bytes, dict[str, object]]:
         core = read_manifest(self._folder, slot).core
-        return self._open_slot(slot, core)[0], core.manifest
+        return self._open_slot(slot, core), core.manifest
 
-    def _open_slot(self, slot: str, core: Core) -> tuple[bytes, bytes]:
-        with _slot_file(self._slots / slot / "model.sealed") as stream:
-            return unseal_with_any(stream, self._keys, _slot_binding(asdict(core)), core.plaintext_length)
+    def _open_slot(self, slot: str, core: Core) -> bytes:
+        stored, _ = self._open_stored(slot, core)
+        if core.frozen is None:
+            return stored
+        model = join(stored, self._frozen.open(core.frozen)[0])
+        if (len(model), hashlib.sha256(model).hexdigest()) != (core.plaintext_length, core.plaintext_sha256):
+            raise SealedFileError(f"slot {slot} joins to another model", where=slot, reason=DELTA_BROKEN)
+        return model
+
+    def _open_stored(self, slot: str, core: Core) -> tuple[bytes, bytes]:
+        with slot_file(self._slots / slot / "model.sealed") as stream:
+            return unseal_with_any(stream, self._keys, slot_binding(core), core.stored()[1])
 
     def _open_checkpoint(self, path: Path, name: str) -> tuple[bytes, bytes]:
         try:
@@ -341,26 +383,6 @@ class Store:
         previous = next((slot for slot in usable if slot != newest), "")
         write_status(self._folder, Status(active=newest, previous=previous))
         return f"status rebuilt from the slots: active is {newest or 'none, the base model runs'}"
-
-
-@contextmanager
-def _slot_file(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with path.open("rb") as stream:
-            yield stream
-    except FileNotFoundError as error:
-        raise SealedFileError("slot holds no model", where=str(path), reason="slot-broken") from error
-    except OSError as error:
-        raise disk_error(error, path) from error
-
-
-def _is_sealed_as(path: Path, sealed_sha256: str) -> bool:
-    with disk_errors(path), path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == sealed_sha256
-
-
-def _slot_binding(core: Mapping[str, object]) -> Binding:
-    return Binding("slot/tuned-model", hashlib.sha256(canonical(core)).hexdigest(), str(core["plaintext_sha256"]))
 
 
 def _checkpoint_binding(name: str, plaintext_sha256: str) -> Binding:

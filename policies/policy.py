@@ -205,6 +205,14 @@ class MemoryPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class StorePolicy:
+    """How tuned models are kept."""
+
+    form: str = field(default="whole", metadata=limits(choices=("whole", "delta")))
+    """`delta`: what was trained, and the frozen weights once for both slots; less to write, but both depend on them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole policy."""
 
@@ -215,6 +223,7 @@ class Policy:
     freezing: FreezingPolicy = field(default_factory=FreezingPolicy)
     scrub: ScrubPolicy = field(default_factory=ScrubPolicy)
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
+    store: StorePolicy = field(default_factory=StorePolicy)
 
 
 def parse_policy(text: str) -> Policy:

@@ -242,6 +242,74 @@ def test_on_a_full_disk_damaged_files_are_left_for_later_and_nothing_is_given_up
     assert actions(board.scrub()) == [("base", "repaired"), ("slot", "repaired")]
 
 
+# --- frozen weights that slots share ----------------------------------------------------------------------------------
+
+FROZEN = bytes(range(256)) * 400
+
+
+@pytest.fixture
+def sharing(board: Board) -> Board:
+    """Both slots hold deltas of the same frozen weights."""
+    store = board.store()
+    for model in (b"a" + FROZEN, b"b" + FROZEN):
+        store.activate(store.stage(model, {"name": "colours"}, [FROZEN]))
+        store.mark_good()
+    assert board.scrub().damaged == 0
+    return board
+
+
+def frozen_file(board: Board) -> Path:
+    (found,) = (board.state / "store" / "frozen").iterdir()
+    return found
+
+
+@pytest.mark.parametrize("place", [0, 5000, -1])
+def test_flipped_frozen_weights_are_mended(sharing: Board, place: int) -> None:
+    before = snapshot(sharing.state)
+    flip(frozen_file(sharing), place)
+    assert actions(sharing.scrub()) == [("frozen", "repaired")]
+    assert snapshot(sharing.state) == before
+    assert sharing.store().load_active()[0] == b"b" + FROZEN
+
+
+def test_frozen_weights_and_the_manifest_that_names_them_are_mended_together(sharing: Board) -> None:
+    before = snapshot(sharing.state)
+    flip(frozen_file(sharing))
+    for slot in ("a", "b"):
+        flip(sharing.state / "store" / "slots" / slot / "manifest.json", 0)
+    assert {action for _, action in actions(sharing.scrub())} == {"repaired"}
+    assert snapshot(sharing.state) == before
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_lost_frozen_weights_lose_both_slots_and_are_told(sharing: Board, *, gone: bool) -> None:
+    path = frozen_file(sharing)
+    if gone:
+        path.unlink()
+        sharing.state.joinpath("parity", "store", "frozen", f"{path.name}.parity").unlink()
+    else:
+        destroy(path)
+    report = sharing.scrub()
+    assert actions(report) == [("frozen", "rolled-back")]
+    assert "the base model runs" in report.findings[0].told
+    assert sharing.active() == ""
+    store = sharing.store()
+    store.activate(store.stage(b"c" + FROZEN, {}, [FROZEN]))
+    assert store.load_active()[0] == b"c" + FROZEN
+
+
+def test_lost_frozen_weights_leave_a_whole_model_before(sharing: Board) -> None:
+    store = sharing.store()
+    store.activate(store.stage(MODEL_A, {}))
+    store.mark_good()
+    store.activate(store.stage(b"d" + FROZEN, {}, [FROZEN]))
+    store.mark_good()
+    sharing.scrub()
+    destroy(frozen_file(sharing))
+    assert actions(sharing.scrub()) == [("frozen", "rolled-back")]
+    assert sharing.store().load_active()[0] == MODEL_A
+
+
 # --- what is no damage ------------------------------------------------------------------------------------------------
 
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agent.errors import BoardError, SealedFileError, SpecError
-from agent.slots import COPY, MAIN, read_active, read_status
+from agent.slots import COPY, MAIN, read_active, read_manifest, read_status
 from agent.store import Store
 from tests.simulators.kill_matrix import CAME_THROUGH, KILLED, run_to
 
 KEY = bytes(range(32))
+MANIFEST = "manifest.json"
 ONE, TWO, THREE = b"model one", b"model two" * 1000, b"model three"
 
 
@@ -377,6 +378,97 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     assert Store(tmp_path / "after", KEY).open_checkpoint("job") == b"step two"
 
 
+SHARED, OTHERS = random.Random(2).randbytes(5000), random.Random(3).randbytes(6000)
+
+
+def named(folder: Path) -> set[str]:
+    parts = [
+        read_manifest(folder, slot).core.frozen for slot in ("a", "b") if (folder / "slots" / slot / MANIFEST).exists()
+    ]
+    return {part.sha256 for part in parts if part}
+
+
+def blobs(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "frozen").glob("*.sealed")}
+
+
+def test_slots_share_frozen_weights(store: Store, tmp_path: Path) -> None:
+    one, two, three = (b"a" * n + SHARED + b"%d" % n for n in (1, 2, 3))
+    for model in (one, two, three):
+        slot = store.stage(model, {"n": 1}, [SHARED])
+        view = store.activate(slot)
+        assert view.plaintext_sha256 == hashlib.sha256(model).hexdigest()
+        store.mark_good()
+        assert store.load_active() == (model, {"n": 1})
+        assert blobs(tmp_path) == named(tmp_path) == {hashlib.sha256(SHARED).hexdigest()}
+        assert (tmp_path / "slots" / slot / "model.sealed").stat().st_size < 1000
+    assert SHARED[:32] not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    store.stage(b"b" + OTHERS, {}, [OTHERS])
+    assert blobs(tmp_path) == named(tmp_path)
+    assert len(blobs(tmp_path)) == 2
+    store.roll_back("asked")
+    tuned(store, ONE)
+    tuned(store, TWO)
+    assert blobs(tmp_path) == set(), "nothing names them any more"
+
+
+def test_frozen_weights_that_save_little_stay_in_the_slot(store: Store, tmp_path: Path) -> None:
+    model = SHARED + bytes(3 * len(SHARED))
+    store.activate(store.stage(model, {}, [SHARED]))
+    assert store.load_active()[0] == model
+    assert blobs(tmp_path) == set()
+    table = json.loads((tmp_path / "slots" / "a" / MANIFEST).read_bytes())
+    assert table["core"].keys() == {"manifest", "plaintext_length", "plaintext_sha256", "sequence"}, "as before deltas"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_slot_without_its_frozen_weights_is_left(store: Store, tmp_path: Path, *, gone: bool) -> None:
+    tuned(store, ONE)
+    store.activate(store.stage(b"a" + SHARED, {}, [SHARED]))
+    path = next((tmp_path / "frozen").iterdir())
+    if gone:
+        path.unlink()
+    else:
+        flip(path)
+    assert not store.verifies("b")
+    with pytest.raises(SealedFileError):
+        store.load_active()
+    store.roll_back("broken slot")
+    assert store.load_active()[0] == ONE
+    store.activate(store.stage(b"b" + SHARED, {}, [SHARED]))
+    assert store.load_active()[0] == b"b" + SHARED, "what is damaged is written anew"
+
+
+def test_a_manifest_that_may_be_mended_keeps_its_frozen_weights(store: Store, tmp_path: Path) -> None:
+    store.activate(store.stage(b"a" + SHARED, {}, [SHARED]))
+    manifest = tmp_path / "slots" / "a" / MANIFEST
+    whole = manifest.read_bytes()
+    flip(manifest, 0)
+    store.recover()
+    manifest.write_bytes(whole)
+    assert store.load_active()[0] == b"a" + SHARED
+
+
+@pytest.mark.parametrize("change", [{"form": "whole"}, {"form": "other"}, {"frozen": None}, {"delta": None}])
+def test_a_form_that_does_not_fit_its_parts_is_refused(store: Store, tmp_path: Path, change: dict[str, object]) -> None:
+    store.stage(b"a" + SHARED, {}, [SHARED])
+    path = tmp_path / "slots" / "a" / MANIFEST
+    table = json.loads(path.read_bytes())
+    table["core"] |= change
+    path.write_text(json.dumps(table))
+    with pytest.raises(SealedFileError) as caught:
+        store.activate("a")
+    assert caught.value.code == "slot-broken"
+
+
+MODELS = st.tuples(st.binary(max_size=50), st.integers(0, 3))
+
+
+def model_of(drawn: tuple[bytes, int]) -> bytes:
+    """A model without frozen weights or with one of three kinds."""
+    return drawn[0] + (b"", SHARED, OTHERS, SHARED + OTHERS)[drawn[1]]
+
+
 class Slots(RuleBasedStateMachine):
     """Any order of operations, killed ones and flipped bits among them, against a model of four variables."""
 
@@ -390,9 +482,10 @@ class Slots(RuleBasedStateMachine):
         self.trial = False
 
     @precondition(lambda self: not self.trial)
-    @rule(model=st.binary(max_size=50))
-    def stage(self, model: bytes) -> None:
-        self.staged = (self.store.stage(model, {}), model)
+    @rule(drawn=MODELS)
+    def stage(self, drawn: tuple[bytes, int]) -> None:
+        model = model_of(drawn)
+        self.staged = (self.store.stage(model, {}, [SHARED, OTHERS]), model)
         self.before = None
 
     @precondition(lambda self: not self.trial and self.staged)
@@ -430,16 +523,16 @@ class Slots(RuleBasedStateMachine):
             self.exactly_one_or_none()
             assert self.store.recover() != ()
 
-    @rule(step=st.integers(1, 30), model=st.binary(max_size=50), good=st.booleans())
-    def killed_at_any_step(self, step: int, model: bytes, *, good: bool) -> None:
+    @rule(step=st.integers(1, 30), drawn=MODELS, good=st.booleans())
+    def killed_at_any_step(self, step: int, drawn: tuple[bytes, int], *, good: bool) -> None:
         """What a job does next: judge the trial, or stage and activate; the power goes at one of its steps."""
         folder, before = Path(self.scratch.name), (self.now, self.trial)
-        trial = self.trial
+        trial, model = self.trial, model_of(drawn)
 
         def flow(folder: Path) -> None:
             store = Store(folder, KEY)
             if not trial:
-                store.activate(store.stage(model, {}))
+                store.activate(store.stage(model, {}, [SHARED, OTHERS]))
             elif good:
                 store.mark_good()
             else:
@@ -468,6 +561,7 @@ class Slots(RuleBasedStateMachine):
     @invariant()
     def exactly_one_or_none(self) -> None:
         view = self.store.active()
+        assert named(Path(self.scratch.name)) == blobs(Path(self.scratch.name))
         assert (view is None) == (self.now is None)
         if view:
             assert self.store.load_active()[0] == self.now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,20 @@ from agent.store import Store
 from tests.simulators.kill_matrix import fault_matrix
 
 KEY = bytes(range(32))
-ONE, TWO = b"model one" * 3000, b"model two" * 3000
+FROZEN, OTHER = bytes(range(256)) * 20, bytes(range(255)) * 20
+ONE, TWO = b"one" * 400 + FROZEN + b"of models", b"two" * 500 + OTHER + b"of models"
 OLD, NEW = b"checkpoint one" * 100, b"checkpoint two" * 100
 CODES = {errno.ENOSPC: "no-space", errno.EIO: "disk", errno.EROFS: "disk"}
+
+
+class Sharing(Store):
+    """Keeps the frozen weights of its models once."""
+
+    def stage(self, model: bytes, manifest: Mapping[str, object], frozen: Iterable[bytes] = (FROZEN, OTHER)) -> str:
+        return super().stage(model, manifest, frozen)
+
+
+FORMS = {"whole": Store, "delta": Sharing}
 
 
 def good(store: Store) -> None:
@@ -53,18 +64,20 @@ STEPS: dict[str, tuple[Callable[[Store], None], Callable[[Store], object], tuple
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("error", CODES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", STEPS)
 def test_a_disk_that_fails_at_any_step_loses_no_good_model(
-    tmp_path: Path, name: str, error: int, *, lasting: bool
+    tmp_path: Path, name: str, form: str, error: int, *, lasting: bool
 ) -> None:
     prepare, deed, allowed = STEPS[name]
     prepared = tmp_path / "prepared"
-    prepare(Store(prepared, KEY))
+    prepare(FORMS[form](prepared, KEY))
+    assert (prepared / "frozen").exists() == (form == "delta")
     if name == "recover":
         (prepared / "slots" / "status.json").write_bytes(b"?")
 
     def flow(folder: Path) -> None:
-        store = Store(folder, KEY)
+        store = FORMS[form](folder, KEY)
         try:
             deed(store)
         except BoardError as problem:

@@ -21,14 +21,14 @@ import pytest
 
 from agent.card import ModelCard, Preprocess
 from agent.durable import atomic_writer, remove_partials
-from agent.errors import SpecError
+from agent.errors import SealedFileError, SpecError
 from agent.keys import create_identity, load_identity
 from agent.keys_identity import rotated, without_previous
 from agent.keys_stored import IDENTITY_FILE, find_identity, write_identity
 from agent.repository import Publisher, utc_now
 from agent.repository_root import rotate, sign
 from agent.sealed import Binding, seal, unseal
-from agent.slots import read_status
+from agent.slots import read_manifest, read_status
 from agent.store import Store
 from agent.trust import ModelRepository, verify_sealed
 from service.job import Event, State, advance
@@ -38,6 +38,7 @@ from tests.simulators.stored_board import BASE, MODEL_B, Board, flip
 
 KEY, NEXT_KEY = bytes(range(32)), bytes(range(1, 33))
 ONE, TWO, THREE = b"model one" * 9000, b"model two" * 20_000, b"model three"
+FROZEN, OTHER = bytes(range(256)) * 300, bytes(range(255)) * 300
 NOW = 1_772_366_400.0
 SERVE = (
     "import sys, http.server as h\n"
@@ -69,15 +70,31 @@ def slots(folder: Path) -> Store:
     return store
 
 
+def stage(store: Store, model: bytes) -> str:
+    """As a delta if it has one of the frozen weights, else whole."""
+    return store.stage(model, {"n": 1}, [FROZEN, OTHER])
+
+
 def make_good(store: Store, model: bytes) -> None:
-    store.activate(store.stage(model, {"n": 1}))
+    store.activate(stage(store, model))
     store.mark_good()
+
+
+def frozen_named(folder: Path) -> set[str]:
+    named = set()
+    for slot in ("a", "b"):
+        with suppress(SealedFileError):
+            part = read_manifest(folder, slot).core.frozen
+            named |= {part.sha256} if part else set()
+    return named
 
 
 def running(folder: Path) -> bytes:
     """The one active model; empty: the base runs. Whatever is active or may be gone back to opens."""
     store = slots(folder)
     assert not list(folder.rglob("*.partial"))
+    blobs = {path.stem for path in (folder / "store" / "frozen").glob("*")}
+    assert blobs == frozen_named(folder / "store"), "none too many and none too few"
     status = read_status(folder / "store")
     if status.previous:
         assert store.verifies(status.previous)
@@ -120,14 +137,17 @@ def spoil_one_status(store: Store) -> None:
     flip(store._folder / "slots" / "status.json", 5)
 
 
-def reseal_checked(folder: Path) -> None:
-    both = Store(folder / "store", NEXT_KEY, KEY)
-    both.recover()
-    both.reseal()
-    alone = Store(folder / "store", NEXT_KEY)
-    assert (alone.load_active()[0], alone.open_checkpoint("job")) == (TWO, ONE)
-    alone.roll_back("asked")
-    assert alone.load_active()[0] == ONE
+def reseal_checked(now: bytes, before: bytes) -> Callable[[Path], None]:
+    def check(folder: Path) -> None:
+        both = Store(folder / "store", NEXT_KEY, KEY)
+        both.recover()
+        both.reseal()
+        alone = Store(folder / "store", NEXT_KEY)
+        assert (alone.load_active()[0], alone.open_checkpoint("job")) == (now, ONE)
+        alone.roll_back("asked")
+        assert alone.load_active()[0] == before
+
+    return check
 
 
 def checkpoint_is(*allowed: bytes | None) -> Callable[[Path], None]:
@@ -141,26 +161,33 @@ def checkpoint_is(*allowed: bytes | None) -> Callable[[Path], None]:
     return check
 
 
-SLOTS = {
-    "stage the first": Flow(with_models(), lambda f: slots(f).stage(ONE, {}), one_of(b"")),
-    "stage beside": Flow(with_models(ONE), lambda f: slots(f).stage(TWO, {}), one_of(ONE)),
-    "stage over the one before": Flow(with_models(ONE, TWO), lambda f: slots(f).stage(THREE, {}), one_of(TWO)),
-    "activate": Flow(
-        with_models(ONE, then=lambda s: s.stage(TWO, {})), lambda f: slots(f).activate("b"), one_of(ONE, TWO)
-    ),
-    "mark good": Flow(
-        with_models(ONE, then=lambda s: s.activate(s.stage(TWO, {}))), lambda f: slots(f).mark_good(), one_of(TWO)
-    ),
-    "roll back": Flow(with_models(ONE, TWO), lambda f: slots(f).roll_back("worse"), one_of(ONE, TWO)),
-    "roll back to none": Flow(with_models(ONE), lambda f: slots(f).roll_back("worse"), one_of(ONE, b"")),
-    "promote": Flow(with_models(ONE), lambda f: make_good(slots(f), TWO), one_of(ONE, TWO)),
-    "rebuild the status": Flow(with_models(ONE, TWO, then=spoil_status), slots, one_of(TWO)),
-    "mend the status": Flow(with_models(ONE, TWO, then=spoil_one_status), slots, one_of(TWO)),
-    "seal again": Flow(
-        with_models(ONE, TWO, then=lambda s: s.seal_checkpoint("job", ONE)),
-        lambda f: Store(f / "store", NEXT_KEY, KEY).reseal(),
-        reseal_checked,
-    ),
+def slot_flows(one: bytes, two: bytes, three: bytes) -> dict[str, Flow]:
+    return {
+        "stage the first": Flow(with_models(), lambda f: stage(slots(f), one), one_of(b"")),
+        "stage beside": Flow(with_models(one), lambda f: stage(slots(f), two), one_of(one)),
+        "stage over the one before": Flow(with_models(one, two), lambda f: stage(slots(f), three), one_of(two)),
+        "activate": Flow(
+            with_models(one, then=lambda s: stage(s, two)), lambda f: slots(f).activate("b"), one_of(one, two)
+        ),
+        "mark good": Flow(
+            with_models(one, then=lambda s: s.activate(stage(s, two))), lambda f: slots(f).mark_good(), one_of(two)
+        ),
+        "roll back": Flow(with_models(one, two), lambda f: slots(f).roll_back("worse"), one_of(one, two)),
+        "roll back to none": Flow(with_models(one), lambda f: slots(f).roll_back("worse"), one_of(one, b"")),
+        "promote": Flow(with_models(one), lambda f: make_good(slots(f), two), one_of(one, two)),
+        "rebuild the status": Flow(with_models(one, two, then=spoil_status), slots, one_of(two)),
+        "mend the status": Flow(with_models(one, two, then=spoil_one_status), slots, one_of(two)),
+        "seal again": Flow(
+            with_models(one, two, then=lambda s: s.seal_checkpoint("job", ONE)),
+            lambda f: Store(f / "store", NEXT_KEY, KEY).reseal(),
+            reseal_checked(two, one),
+        ),
+    }
+
+
+DELTAS = slot_flows(b"one" + FROZEN, b"two" + FROZEN, b"three" + OTHER)
+SLOTS = slot_flows(ONE, TWO, THREE) | {f"{name}, deltas": flow for name, flow in DELTAS.items()}
+SLOTS |= {
     "checkpoint": Flow(
         with_models(ONE, then=lambda s: s.seal_checkpoint("job", ONE)),
         lambda f: slots(f).seal_checkpoint("job", TWO),
