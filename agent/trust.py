@@ -35,6 +35,7 @@ from agent.errors import (
     TrustError,
 )
 from agent.keys import MAX_GRANT_BYTES, DeviceIdentity, open_grant
+from agent.keys_root import parse_root
 from agent.messages import CLOCK_WRONG
 from agent.sealed import sealed_length
 from agent.trust_fetch import MAX_ROOT_BYTES, DurableUpdater, KeptFetcher, WebFetcher, only_writer
@@ -82,7 +83,7 @@ class ModelRepository:
                 raise ConfigError("folder of the state is a symbolic link", where=str(folder), fix=fix)
             make_folder(folder)
         try:
-            self._root = read_bounded(pinned_root, MAX_ROOT_BYTES)
+            self._pinned, self._root = pinned_root, read_bounded(pinned_root, MAX_ROOT_BYTES)
         except FileNotFoundError as error:
             raise ConfigError(
                 "pinned root of the repository is missing",
@@ -103,6 +104,7 @@ class ModelRepository:
             TrustError: `metadata-expired`, `metadata-rollback`, `metadata-unsigned`, `too-long`, or another refusal.
             BoardError: the disk fails.
         """
+        parse_root(self._root, str(self._pinned))  # names the file at fault, which the client's errors do not
         self._updater = self._judge(self._fetcher)
         with self._judged("metadata"):
             os.utime(self._metadata / "timestamp.json", (self._wall(), self._wall()))  # the last contact

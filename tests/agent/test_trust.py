@@ -374,7 +374,7 @@ def test_pinned_root(world: World, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="http"):
         ModelRepository("file:///etc", world.pinned, world.state)
     world.pinned.write_bytes(b"[" * 1000)
-    with pytest.raises(TrustError):
+    with pytest.raises(TrustError, match=world.pinned.name):
         world.board().refresh()
 
 

@@ -28,8 +28,9 @@ BOUND_S = 60.0  # only a hang takes this long
 
 
 def order_in(state: Path, **more: Any) -> Order:
-    """An order that reaches its first question when the device has keys."""
+    """An order that reaches its first question: the device has keys and a pinned root."""
     create_identity(identity_folder(state), "pi-1")
+    (state / "root.json").write_bytes(b"read after the first question")
     fields: dict[str, Any] = {
         "job_id": "job-1",
         "spec": {"model": "net", "data": str(state)},
@@ -103,7 +104,7 @@ def test_a_stage_is_entered_only_when_the_daemon_says_go(tmp_path: Path) -> None
 
     said, code, _ = conversation(order_in(tmp_path), go)
     assert [type(message) for message in said] == [Stage, Failed]
-    assert cast("Failed", said[1]).outcome == "FAILED"  # there is no pinned root document
+    assert cast("Failed", said[1]).outcome == "FAILED"  # the pinned root is no root document
     assert "root.json" in cast("Failed", said[1]).message
     assert code == 1
 
