@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agent.card import IMAGE_CLASSIFICATION, ModelCard
+from agent.engine.checks import OUTPUT, check_base
 from agent.engine.ir import Graph, parse, shapes
 from agent.engine.passes import replace_head, unshare_parameters
 from agent.engine.prepare import prepare
@@ -34,6 +35,7 @@ def load_base(plaintext: bytes, card: ModelCard, image_size: int) -> BaseModel:
         ModelError: not a model this version can train, or it does not match its card.
     """
     graph = parse(plaintext)
+    check_base(graph.nodes, graph.layers(), graph.initializers, graph.opset)
     if graph.input_shape != tuple(card.input_shape):
         raise ModelError(
             f"the model takes {list(graph.input_shape)}, its card says {list(card.input_shape)}", where=card.name
@@ -43,8 +45,12 @@ def load_base(plaintext: bytes, card: ModelCard, image_size: int) -> BaseModel:
         outputs = shapes(sized, 1)[sized.output]
         if card.labels and outputs != (1, len(card.labels)):
             raise ModelError(
-                f"the model has outputs {list(outputs)}, its card names {len(card.labels)} labels", where=card.name
+                f"the model has outputs {list(outputs)}, its card names {len(card.labels)} labels",
+                where=card.name,
+                reason=OUTPUT,
             )
+        if len(outputs) != 2:  # noqa: PLR2004 - [N, classes]
+            raise ModelError(f"the model has outputs {list(outputs)}, not [N, classes]", where=card.name, reason=OUTPUT)
     else:
         sized = graph
         check_window_outputs(graph, card)
@@ -71,7 +77,9 @@ def check_window_outputs(graph: Graph, card: ModelCard) -> None:
     outputs = shapes(graph, 1)[graph.output]
     if outputs != expected:
         raise ModelError(
-            f"the model has outputs {list(outputs)}, {card.task} by its card needs {list(expected)}", where=card.name
+            f"the model has outputs {list(outputs)}, {card.task} by its card needs {list(expected)}",
+            where=card.name,
+            reason=OUTPUT,
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.card import IMAGE_CLASSIFICATION, TASKS, ModelCard, Preprocess, Target, WindowRule, parse_window_rule
+from agent.engine.checks import check_base
 from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import MAX_MODEL_BYTES, Graph, parse, serialize, shapes
 from agent.engine.prepare import prepare
@@ -105,6 +106,7 @@ def make_card(graph: Graph, model: bytes, about: Description) -> ModelCard:
         ModelError: the model takes or gives something else than its task needs.
         SpecError: a value of the description is out of bounds.
     """
+    check_base(graph.nodes, graph.layers(), graph.initializers, graph.opset)
     rule = None
     signature: tuple[float, ...] = ()
     origin = ""

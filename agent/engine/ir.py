@@ -12,36 +12,50 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from agent.engine.checks import (
+    BROKEN,
+    MAX_DIMENSION,
+    MAX_MODEL_BYTES,
+    MAX_NODES,
+    NEWEST_OPSET,
+    OLDEST_OPSET,
+    OPERATOR,
+    PLAIN,
+    TOO_LARGE,
+    check_file,
+    constant,
+    finite,
+)
 from agent.engine.nodes import Array, Attribute, Layer, Node, layers_of
 from agent.errors import ModelError
 
-__all__ = ["Array", "Attribute", "Graph", "Layer", "Node", "model_proto", "parse", "serialize", "shapes"]
+__all__ = [
+    "MAX_MODEL_BYTES",
+    "MAX_NODES",
+    "NEWEST_OPSET",
+    "OLDEST_OPSET",
+    "Array",
+    "Attribute",
+    "Graph",
+    "Layer",
+    "Node",
+    "model_proto",
+    "parse",
+    "serialize",
+    "shapes",
+]
 
 IR_VERSION = 9  # up to opset 20; onnxruntime 1.19, the last training wheel, reads up to 10
 FIRST_OPSET_OF_IR_10 = 21
 OPSET = 17  # operators as of opset 17: LayerNormalization exists, ReduceSum takes axes as input
-OLDEST_OPSET, NEWEST_OPSET = 13, 21
-MAX_MODEL_BYTES = 256 << 20  # boards hold weights, gradients and optimizer state in memory at once
-MAX_NODES = 20_000  # EfficientNet-B7 has about 1,000
-MAX_DIMENSION = 1 << 24
 MAX_SHAPE_VALUES = 256  # in an initializer whose values may decide a shape: axes, sizes, pads
 MAX_SAMPLE_RANK = 4  # up to [C, D, H, W]
 QUANTIZED = frozenset(
     ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 ) | {"QuantizeLinear"}
 MICROSOFT = "com.microsoft"
-CONSTANT_TYPES = (
-    TensorProto.FLOAT,
-    TensorProto.INT64,
-    TensorProto.INT32,
-    TensorProto.INT8,
-    TensorProto.UINT8,
-    TensorProto.BOOL,
-)
-NODE_FIELDS = frozenset(NodeProto.DESCRIPTOR.fields_by_name) | {"inputs", "outputs"}  # names no attribute may have
-PLAIN = "Export a plain graph, without control flow or functions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +105,14 @@ def parse(data: bytes) -> Graph:
             type other than float32, or not exactly one input and one output.
     """
     if len(data) > MAX_MODEL_BYTES:
-        raise ModelError(f"model has {len(data)} bytes, at most {MAX_MODEL_BYTES} are read")
+        raise ModelError(f"model has {len(data)} bytes, at most {MAX_MODEL_BYTES} are read", reason=TOO_LARGE)
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
-        raise ModelError("not an ONNX model", fix="Export with torch.onnx.export or tf2onnx") from error
-    _check_header(model)
+        raise ModelError("not an ONNX model", fix="Export with torch.onnx.export or tf2onnx", reason=BROKEN) from error
+    check_file(model)
     proto = model.graph
-    _check_names(model)
-    initializers = {tensor.name: _constant(tensor) for tensor in proto.initializer}
+    initializers = {tensor.name: constant(tensor) for tensor in proto.initializer}
     nodes: list[Node] = []
     for item in proto.node:
         attrs = _attributes(item)
@@ -126,20 +139,6 @@ def parse(data: bytes) -> Graph:
     return _free_batch(graph, batch) if batch > 0 and min(sample) > 0 else graph
 
 
-def _check_names(model: onnx.ModelProto) -> None:
-    """What is not UTF-8 comes out of protobuf as bytes, to fail later and elsewhere."""
-    values = (*model.graph.initializer, *model.graph.input, *model.graph.output)
-    names: list[object] = [value.name for value in values]
-    for entry in model.metadata_props:
-        names += [entry.key, entry.value]
-    for node in model.graph.node:
-        names += [node.op_type, node.name, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
-        if reserved := NODE_FIELDS.intersection(a.name for a in node.attribute):
-            raise ModelError(f"attribute named {min(reserved)!r}", where=str(node.name))
-    if not all(isinstance(name, str) for name in names):
-        raise ModelError("a name is not UTF-8", fix="The file is broken: export it again")
-
-
 def _attributes(item: onnx.NodeProto) -> dict[str, Attribute]:
     if not item.output:
         raise ModelError(f"{item.op_type} makes nothing", where=item.name)
@@ -150,56 +149,15 @@ def _attributes(item: onnx.NodeProto) -> dict[str, Attribute]:
     for value in attrs.values():
         first = value[0] if isinstance(value, list) and value else value
         if isinstance(value, TensorProto):
-            _constant(value)  # what is refused of a weight is refused here too
+            constant(value)  # what is refused of a weight is refused here too
         elif not isinstance(first, int | float | str | bytes | list):
             raise ModelError(f"{item.op_type} has an attribute of a kind that is not read", where=item.name, fix=PLAIN)
     return attrs
 
 
-def _check_header(model: onnx.ModelProto) -> None:
-    if not any(entry.domain in ("", "ai.onnx") for entry in model.opset_import):
-        raise ModelError("the model names no operator set", fix="Export with standard operators")
-    for entry in model.opset_import:
-        if entry.domain not in ("", "ai.onnx"):
-            raise ModelError(f"operator domain {entry.domain!r} is not allowed", fix="Export with standard operators")
-        if not OLDEST_OPSET <= entry.version <= NEWEST_OPSET:
-            raise ModelError(
-                f"opset {entry.version} is outside {OLDEST_OPSET}..{NEWEST_OPSET}",
-                fix="Convert with onnx.version_converter",
-            )
-    if len(model.functions) or len(model.graph.sparse_initializer):
-        raise ModelError("model-local functions and sparse initializers are not read", fix=PLAIN)
-    if len(model.graph.node) > MAX_NODES:
-        raise ModelError(f"model has {len(model.graph.node)} nodes, at most {MAX_NODES} are read")
-
-
-def _constant(tensor: TensorProto) -> Array:
-    if tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data):
-        raise ModelError(
-            "external data is refused",
-            where=tensor.name,
-            fix="Save the model as one file (save_as_external_data=False)",
-        )
-    if any(not 0 <= size <= MAX_DIMENSION for size in tensor.dims):
-        raise ModelError(f"impossible shape {list(tensor.dims)}", where=tensor.name)
-    if tensor.data_type not in CONSTANT_TYPES:
-        known = tensor.data_type in TensorProto.DataType.values()
-        kind = TensorProto.DataType.Name(tensor.data_type).lower() if known else f"type {tensor.data_type}"
-        raise ModelError(f"{kind} weights are not trained", where=tensor.name, fix="Export the model as float32")
-    try:
-        value: Array = numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
-        raise ModelError("constant does not match its declared shape", where=tensor.name) from error
-    if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-        raise ModelError(
-            "weights are not finite", where=tensor.name, fix="The file is broken or poisoned: publish again"
-        )
-    return value
-
-
 def _constant_value(name: str, attrs: Mapping[str, object]) -> Array:
     if isinstance(tensor := attrs.get("value"), TensorProto):
-        return _constant(tensor)
+        return constant(tensor)
     for key, dtype in (
         ("value_int", np.int64),
         ("value_ints", np.int64),
@@ -207,13 +165,13 @@ def _constant_value(name: str, attrs: Mapping[str, object]) -> Array:
         ("value_floats", np.float32),
     ):
         if key in attrs:
-            return np.asarray(attrs[key], dtype=dtype)
+            return finite(np.asarray(attrs[key], dtype=dtype), name)
     raise ModelError("constant of an unknown kind", where=name)
 
 
 def _node(item: onnx.NodeProto, attrs: dict[str, Attribute], position: int) -> Node:
     if item.domain not in ("", "ai.onnx"):
-        raise ModelError(f"operator domain {item.domain!r} is not allowed", where=item.name)
+        raise ModelError(f"operator domain {item.domain!r} is not allowed", where=item.name, reason=OPERATOR)
     if item.op_type in QUANTIZED:
         raise ModelError(
             f"the model is quantized ({item.op_type})",
@@ -279,9 +237,11 @@ def _check_order(graph: Graph) -> None:
     for node in graph.nodes:
         missing = [name for name in node.inputs if name not in known]
         if missing:
-            raise ModelError(f"{node.op} uses {missing[0]!r}, which nothing before it makes", where=node.name)
+            raise ModelError(
+                f"{node.op} uses {missing[0]!r}, which nothing before it makes", where=node.name, reason=BROKEN
+            )
         if again := [name for name in node.outputs if name and name in known]:
-            raise ModelError(f"{again[0]!r} is made twice", where=node.name)
+            raise ModelError(f"{again[0]!r} is made twice", where=node.name, reason=BROKEN)
         known.update(node.outputs)
     if graph.output not in known:
         raise ModelError("nothing makes the output", where=graph.output)

@@ -78,7 +78,7 @@ def test_every_constant_becomes_an_initializer() -> None:
         helper.make_node("MatMul", ["x", "w"], ["m"]),
         helper.make_node("Mystery", ["m", "axes", "axis", "low", "lows"], ["y"], s="text", fs=[1.0], i=3),
     ]
-    graph = parse(tiny(nodes=nodes).SerializeToString())
+    graph = parse(tiny(nodes=nodes, weights=[]).SerializeToString())
     assert [node.op for node in graph.nodes] == ["MatMul", "Mystery"]
     assert {k: (v.dtype.name, v.tolist()) for k, v in graph.initializers.items() if k != "w"} == {
         "axes": ("int64", [1]),
