@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -264,14 +263,19 @@ def test_more_constants_than_the_bound_are_refused() -> None:
 
 
 def test_constants_larger_in_memory_than_a_model_may_be_are_refused() -> None:
+    size = checks.MAX_DIMENSION
+    packed = b"\x3a" + b"\x80\x80\x80\x08" + bytes(size)  # int64_data: a byte for each zero, eight in memory
+    swelling = TensorProto.FromString(packed)
+    swelling.data_type = TensorProto.INT64
+    swelling.dims.append(size)
+    checks.check_constant(swelling, "one alone is 128 MB")
     proto = model()
-    count = checks.MAX_DIMENSION
-    for number in range(3):  # 16 MB each in the file, where a small int64 takes one byte, and 128 MB in memory
-        tensor = proto.graph.initializer.add(name=f"swelling {number}", dims=[count], data_type=TensorProto.INT64)
-        tensor.int64_data.extend(np.zeros(count, np.int64))
-    data = io.BytesIO(proto.SerializeToString()).getbuffer()
-    assert len(data) < checks.MAX_MODEL_BYTES
-    refused(proto, "model-too-large", "", "constants of")
+    for number in range(2):
+        swelling.name = f"swelling {number}"
+        proto.graph.initializer.append(swelling)
+    with pytest.raises(ModelError, match=r"constants of \d+ bytes, at most 268435456") as caught:
+        checks.check_file(proto)
+    assert caught.value.code == "model-too-large"
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
