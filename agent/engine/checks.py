@@ -239,5 +239,6 @@ def _check_operator(node: Node, opset: int) -> None:
         any(kind.startswith(TENSOR_TYPE) and kind != TEXT_TYPE for kind in value.types)
         for value in (*schema.inputs, *schema.outputs)
     )
-    if schema.deprecated or not plain or node.op in RANDOM:
+    branches = any(attribute.type == onnx.defs.OpSchema.AttrType.GRAPH for attribute in schema.attributes.values())
+    if schema.deprecated or branches or not plain or node.op in RANDOM:
         raise ModelError(f"operator {node.op} is not allowed", where=node.name, fix=fix, reason=OPERATOR)

@@ -100,6 +100,8 @@ def test_other_domains_are_refused_where_they_are_named_and_where_not(domain: st
 def test_control_flow_is_refused() -> None:
     refused(put_operator("If", then_branch=body(), else_branch=body()), "model-operator", "odd node", "a graph")
     refused(put_operator("Loop", body=body()), "model-operator", "odd node", "a graph")
+    for op in ("If", "Loop", "Scan"):
+        refused(put_operator(op), "model-operator", "odd node", f"operator {op} is not allowed")
     proto = put_operator("Relu")
     proto.graph.node[-1].attribute.add(name="more", type=AttributeProto.GRAPHS).graphs.append(body())
     refused(proto, "model-operator", "odd node", "a graph")
