@@ -18,6 +18,8 @@ from agent.messages import (
     Order,
     Planned,
     Progress,
+    Scrubbed,
+    ScrubOrder,
     Stage,
     Steer,
     Warned,
@@ -59,6 +61,8 @@ EXAMPLES: tuple[Message, ...] = (
     Warned("one image skipped"),
     Finished("SUCCEEDED", "", {"accuracy": 0.9}),
     Failed("bad-data", "no such data"),
+    ScrubOrder("/state", "http://repo", "/root.json"),
+    Scrubbed({"files": 3}),
 )
 
 

@@ -96,6 +96,8 @@ def test_a_job_begun_waits_for_its_repository(fleet: World) -> None:
     request = begun(fleet)
     fleet.web.shutdown()
     fleet.web.server_close()
+    for base in (fleet.state / "repository" / "bases").glob("*.sealed"):
+        base.unlink()  # with it the job would go on without the repository
     os.kill(fleet.worker_pid(), signal.SIGKILL)
     fleet.wait(lambda: fleet.record(request.id).standing.reason_code == "network")
     assert fleet.record(request.id).standing.state == "DEFERRED"
