@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ class Score:
         loss: a finer measure that decides between equal values; lower is better.
         samples: how many were scored.
         finite: whether every output is finite.
+        by_class: right answers and samples of each class, where the task has classes and the outputs are finite.
     """
 
     metric: str
@@ -36,6 +37,7 @@ class Score:
     loss: float
     samples: int
     finite: bool
+    by_class: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     @property
     def higher_is_better(self) -> bool:
@@ -80,8 +82,10 @@ def score_logits(logits: Float32, labels: Int64) -> Score:
     shifted = wide - wide.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     picked = log_p[np.arange(len(labels)), labels]
-    right = float((logits.argmax(axis=1) == labels).mean())
-    return Score(ACCURACY, right, float(-picked.mean()), len(labels), finite=True)
+    right = logits.argmax(axis=1) == labels
+    counts = (np.bincount(of, minlength=logits.shape[1]).tolist() for of in (labels[right], labels))
+    by_class = tuple(zip(*counts, strict=True))
+    return Score(ACCURACY, float(right.mean()), float(-picked.mean()), len(labels), finite=True, by_class=by_class)
 
 
 def majority_share(labels: Int64) -> float:

@@ -13,15 +13,18 @@ from typing import Protocol
 
 import numpy as np
 
-from agent.card import IMAGE_CLASSIFICATION, Target
+from agent.card import Target
 from agent.engine import choose_engine
 from agent.engine.base import TrainingRun, TrainingSetup
 from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import Graph, parse, serialize
-from agent.errors import BoardError, EngineError, SealedFileError, SpecError, TemperdError
-from agent.evaluate import Score, Verdict, gate
+from agent.errors import BoardError, EngineError, SealedFileError, SpecError
+from agent.evaluate import Score
 from agent.features import FeatureCache, job_cache
 from agent.frozen_guard import FrozenGuard, digests, kept
+from agent.gate import Bounds, Gate, Judged, RefusedError, told_score
+from agent.gate_held_out import owners_data
+from agent.gate_weights import Start, start_of
 from agent.int8 import choose_form
 from agent.keys import DeviceIdentity, load_identity
 from agent.messages import (
@@ -38,7 +41,7 @@ from agent.messages import (
 )
 from agent.model import BaseModel, choose_head, load_base, with_head
 from agent.plan import Plan, make_plan, parse_plan, plan_table, shrink
-from agent.promote import active_slot, load_active, promote, settle
+from agent.promote import promote, settle
 from agent.pull import pull
 from agent.similarity import cosine_of_means
 from agent.slices import choose_slices
@@ -109,11 +112,12 @@ class FineTune:
         self._ask("COMPILING", f"{plan.engine}, {plan.depth_percent} % frozen")
         run, cache = self._compile(graph, plan, task), self._open_cache()
         unsealed = kept(base.graph.initializers, graph.initializers, unsealed)
+        start = start_of(graph, base.graph, plan.frozen_layers(0)[1])
         graph = _without_weights(graph)  # the run has them; a second copy would cost a small board its memory
         del base
         try:
             guard = FrozenGuard(run, task, time.monotonic, self._policy().memory.verify_every_s, unsealed)
-            return self._learn(run, plan, task, target, store, graph, cache, guard)
+            return self._learn(run, plan, task, target, store, graph, cache, guard, start=start)
         finally:
             run.close()
             cache.remove()
@@ -212,6 +216,8 @@ class FineTune:
         graph: Graph,
         cache: FeatureCache,
         guard: FrozenGuard,
+        *,
+        start: Start,
     ) -> Finished:
         job_id = self._order.job_id
         world = World(
@@ -220,16 +226,18 @@ class FineTune:
         )  # fmt: skip
         trainer = Trainer(run, plan, self._spec, task, world, guard, None if self._spec.cache == "off" else cache)
         self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
-        before = trainer.evaluate()
+        gate = self._gate(trainer, run, plan, task, target, start)
         self._go_on(trainer, store)
         slices = choose_slices(run, self._spec, task)
         form = choose_form(run, self._spec, task)
         trainer.train()
         after = trainer.final_score()
         self._ask("EVALUATING", "")
-        running = self._running_score(store, task, trainer)
-        verdict = gate(after, before, running, task.baselines[0], self._spec.least_gain)
-        result = self._result(trainer, plan, task, before, after, running) | {
+        gate.score(after, run.outputs, trainer.score_with)
+        gate.score_running(store, self._order.threads, self._warn, trainer.score_with)
+        verdict = gate.verdict(dict(run.parameters()))
+        result = self._result(trainer, plan, task, gate.own.before, after, gate.own.running) | {
+            "gate": gate.told,
             "cache": trainer.cache_told(),
             "prefix": form,
             "slices": slices,
@@ -267,16 +275,13 @@ class FineTune:
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    def _running_score(self, store: Store, task: Task, trainer: Trainer) -> Score | None:
-        """The active model on the same held-out samples, when the two can be compared."""
-        active = active_slot(store, self._warn)
-        if active is None or active.manifest.get("task", IMAGE_CLASSIFICATION) != task.name:
-            return None
-        judging = task.judging(active.manifest)
-        loaded = load_active(store, self._warn) if judging else None
-        if judging is None or loaded is None:
-            return None
-        return trainer.score_with(Inference(parse(loaded[0]), self._order.threads).run, judging)
+    def _gate(self, trainer: Trainer, run: TrainingRun, plan: Plan, task: Task, target: Target, start: Start) -> Gate:
+        """What will judge the job; the base is scored now, while the run still has its weights."""
+        policy = self._policy().gate
+        owners = owners_data(policy.held_out, self._spec, target.card, plan.classes)
+        bounds = Bounds.of(policy, self._spec.least_gain, keeps_head=plan.head == "keep")
+        judged = Judged(owners, trainer.score_with(run.outputs, owners)) if owners else None
+        return Gate(bounds, start, Judged(task, trainer.evaluate()), judged)
 
     def _warn(self, what: str) -> None:
         self._emit(Warned(what))
@@ -288,9 +293,9 @@ class FineTune:
         return {
             "task": task.name,
             "metric": metric,
-            f"{metric}_before": _told(before),
-            f"{metric}_after": _told(after),
-            f"{metric}_running": _told(running) if running else None,
+            f"{metric}_before": told_score(before),
+            f"{metric}_after": told_score(after),
+            f"{metric}_running": told_score(running),
             "baselines": {line.name: line.value for line in task.baselines},
             "held_out": after.samples,
             "train_samples": task.train_samples,
@@ -345,22 +350,9 @@ def _without_weights(graph: Graph) -> Graph:
     return replace(graph, initializers=nothing)
 
 
-class RefusedError(TemperdError):
-    """The gate refused the tuned model; the active one stays."""
-
-    def __init__(self, verdict: Verdict, result: dict[str, object]) -> None:
-        super().__init__("the tuned model is not better", where=verdict.evidence, reason=verdict.reason)
-        self.result = result
-
-
-def _told(score: Score) -> float | None:
-    """The score as JSON can hold it."""
-    return score.value if score.finite else None
-
-
 def _progress(seen: Seen, spec: FineTuneSpec, plan: Plan) -> Progress:
     loss = seen.loss if np.isfinite(seen.loss) else 0.0
-    score, metric = (_told(seen.score), seen.score.metric) if seen.score else (None, "")
+    score, metric = (told_score(seen.score), seen.score.metric) if seen.score else (None, "")
     return Progress(
         seen.epoch, spec.epochs, seen.step, plan.steps, seen.samples, float(loss), score, seen.frozen_layers,
         seen.depth_percent, seen.step_s * 1e3, _resident_bytes(), "" if seen.event == "step" else seen.event, seen.rule,

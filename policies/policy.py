@@ -213,6 +213,30 @@ class StorePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class GatePolicy:
+    """What a tuned model must not do to be promoted, whatever its job asks for."""
+
+    least_gain: float = field(default=-1.0, metadata=limits(-1.0, 1.0))
+    """A job's `least_gain` counts as at least this."""
+    class_samples: int = field(default=10, metadata=limits(1, 1_000_000))
+    """Classes with fewer held-out samples are not judged one by one."""
+    class_drop: float = field(default=0.1, metadata=_SHARE)
+    """Share of right answers that a class may lose against the base (where it knew the class) and the running model."""
+    class_least: float = field(default=0.0, metadata=_SHARE)
+    """Share of right answers that every class must reach."""
+    weight_growth: float = field(default=6.0, metadata=limits(1.0, 1e6))
+    """Factor by which the norm of a layer may grow or shrink."""
+    weight_update: float = field(default=5.0, metadata=limits(0.0, 1e6))
+    """Norm of a layer's change over its own norm."""
+    head_rms: float = field(default=15.0, metadata=limits(0.0, 1e6))
+    """Root mean square of a tensor of a new head."""
+    held_out: str = field(default="", metadata=limits(longest=1024))
+    """Folder with the owner's own held-out data, one entry for each model it has some of; empty: none."""
+    held_out_drop: float = field(default=0.02, metadata=_SHARE)
+    """What a tuned model may lose on them: points of a share, or the part by which an error grows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole policy."""
 
@@ -224,6 +248,7 @@ class Policy:
     scrub: ScrubPolicy = field(default_factory=ScrubPolicy)
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     store: StorePolicy = field(default_factory=StorePolicy)
+    gate: GatePolicy = field(default_factory=GatePolicy)
 
 
 def parse_policy(text: str) -> Policy:
