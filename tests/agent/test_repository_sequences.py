@@ -6,6 +6,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from agent.repository_keys import ROLES
 from agent.repository_root import refresh, rotate, sign
 from agent.repository_source import FolderSource
 from tests.simulators.publication import MODEL, NAME, Publication, card, now
+
+pytestmark = pytest.mark.storage
 
 STICKS = {0, 1, 2}
 actions = st.one_of(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.storage
+
 
 @pytest.mark.parametrize(("scenario", "least"), [("mend", 100), ("make parity", 60), ("lose", 20)])
 def test_a_kill_at_every_step(tmp_path: Path, scenario: str, least: int) -> None:

@@ -13,6 +13,8 @@ from agent.slots import read_status
 from agent.store import Store
 from tests.simulators.kill_matrix import fault_matrix
 
+pytestmark = pytest.mark.storage
+
 KEY = bytes(range(32))
 FROZEN, OTHER = bytes(range(256)) * 20, bytes(range(255)) * 20
 ONE, TWO = b"one" * 400 + FROZEN + b"of models", b"two" * 500 + OTHER + b"of models"

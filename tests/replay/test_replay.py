@@ -25,7 +25,10 @@ from service.journal import Journal
 
 STATES_PER_CALL = 8  # some 3,000 states in all
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt install strace")
+pytestmark = [
+    pytest.mark.storage,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt install strace"),
+]
 
 
 def replay(
