@@ -67,7 +67,7 @@ def test_an_order_ends_it_by_name(tmp_path: Path, rule: str) -> None:
     assert checkpoint.exists(), "nothing was judged"
 
 
-@pytest.mark.parametrize(("metered", "why"), [(False, "refused"), (True, "downloads cost money here")])
+@pytest.mark.parametrize(("metered", "why"), [(False, "not a root document"), (True, "downloads cost money here")])
 def test_what_only_a_download_can_mend_is_removed_while_there_is_none(
     tmp_path: Path, *, metered: bool, why: str
 ) -> None:
