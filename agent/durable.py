@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.errors import ArtifactError, BoardError
+from agent.errors import ArtifactError, BoardError, TemperdError
 
 PARTIAL = ".partial"  # ending of files being written; what still bears it after a crash is rubbish
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # full, over quota, over the process's file limit
@@ -95,6 +96,24 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
         for made in reversed(missing):
             sync_folder(made.parent)
+
+
+@contextlib.contextmanager
+def only_holder(path: Path, refusal: TemperdError) -> Iterator[None]:
+    """Hold the lock file `path`, which stays; its folder must exist.
+
+    Raises:
+        refusal: somebody else holds it.
+        BoardError: `disk`.
+    """
+    with disk_errors(path):
+        stream = path.open("w", encoding="ascii")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise refusal from error
+        yield
 
 
 def remove(path: Path) -> None:

@@ -14,8 +14,7 @@ from tuf.api.metadata import Metadata, Root
 from agent.durable import read_bounded
 from agent.errors import BoardError, TrustError
 from agent.keys_files import WRITABLE_BY_OTHERS, check_mode
-
-MAX_ROOT_BYTES = 64 << 10  # keys of a few roles and their signatures have 3 KB
+from agent.repository_bounds import MAX_ROOT_BYTES
 
 
 @dataclass(frozen=True, slots=True)

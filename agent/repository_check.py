@@ -17,8 +17,9 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from agent.card import grant_path, parse, target_path
 from agent.errors import ArtifactError, TrustError
 from agent.keys import MAX_GRANT_BYTES
+from agent.repository_bounds import MAX_ROOT_ROTATIONS
 from agent.repository_keys import GRANTS, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from agent.repository_release import LIVES, READ_BYTES, ROOTS_FOLLOWED, T, parse_document
+from agent.repository_release import LIVES, READ_BYTES, T, parse_document
 from agent.sealed import MAX_SEGMENTS, SEGMENT_BYTES, sealed_length
 from agent.strict_json import loads
 
@@ -122,7 +123,7 @@ class _Check:
         """The last root that the pinned one leads to."""
         where, data = "the pinned root", pinned
         root: Root | None = None
-        for _ in range(ROOTS_FOLLOWED + 1):
+        for _ in range(MAX_ROOT_ROTATIONS + 1):
             document = self._parse(data, Root, where)
             for delegator in (root or document.signed, document.signed):
                 self._judge(delegator, ROOT, document, where)
@@ -135,7 +136,7 @@ class _Check:
                 self._date(ROOT, root.expires, "root")
                 return root
             data = following
-        raise self._stop("too-many-roots", where, f"boards follow {ROOTS_FOLLOWED} roots: pin a newer one on them")
+        raise self._stop("too-many-roots", where, f"boards follow {MAX_ROOT_ROTATIONS} roots: pin a newer one on them")
 
     def signed(
         self, role: str, delegator: Root | Targets, where: str, kind: type[T], meta: MetaFile | None

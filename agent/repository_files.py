@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.card import ModelCard
-from agent.durable import PARTIAL, disk_errors, remove_partials, sync_folder, write_atomic
+from agent.durable import PARTIAL, disk_errors, make_folder, remove_partials, sync_folder, write_atomic
 from agent.errors import SealedFileError, SpecError
-from agent.repository_keys import lasting_folder
 from agent.sealed import Binding, Sealed, seal, sealed_length
 
 SERVED = 0o644  # a web server of another user reads them
@@ -57,7 +56,7 @@ def store_small(targets: Path, path: str, data: bytes) -> Sealed:
 def _folder(targets: Path, path: str) -> tuple[Path, str]:
     parent, _, name = path.rpartition("/")
     folder = targets / parent
-    lasting_folder(folder, SERVED_FOLDER)
+    make_folder(folder, SERVED_FOLDER)
     remove_partials(folder)
     return folder, name
 

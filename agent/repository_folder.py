@@ -12,9 +12,9 @@ from securesystemslib.signer import CryptoSigner  # public, re-exported without 
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root  # public, re-exported without __all__
 
-from agent.durable import write_atomic
+from agent.durable import make_folder, write_atomic
 from agent.errors import SpecError, TemperdError, TrustError
-from agent.repository_keys import GRANTS, ONLINE, ROLES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, KeyRing, lasting_folder
+from agent.repository_keys import GRANTS, ONLINE, ROLES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, KeyRing
 from agent.repository_release import LIVES, Release, first_release, latest_root, read_document, read_release
 
 DUE_PART = 2  # renewed in the second half of its life: a daily run may be missed for days
@@ -72,10 +72,10 @@ class SignedFolder:
         """
         root_folders = keys.root_folders or (keys.folder,)
         _check_fresh(folder, keys, root_folders, root_threshold)
-        lasting_folder(keys.folder)
-        lasting_folder(keys.folder / "data")
-        lasting_folder(folder / "metadata", 0o755)
-        lasting_folder(folder / "targets", 0o755)
+        make_folder(keys.folder)
+        make_folder(keys.folder / "data")
+        make_folder(folder / "metadata", 0o755)
+        make_folder(folder / "targets", 0o755)
         now = clock()
         root = Metadata(Root(expires=now + LIVES[ROOT], consistent_snapshot=True))
         for place in root_folders:

@@ -12,7 +12,6 @@ Root keys may lie in folders of their own, such as USB sticks: a folder that is 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner  # public, re-exported without __all__
 
-from agent.durable import disk_errors, make_folder, remove_partials, sync_folder, write_atomic
+from agent.durable import disk_errors, make_folder, only_holder, remove_partials, sync_folder, write_atomic
 from agent.errors import BoardError, SpecError, TrustError
 from agent.keys_files import read_secret
 
@@ -104,7 +103,7 @@ class KeyRing:
             BoardError: the disk fails.
         """
         signer = CryptoSigner.generate_ed25519()
-        lasting_folder(folder)
+        make_folder(folder)
         remove_partials(folder)  # half a private key that a crash left
         path = folder / f"{role}.pem"
         if path.exists():
@@ -123,7 +122,7 @@ class KeyRing:
             if signer.public_key.keyid in keyids:
                 continue
             aside = path.parent / "retired"
-            lasting_folder(aside)
+            make_folder(aside)
             with disk_errors(path):
                 path.replace(aside / _long_name(role, signer))
                 sync_folder(aside)
@@ -136,34 +135,13 @@ class KeyRing:
         Raises:
             BoardError: `busy`, or the disk fails.
         """
-        lasting_folder(self.folder)
-        path = self.folder / "lock"
-        with disk_errors(path):
-            stream = path.open("w", encoding="ascii")
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise BoardError(
-                    "another publication is under way", where=str(self.folder), fix="Wait for it", reason="busy"
-                ) from error
+        make_folder(self.folder)
+        busy = BoardError("another publication is under way", where=str(self.folder), fix="Wait for it", reason="busy")
+        with only_holder(self.folder / "lock", busy):
             yield
 
     def _all(self, role: str) -> list[tuple[Path, CryptoSigner]]:
         return [(path, _load(path)) for path in self.paths(role)]
-
-
-def lasting_folder(folder: Path, mode: int = 0o700) -> None:
-    """Make `folder` with its parents, so that no power cut takes it away with the synced files in it.
-
-    Raises:
-        BoardError: `no-space` or `disk`.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder, mode)
-    with disk_errors(folder):
-        for path in made:
-            sync_folder(path.parent)
 
 
 def _long_name(role: str, signer: CryptoSigner) -> str:

@@ -29,6 +29,7 @@ from tuf.api.metadata import (  # public, re-exported without __all__
 
 from agent.durable import read_bounded, remove_partials, write_atomic
 from agent.errors import BoardError, SpecError, TrustError
+from agent.repository_bounds import MAX_ROOT_BYTES, MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES
 from agent.repository_keys import GRANTS, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 
 # The shorter a role's life, the sooner a board notices that it is shown an old repository; the root, kept offline and
@@ -44,15 +45,13 @@ LIVES = {
     SNAPSHOT: SNAPSHOT_LIFE,
     TIMESTAMP: TIMESTAMP_LIFE,
 }
-MAX_METADATA_BYTES = 5_000_000  # what boards read of targets or grants: some 150 models, or 30,000 grants
 READ_BYTES = {  # what boards read of each role's document
-    ROOT: 64 << 10,
-    TARGETS: MAX_METADATA_BYTES,
-    GRANTS: MAX_METADATA_BYTES,
-    SNAPSHOT: 64 << 10,
-    TIMESTAMP: 16 << 10,
+    ROOT: MAX_ROOT_BYTES,
+    TARGETS: MAX_TARGETS_BYTES,
+    GRANTS: MAX_TARGETS_BYTES,
+    SNAPSHOT: MAX_SNAPSHOT_BYTES,
+    TIMESTAMP: MAX_TIMESTAMP_BYTES,
 }
-ROOTS_FOLLOWED = 32  # so many new roots boards follow from the one they have pinned
 GRANT_PATHS = "grants/*/*"
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 Document: TypeAlias = Metadata[Root] | Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp]
@@ -188,7 +187,7 @@ def read_document(path: Path, kind: type[T]) -> Metadata[T]:
         ArtifactError: longer than 5 MB.
     """
     try:
-        return parse_document(read_bounded(path, MAX_METADATA_BYTES), kind, str(path))
+        return parse_document(read_bounded(path, MAX_TARGETS_BYTES), kind, str(path))
     except FileNotFoundError as error:
         raise BoardError("repository file is missing", where=str(path)) from error
 
@@ -211,9 +210,9 @@ def _sign(document: Document, signers: list[CryptoSigner], expires: datetime) ->
     for signer in signers:
         document.sign(signer, append=True)
     data = document.to_bytes()
-    if len(data) > MAX_METADATA_BYTES:
+    if len(data) > MAX_TARGETS_BYTES:
         raise SpecError(
-            f"the {document.signed.type} document would be longer than the {MAX_METADATA_BYTES} bytes that boards read",
+            f"the {document.signed.type} document would be longer than the {MAX_TARGETS_BYTES} bytes that boards read",
             fix="Begin another repository",
             reason="repository-full",
         )

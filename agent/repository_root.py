@@ -16,10 +16,10 @@ from pathlib import Path
 from securesystemslib.signer import CryptoSigner  # public, re-exported without __all__
 from tuf.api.metadata import Metadata, Root, VerificationResult  # public, re-exported without __all__
 
-from agent.durable import remove, remove_partials, write_atomic
+from agent.durable import make_folder, remove, remove_partials, write_atomic
 from agent.errors import SpecError
 from agent.repository_folder import RoleState, SignedFolder, is_complete
-from agent.repository_keys import GRANTS, ONLINE, ROLES, ROOT, SHORT_KEYID, TARGETS, lasting_folder
+from agent.repository_keys import GRANTS, ONLINE, ROLES, ROOT, SHORT_KEYID, TARGETS
 from agent.repository_release import LIVES
 
 
@@ -150,7 +150,7 @@ def _begin(signed: SignedFolder, root: Metadata[Root]) -> RootState:
     before = signed.release.root.signed
     for signer in signed.keys.find(ROOT, {*before.roles[ROOT].keyids, *root.signed.roles[ROOT].keyids}):
         root.sign(signer, append=True)
-    lasting_folder(signed.keys.pending)
+    make_folder(signed.keys.pending)
     remove_partials(signed.keys.pending)
     write_atomic(signed.keys.pending / f"{root.signed.version}.root.json", root.to_bytes())
     if not is_complete(before, root):

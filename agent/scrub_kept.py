@@ -11,12 +11,12 @@ from typing import NamedTuple
 from agent.card import MAX_PLAINTEXT_BYTES, NAME, SHA256, VERSION, target_path
 from agent.durable import disk_errors, read_bounded, remove
 from agent.errors import ArtifactError, BoardError, SealedFileError, TemperdError
+from agent.repository_bounds import MAX_TARGETS_BYTES
 from agent.scrub_read import sha256_on_disk
 from agent.slots import FROZEN_FOLDER, GOOD, SLOTS, STATUS_CORRUPT, FrozenPart, read_manifest, read_status
 from agent.store import Store
 from agent.strict_json import loads
 
-MAX_TARGETS_BYTES = 5_000_000  # as the repository's client reads them
 MAX_FILES = 10_000  # in one folder; a board keeps some dozens
 MODEL = "model.sealed"
 

@@ -37,8 +37,9 @@ from agent.errors import (
 from agent.keys import MAX_GRANT_BYTES, DeviceIdentity, open_grant
 from agent.keys_root import parse_root
 from agent.messages import CLOCK_WRONG
+from agent.repository_bounds import MAX_ROOT_BYTES
 from agent.sealed import sealed_length
-from agent.trust_fetch import MAX_ROOT_BYTES, DurableUpdater, KeptFetcher, WebFetcher, only_writer
+from agent.trust_fetch import DurableUpdater, KeptFetcher, WebFetcher, only_writer
 from agent.web import SlowPeerError, Web, network_error
 
 EARLIEST_CLOCK_S = 1_767_225_600  # 2026-01-01: before there was this program, so a clock that says so is wrong

@@ -23,14 +23,16 @@ from urllib3.exceptions import HTTPError
 
 from agent.durable import disk_errors, remove_partials, write_atomic
 from agent.errors import NetworkError
+from agent.repository_bounds import (
+    MAX_DELEGATIONS,
+    MAX_ROOT_BYTES,
+    MAX_ROOT_ROTATIONS,
+    MAX_SNAPSHOT_BYTES,
+    MAX_TARGETS_BYTES,
+    MAX_TIMESTAMP_BYTES,
+)
 from agent.web import BrokenOffError, Patience, SlowPeerError, Web, check_status
 
-MAX_ROOT_BYTES = 64 << 10  # four keys and their signatures have 3 KB
-MAX_TIMESTAMP_BYTES = 16 << 10  # one entry has 500 bytes
-MAX_SNAPSHOT_BYTES = 64 << 10  # one entry has 500 bytes; room for delegations
-MAX_TARGETS_BYTES = 5_000_000  # a card with a feature vector has 30 KB: some 150 models
-MAX_ROOT_ROTATIONS = 32  # a rotation a year outlives the board
-MAX_DELEGATIONS = 4  # grants are one delegated role
 NOT_FOUND = 404
 _BOUNDS = UpdaterConfig(
     max_root_rotations=MAX_ROOT_ROTATIONS,

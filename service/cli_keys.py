@@ -17,8 +17,9 @@ from agent.keys_consoles import (
 )
 from agent.keys_files import spoken
 from agent.keys_identity import DeviceIdentity, PublicDocument, as_identity, create_identity, new_identity
-from agent.keys_root import MAX_ROOT_BYTES, PinnedRoot, parse_root, read_root
+from agent.keys_root import PinnedRoot, parse_root, read_root
 from agent.keys_stored import IDENTITY_FILE, Found, find_identity, write_credential
+from agent.repository_bounds import MAX_ROOT_BYTES
 from service.cli import config_path, say_json
 from service.config import load_config
 

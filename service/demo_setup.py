@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.server
 import shutil
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from agent import publish as publishing
 from agent.card import Target
-from agent.durable import disk_errors, write_atomic
+from agent.durable import disk_errors, only_holder, write_atomic
 from agent.errors import SpecError
 from agent.keys import create_console_key, create_identity
 from agent.repository import Publisher, utc_now
@@ -110,14 +109,8 @@ def fresh_folder(folder: Path) -> Iterator[None]:
                 "the folder is not empty and no demo made it", where=str(folder), fix="Choose another: --out"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        stream = marker.open("w", encoding="ascii")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SpecError(
-                "a demo is running in this folder", where=str(folder), fix="Choose another: --out"
-            ) from error
+    running = SpecError("a demo is running in this folder", where=str(folder), fix="Choose another: --out")
+    with only_holder(marker, running):
         with disk_errors(folder):
             for name in (*MADE_FOLDERS, *MADE_FILES):
                 for path in folder.glob(name):

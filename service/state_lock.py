@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.durable import disk_errors
+from agent.durable import only_holder
 from agent.errors import BoardError
 
 LOCK_FILE = "lock"
@@ -24,12 +23,6 @@ def state_lock(state: Path, fix: str) -> Iterator[None]:
     Raises:
         BoardError: somebody else holds it, or the disk fails.
     """
-    path = state / LOCK_FILE
-    with disk_errors(path):
-        stream = path.open("w", encoding="ascii")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BoardError("another temperd uses this state folder", where=str(state), fix=fix) from error
+    taken = BoardError("another temperd uses this state folder", where=str(state), fix=fix)
+    with only_holder(state / LOCK_FILE, taken):
         yield
