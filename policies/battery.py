@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from policies.bounds import LOWEST, Bound
 from policies.policy import BatteryPolicy
-from policies.reading import Reading
+from policies.reading import FULL_DUTY, Action, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,21 @@ def judge(policy: BatteryPolicy, state: BatteryState, reading: Reading) -> Batte
         throttled_until_s=_hold(policy, state.throttled_until_s, reading.mono_s, seen=reading.throttled),
         unknown=unknown,
     )
+
+
+def bounds(marks: BatteryPolicy, state: BatteryState) -> Iterator[Bound]:
+    """What charge and supply ask for."""
+    ratio, depth = marks.low_frequency_ratio, marks.low_least_depth_percent
+    if state.paused:
+        yield Bound("battery.pause", Action.PAUSE, LOWEST, 0.0, depth)
+    if state.unknown:
+        yield Bound("battery.unknown", Action.SLOW, ratio, FULL_DUTY, depth)
+    if state.low:
+        yield Bound("battery.low", Action.SLOW, ratio, FULL_DUTY, depth)
+    if state.undervoltage_until_s is not None:
+        yield Bound("supply.undervoltage", Action.SLOW, marks.undervoltage_frequency_ratio, marks.undervoltage_duty)
+    if state.throttled_until_s is not None:
+        yield Bound("supply.throttled", Action.SLOW, 1.0, marks.throttled_duty)
 
 
 def _below(charge: float | None, mark: float, band: float, before: bool, *, off_mains: bool) -> bool:  # noqa: FBT001 - state in, state out

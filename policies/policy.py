@@ -9,6 +9,8 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field
 
+from policies.policy_predictive import PredictivePolicy
+from policies.policy_schedule import SchedulePolicy
 from policies.strict import TableError, build, limits
 
 DEPTH_LADDER = (0, 25, 50, 75, 100)
@@ -244,6 +246,8 @@ class Policy:
     thermal: ThermalPolicy = field(default_factory=ThermalPolicy)
     battery: BatteryPolicy = field(default_factory=BatteryPolicy)
     dvfs: DvfsPolicy = field(default_factory=DvfsPolicy)
+    schedule: SchedulePolicy = field(default_factory=SchedulePolicy)
+    predictive: PredictivePolicy = field(default_factory=PredictivePolicy)
     freezing: FreezingPolicy = field(default_factory=FreezingPolicy)
     scrub: ScrubPolicy = field(default_factory=ScrubPolicy)
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 FULL_DUTY = 1.0
+
+
+class Health(StrEnum):
+    """What is known of a sensor or a lever."""
+
+    OK = "ok"
+    MISSING = "missing"
+    """Not there, or it cannot be read."""
+    FROZEN = "frozen"
+    """The same value to the last digit for too long."""
+    IMPOSSIBLE = "impossible"
+    """A value no board can have, or a jump no board can make."""
+    REFUSED = "refused"
+    """A lever that may not be written."""
+    OVERRIDDEN = "overridden"
+    """A lever that another program keeps setting back."""
 
 
 class Action(IntEnum):
@@ -44,9 +60,25 @@ class Reading:
     """The firmware or the kernel already holds the clock down."""
     cooling_max: int = 0
     """Highest cooling level; 0 where the board has no switchable cooling."""
+    cooling_level: int | None = None
+    """Cooling level now, of the strongest cooling device."""
     power_watts: float | None = None
     power_is_modelled: bool = True
+    power_source: str = ""
+    """`hwmon`, `power_supply`, `powercap` or `model`; empty without one."""
+    utilisation: float | None = None
+    """Share of all cores that was busy since the reading before, 0..1."""
     memory_available_bytes: int | None = None
+    pressure: tuple[tuple[str, float], ...] = ()
+    """(`cpu`, `memory`, `io`; share of the last 10 s in which some task waited for it, 0..1), where PSI is there."""
+    health: tuple[tuple[str, Health], ...] = ()
+    """(sensor or lever, health) for those the board is expected to have: `temperature`, `ambient`, `charge`, `power`,
+    `frequency-cap`, `cooling`."""
+
+    @property
+    def steerable(self) -> bool:
+        """Whether a clock cap can be set: there is a table, and writing it was not refused."""
+        return len(self.operating_points) > 1 and ("frequency-cap", Health.REFUSED) not in self.health
 
     @property
     def delta_t_celsius(self) -> float | None:

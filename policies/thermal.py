@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from policies.policy import ThermalPolicy
-from policies.reading import Reading
+from policies.bounds import LOWEST, Bound
+from policies.policy import SlowStage, ThermalPolicy
+from policies.reading import Action, Reading
 
 RISE_SMOOTHING_S = 5.0  # a die follows a load step within ~2 s: slower than that, faster than a heat sink
 
@@ -66,6 +68,40 @@ def judge(policy: ThermalPolicy, state: ThermalState, reading: Reading) -> Therm
         celsius=celsius,
         rise_kelvin_per_s=rate,
     )
+
+
+def bounds(policy: ThermalPolicy, state: ThermalState) -> Iterator[Bound]:
+    """What the heat asks for."""
+    if state.absolute_level == ThermalLevel.CRITICAL:
+        yield Bound("thermal.critical", Action.ABORT, LOWEST, 0.0, policy.hot.least_depth_percent, 1.0)
+    if state.missing >= policy.missing_pause_readings and policy.pause_without_sensor:
+        yield _stopped(policy, "thermal.sensor-missing-pause")
+    elif state.missing:
+        yield Bound(
+            "thermal.sensor-missing",
+            Action.SLOW,
+            LOWEST,
+            policy.missing_duty,
+            policy.slow.least_depth_percent,
+            policy.hot.cooling_share,
+        )
+    for kind, level in (("delta-t", state.delta_level), ("absolute", state.absolute_level)):
+        if level == ThermalLevel.PAUSE:
+            yield _stopped(policy, f"thermal.{kind}-pause")
+        elif level == ThermalLevel.HOT:
+            yield _slowed(policy.hot, f"thermal.{kind}-hot")
+        elif level == ThermalLevel.SLOW:
+            yield _slowed(policy.slow, f"thermal.{kind}-slow")
+    if state.rising:
+        yield _slowed(policy.slow, "thermal.rise-slow")
+
+
+def _stopped(policy: ThermalPolicy, rule: str) -> Bound:
+    return Bound(rule, Action.PAUSE, LOWEST, 0.0, policy.hot.least_depth_percent, 1.0)
+
+
+def _slowed(stage: SlowStage, rule: str) -> Bound:
+    return Bound(rule, Action.SLOW, stage.frequency_ratio, stage.duty, stage.least_depth_percent, stage.cooling_share)
 
 
 def _replace_missing(policy: ThermalPolicy, state: ThermalState) -> ThermalState:

@@ -304,9 +304,7 @@ class Daemon:
         while True:
             runner = desk.runner
             working = runner.current is not None or desk.scrubs.running
-            self._steering.tick(
-                self._mono(), working=working, training=runner.training, plan_depth_percent=runner.plan_depth_percent
-            )
+            self._steering.tick(self._mono(), working=working, training=runner.training, outlook=runner.outlook)
             await runner.steer()
             await desk.scrubs.steer()
             desk.wake()

@@ -25,6 +25,7 @@ from agent.messages import (
     Warned,
     can_shrink,
 )
+from policies.outlook import Outlook
 from service.job import MAX_ATTEMPTS, STAGE_EVENTS, TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal
 from service.logs import logger
@@ -106,10 +107,10 @@ class Runner:
         return self.current is not None and self.current.standing.state in (State.TRAINING, State.PAUSED)
 
     @property
-    def plan_depth_percent(self) -> int:
-        """Freeze depth the current job planned; 0 without one."""
+    def outlook(self) -> Outlook:
+        """The current job, as the governor sees it."""
         depth = self._plan().get("depth_percent", 0)
-        return depth if isinstance(depth, int) else 0
+        return Outlook(plan_depth_percent=depth if isinstance(depth, int) else 0)
 
     def energy_metrics(self) -> dict[str, object]:
         """The `energy` group of the telemetry for the current job."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from agent.board.sysfs import SysfsBoard
+from agent.board.board import Board
 from agent.energy import EnergyMeter, gops_per_watt, joules_per_sample
 from agent.messages import Steer
 from policies.governor import GovernorState, decide
+from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Decision, Reading
 from service.logs import logger
@@ -20,7 +21,7 @@ class Steering:
         memory_faults: how often a worker found weights changed in memory since the daemon started.
     """
 
-    def __init__(self, board: SysfsBoard, policy: Policy) -> None:
+    def __init__(self, board: Board, policy: Policy) -> None:
         self._board, self._policy = board, policy
         self._state = GovernorState()
         self._acting = False
@@ -29,18 +30,18 @@ class Steering:
         self.decision = Decision()
         self._energy, self._joules_before = EnergyMeter(), 0.0
 
-    def tick(self, mono_s: float, *, working: bool, training: bool, plan_depth_percent: int) -> Decision:
+    def tick(self, mono_s: float, *, working: bool, training: bool, outlook: Outlook) -> Decision:
         """Look at the board and decide.
 
         Args:
             mono_s: monotonic clock, seconds.
             working: a job is at work: limits are written to the board; else they are put back.
             training: energy counts for the job now.
-            plan_depth_percent: freeze depth the job planned.
+            outlook: the job.
         """
         before = self.decision
         self.reading = self._board.read(mono_s)
-        self._state, self.decision = decide(self._policy, self._state, self.reading, plan_depth_percent)
+        self._state, self.decision = decide(self._policy, self._state, self.reading, outlook)
         complaints: tuple[str, ...] = ()
         if working:
             complaints = self._board.apply(self.decision)

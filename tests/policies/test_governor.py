@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.governor import RULES, GovernorState, decide, load_state
+from policies.outlook import Outlook
 from policies.policy import DEPTH_LADDER, Policy, parse_policy
 from policies.reading import Action, Decision, OperatingPoint, Reading
 
@@ -33,7 +34,7 @@ def after(*readings: Reading, policy: Policy = POLICY, depth: int = 50) -> Decis
     state = GovernorState()
     decision = Decision()
     for second, reading in enumerate(readings):
-        state, decision = decide(policy, state, replace(reading, mono_s=float(second)), depth)
+        state, decision = decide(policy, state, replace(reading, mono_s=float(second)), Outlook(depth))
     return decision
 
 
@@ -128,8 +129,8 @@ def test_undervoltage_holds_after_its_last_sign() -> None:
 
 
 def test_undervoltage_does_not_hold_for_ever_when_the_clock_restarts() -> None:
-    state, _ = decide(POLICY, GovernorState(), at(45.0, undervoltage=True, mono_s=1e6), 50)
-    _, decision = decide(POLICY, state, at(45.0, mono_s=1.0), 50)
+    state, _ = decide(POLICY, GovernorState(), at(45.0, undervoltage=True, mono_s=1e6), Outlook(50))
+    _, decision = decide(POLICY, state, at(45.0, mono_s=1.0), Outlook(50))
     assert decision.rule == "run"
 
 
@@ -142,7 +143,7 @@ def test_memory_above_the_reverify_trip_is_suspect_until_training_goes_on() -> N
     state = GovernorState()
     seen = []
     for second, celsius in enumerate([60.0, 86.0, 84.0, 40.0, 40.0]):
-        state, decision = decide(STEADY, state, at(celsius, ambient_celsius=30.0, mono_s=float(second)), 50)
+        state, decision = decide(STEADY, state, at(celsius, ambient_celsius=30.0, mono_s=float(second)), Outlook(50))
         seen.append((decision.action, decision.reverify))
     assert seen == [
         (Action.RUN, False),
@@ -190,13 +191,13 @@ READINGS = st.builds(
 def run_states(readings: list[Reading]) -> GovernorState:
     state = GovernorState()
     for reading in readings:
-        state, _ = decide(POLICY, state, reading, 50)
+        state, _ = decide(POLICY, state, reading, Outlook(50))
     return state
 
 
 @given(st.lists(READINGS, max_size=6), READINGS, st.sampled_from(DEPTH_LADDER))
 def test_a_decision_keeps_every_bound(before: list[Reading], reading: Reading, depth: int) -> None:
-    state, decision = decide(POLICY, run_states(before), reading, depth)
+    state, decision = decide(POLICY, run_states(before), reading, Outlook(depth))
     known = set(RULES)
     assert decision.rule in known | {"run"}
     assert decision.frequency_rule in known | {"unlimited"}
@@ -227,8 +228,8 @@ def test_a_decision_keeps_every_bound(before: list[Reading], reading: Reading, d
 def test_hotter_is_never_faster(before: list[Reading], reading: Reading, one: float, other: float) -> None:
     state = run_states(before)
     low, high = sorted((one, other))
-    _, cool = decide(POLICY, state, replace(reading, temperature_celsius=low), 0)
-    _, hot = decide(POLICY, state, replace(reading, temperature_celsius=high), 0)
+    _, cool = decide(POLICY, state, replace(reading, temperature_celsius=low), Outlook(0))
+    _, hot = decide(POLICY, state, replace(reading, temperature_celsius=high), Outlook(0))
     assert hot.duty <= cool.duty
     assert (hot.frequency_cap_hz or 0) <= (cool.frequency_cap_hz or 0)
     assert all(getattr(hot, key) >= getattr(cool, key) for key in STRICT_KEYS)
@@ -250,6 +251,6 @@ def test_no_chatter_inside_the_hysteresis(trip: float, entered: bool, shares: li
     rules = set()
     state = GovernorState()
     for second, reading in enumerate(row):
-        state, decision = decide(STEADY, state, replace(reading, mono_s=float(second)), 50)
+        state, decision = decide(STEADY, state, replace(reading, mono_s=float(second)), Outlook(50))
         rules.add((decision.action, decision.frequency_cap_hz, decision.least_depth_percent))
     assert len(rules) == 1

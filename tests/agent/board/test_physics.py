@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.board.physics import CONSTANTS, BoardPhysics, PhysicsState
 from agent.board.profile import named_policy_text
 from policies.governor import GovernorState, decide
+from policies.outlook import Outlook
 from policies.policy import parse_policy
 from policies.reading import Action, Decision, Reading
 
@@ -122,7 +123,7 @@ def test_governed_board_crosses_30_k_in_a_heat_pulse_and_comes_back() -> None:
             on_mains=True,
             cooling_max=PI4.fan_levels,
         )
-        state, decision = decide(policy, state, reading, 50)
+        state, decision = decide(policy, state, reading, Outlook(50))
         assert decision.action < Action.PAUSE
         rules[part].append(decision.rule)
         highest[part] = max(highest[part], delta(now))

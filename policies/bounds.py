@@ -1,0 +1,25 @@
+"""What one rule asks for. The strictest of all bounds makes the Decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policies.reading import FULL_DUTY, Action
+
+LOWEST = 0.0
+"""Frequency ratio that asks for the slowest operating point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What one rule asks for; the defaults ask for nothing."""
+
+    rule: str
+    action: Action = Action.SLOW
+    ratio: float = 1.0
+    """Highest clock, as a share of the board's top clock."""
+    duty: float = FULL_DUTY
+    depth: int = 0
+    """Least share of the layers frozen, in percent."""
+    cooling: float = 0.0
+    """Least share of the highest cooling level."""

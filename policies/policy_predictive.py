@@ -1,0 +1,21 @@
+"""The policy's `[predictive]` table: steering by what the board is predicted to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from policies.strict import limits
+
+
+@dataclass(frozen=True, slots=True)
+class PredictivePolicy:
+    """Predictive steering. The other tables' trips hold whatever it predicts."""
+
+    enabled: bool = True
+    """False: the fixed rules alone."""
+    delta_kelvin: float = field(default=30.0, metadata=limits(1.0, 80.0))
+    """Delta-T that must not be exceeded."""
+    horizon_s: float = field(default=300.0, metadata=limits(10.0, 3600.0))
+    """How far ahead the temperature is predicted."""
+    dwell_s: float = field(default=60.0, metadata=limits(1.0, 3600.0))
+    """An operating point is kept at least this long, unless a bound asks for less."""
