@@ -1,13 +1,16 @@
-"""Charge, supply and brown-out (R11, R16)."""
+"""Charge, supply and brown-out; the order of jobs when charge is short (R6, R11, R16)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from policies.bounds import LOWEST, Bound
 from policies.policy import BatteryPolicy
-from policies.reading import FULL_DUTY, Action, Reading
+from policies.reading import FULL_DUTY, Action, Decision, Reading
+
+SHORT = frozenset({"battery.pause", "battery.unknown", "battery.low"})
+"""Rules under which charge is short, or may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,8 @@ class BatteryState:
     throttled_until_s: float | None = None
     unknown: bool = False
     """There is a battery, mains is away, and the charge cannot be believed."""
+    lost_until_s: float | None = None
+    """Monotonic time until which the board counts as off mains; `None`: it is on mains."""
 
 
 def judge(policy: BatteryPolicy, state: BatteryState, reading: Reading) -> BatteryState:
@@ -28,7 +33,8 @@ def judge(policy: BatteryPolicy, state: BatteryState, reading: Reading) -> Batte
 
     A mark is undercut only off mains (an unknown supply counts as off mains). Once undercut, it is left only
     `hysteresis_charge` above the mark, on mains too: a supply that comes and goes does not start and stop the training.
-    With mains present and no mark undercut before, a flat battery limits nothing.
+    With mains present and no mark undercut before, a flat battery limits nothing. When mains goes away the board reacts
+    with the next reading; when it comes back, or an alarm ends, only after `supply_hold_s`.
     """
     off_mains = not reading.on_mains
     charge = reading.charge
@@ -39,6 +45,7 @@ def judge(policy: BatteryPolicy, state: BatteryState, reading: Reading) -> Batte
         undervoltage_until_s=_hold(policy, state.undervoltage_until_s, reading.mono_s, seen=reading.undervoltage),
         throttled_until_s=_hold(policy, state.throttled_until_s, reading.mono_s, seen=reading.throttled),
         unknown=unknown,
+        lost_until_s=_hold(policy, state.lost_until_s, reading.mono_s, seen=reading.on_mains is False),
     )
 
 
@@ -55,6 +62,31 @@ def bounds(marks: BatteryPolicy, state: BatteryState) -> Iterator[Bound]:
         yield Bound("supply.undervoltage", Action.SLOW, marks.undervoltage_frequency_ratio, marks.undervoltage_duty)
     if state.throttled_until_s is not None:
         yield Bound("supply.throttled", Action.SLOW, 1.0, marks.throttled_duty)
+    if state.lost_until_s is not None:
+        yield Bound("supply.lost", Action.RUN, marks.lost_frequency_ratio)
+
+
+def is_short(decision: Decision) -> bool:
+    """Whether charge is short: below a mark or its hysteresis, or off mains and unknown."""
+    return not SHORT.isdisjoint((decision.rule, *decision.notes))
+
+
+def order_jobs(policy: BatteryPolicy, waiting: Sequence[tuple[str, int]], *, short: bool) -> tuple[str, ...]:
+    """Names of waiting jobs in the order to run them (R11).
+
+    Args:
+        policy: `order`.
+        waiting: (name, freeze depth in percent) in order of arrival.
+        short: see `is_short`.
+
+    Returns:
+        Order of arrival while charge is not short. Else the jobs that cost least energy first (most frozen), or the
+        literal opposite by one policy key; order of arrival among equals.
+    """
+    jobs = list(waiting)
+    if short:
+        jobs.sort(key=lambda job: job[1], reverse=policy.order == "most-frozen-first")
+    return tuple(name for name, _ in jobs)
 
 
 def _below(charge: float | None, mark: float, band: float, before: bool, *, off_mains: bool) -> bool:  # noqa: FBT001 - state in, state out

@@ -1,10 +1,10 @@
-"""How deep to freeze (R1, R2), where exactly to cut, and which job first when charge is short (R11)."""
+"""How deep to freeze (R1, R2), and where exactly to cut."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from policies.policy import BatteryPolicy, FreezingPolicy
+from policies.policy import FreezingPolicy
 
 HEAD_ONLY_PERCENT = 100
 TRIAL_DEPTHS = (75, 50, 25)
@@ -48,24 +48,6 @@ def choose_by_trials(policy: FreezingPolicy, loss_at: Callable[[int], float]) ->
             break
         depth, loss = shallower, found
     return depth, f"freezing.probe-{depth}"
-
-
-def order_jobs(policy: BatteryPolicy, charge: float | None, waiting: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-    """Names of waiting jobs in the order to run them (R11).
-
-    Args:
-        policy: `low_charge` and `order`.
-        charge: 0..1, or `None` without a battery.
-        waiting: (name, freeze depth in percent) in order of arrival.
-
-    Returns:
-        Order of arrival while the charge is not low. Below `low_charge`, the jobs that cost least energy first (most
-        frozen), or the literal opposite by one policy key; order of arrival among equals.
-    """
-    jobs = list(waiting)
-    if charge is not None and charge < policy.low_charge:
-        jobs.sort(key=lambda job: job[1], reverse=policy.order == "most-frozen-first")
-    return tuple(name for name, _ in jobs)
 
 
 def snap(crossing_bytes: Sequence[int], percent: int, within: int = SNAP_LAYERS) -> int:

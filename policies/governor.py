@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from policies import battery, dvfs, thermal
+from policies import battery, dvfs, schedule, thermal
 from policies.bounds import Bound
 from policies.outlook import Outlook
 from policies.policy import Policy
@@ -30,6 +30,8 @@ RULES: Mapping[str, str] = {
     "battery.low": "charge below the low mark",
     "supply.undervoltage": "the supply voltage dropped",
     "supply.throttled": "firmware or kernel hold the clock down",
+    "supply.lost": "mains went away",
+    "schedule.quiet": "quiet hours",
     "dvfs.frozen": "more layers frozen than the mark: a lower clock serves",
 }
 """Every rule that may bind a Decision. `run`, `unlimited` and `plan` stand for no rule."""
@@ -67,7 +69,11 @@ def decide(policy: Policy, state: GovernorState, reading: Reading, outlook: Outl
     after = GovernorState(
         thermal.judge(policy.thermal, state.thermal, reading), battery.judge(policy.battery, state.battery, reading)
     )
-    bounds = [*thermal.bounds(policy.thermal, after.thermal), *battery.bounds(policy.battery, after.battery)]
+    bounds = [
+        *thermal.bounds(policy.thermal, after.thermal),
+        *battery.bounds(policy.battery, after.battery),
+        *schedule.bounds(policy.schedule, outlook),
+    ]
     depth = max([outlook.plan_depth_percent, *(bound.depth for bound in bounds)])
     ratio = dvfs.ratio_for_depth(policy.dvfs, depth)
     if ratio < 1.0:

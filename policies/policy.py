@@ -141,7 +141,9 @@ class BatteryPolicy:
     throttled_duty: float = field(default=0.75, metadata=_DUTY)
     """Duty while firmware or kernel hold the clock down."""
     supply_hold_s: float = field(default=30.0, metadata=limits(0.0, 600.0))
-    """Undervoltage and throttling flicker: their limits stay this long after the last sign."""
+    """Undervoltage, throttling and mains flicker: their limits stay this long after the last sign."""
+    lost_frequency_ratio: float = field(default=0.85, metadata=_RATIO)
+    """Clock while mains is away: R6's mode for batteries takes 18 % longer, 1 / 1.18."""
 
     def __post_init__(self) -> None:
         """Refuse marks out of order."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agent.errors import ArtifactError, BoardError, CommandError, TemperdError
 from agent.messages import Scrubbed
 from agent.spec import FineTuneSpec, spec_table
-from policies.freezing import order_jobs
+from policies.battery import is_short, order_jobs
 from policies.policy import Policy
 from policies.reading import Action
 from service.commands import CANCEL, FINE_TUNE, PAUSE, SCRUB, Command, Refusal, open_command
@@ -267,7 +267,7 @@ class Desk:
                     self._statuses.move(record, Event.DEFER, self._steering.decision.rule, "waits for the board")
             return None
         depths = [(record.id, _asked_depth(record, self._policy)) for record in free.values()]
-        order = order_jobs(self._policy.battery, self._steering.reading.charge, depths)
+        order = order_jobs(self._policy.battery, depths, short=is_short(self._steering.decision))
         return free[order[0]] if order else None
 
 

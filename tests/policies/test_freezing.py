@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.freezing import SNAP_LAYERS, TRIAL_DEPTHS, choose_by_trials, choose_depth, order_jobs, snap
-from policies.policy import BatteryPolicy, FreezingPolicy
+from policies.freezing import SNAP_LAYERS, TRIAL_DEPTHS, choose_by_trials, choose_depth, snap
+from policies.policy import FreezingPolicy
 
-FREEZING, BATTERY = FreezingPolicy(), BatteryPolicy()
+FREEZING = FreezingPolicy()
 
 
 @pytest.mark.parametrize(
@@ -36,24 +35,6 @@ def test_depth_follows_similarity(similarity: float | None, percent: int, rule: 
 def test_more_similar_is_never_less_frozen(one: float, other: float) -> None:
     low, high = sorted((one, other))
     assert choose_depth(FREEZING, low)[0] <= choose_depth(FREEZING, high)[0]
-
-
-JOBS = (("a", 25), ("b", 75), ("c", 0), ("d", 75))
-
-
-@pytest.mark.parametrize(
-    ("charge", "order", "expected"),
-    [
-        (0.5, "most-frozen-first", "abcd"),
-        (0.2, "most-frozen-first", "abcd"),
-        (None, "most-frozen-first", "abcd"),
-        (0.19, "most-frozen-first", "bdac"),
-        (0.19, "least-frozen-first", "cabd"),
-    ],
-)
-def test_order_of_jobs(charge: float | None, order: str, expected: str) -> None:
-    policy = dataclasses.replace(BATTERY, order=order)
-    assert "".join(order_jobs(policy, charge, JOBS)) == expected
 
 
 def test_snap_takes_the_cheapest_boundary_near_the_nominal_one() -> None:

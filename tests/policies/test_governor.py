@@ -100,7 +100,7 @@ def test_heat_that_deepens_the_freeze_lowers_the_clock_with_it() -> None:
 def test_strictest_rule_is_named_and_the_others_are_noted() -> None:
     decision = after(at(56.0, charge=0.05, on_mains=False, undervoltage=True), policy=STEADY)
     assert decision.rule == "battery.pause"
-    assert set(decision.notes) == {"thermal.delta-t-slow", "battery.low", "supply.undervoltage"}
+    assert set(decision.notes) == {"thermal.delta-t-slow", "battery.low", "supply.undervoltage", "supply.lost"}
 
 
 def test_board_without_clock_table_has_no_cap() -> None:
