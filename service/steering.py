@@ -56,6 +56,10 @@ class Steering:
             log.info("decision", action=self.decision.action.name, rule=self.decision.rule, **self._shown())
         return self.decision
 
+    def set_policy(self, policy: Policy) -> None:
+        """Decide by `policy` from the next tick on; what was remembered stays."""
+        self._policy = policy
+
     def steer(self) -> Steer:
         """The present decision as an order to the worker."""
         decision = self.decision
