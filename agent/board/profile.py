@@ -103,10 +103,32 @@ _ORIN_NANO = BoardProfile(
     power=PowerModel(rest_watts=4.2, switched_farads=9.0e-9, leakage_watts=0.5),
     memory_bytes=8 << 30,
 )
+# The part of the reference figure R6, not a board one can buy: 22 W at its top clock, 12 W at a clock 1/1.18 as fast.
+# Clock and watts follow from the figure. Volts, and the share of rest and leakage in the watts, are assumed: so steep
+# a fall of power takes 1.12 -> 0.874 V between the two clocks, the upper end of a voltage curve.
+_EDGE_22W = BoardProfile(
+    name="edge-22w",
+    models=("Edge 22 W",),
+    policy_name="default",
+    points=_table(
+        (800, 0.65),
+        (1000, 0.68),
+        (1200, 0.71),
+        (1400, 0.74),
+        (1600, 0.78),
+        (1800, 0.82),
+        (2000, 0.874),
+        (2180, 0.98),
+        (2360, 1.12),
+    ),
+    frozen_after_s=120.0,
+    power=PowerModel(rest_watts=0.8, switched_farads=6.66e-9, leakage_watts=0.6),
+    memory_bytes=8 << 30,
+)
 GENERIC = BoardProfile(name="generic", models=(), policy_name="default")
 """Any other machine: no clock table of its own, the default policy, the low baseline."""
 
-PROFILES = {profile.name: profile for profile in (_PI4, _PI5, _ORIN_NANO, GENERIC)}
+PROFILES = {profile.name: profile for profile in (_PI4, _PI5, _ORIN_NANO, _EDGE_22W, GENERIC)}
 
 
 def pick_profile(model: str) -> BoardProfile:

@@ -49,12 +49,34 @@ def test_heat_from_outside_warms_but_draws_no_power() -> None:
     assert warm.watts - plain.watts < 0.3  # only leakage grows
 
 
-def test_one_long_step_is_the_same_as_many_short_ones() -> None:
-    whole, parts = BoardPhysics(PI4), BoardPhysics(PI4)
-    whole.step(60.0, 0.8, TOP, 1)
-    for _ in range(240):
-        parts.step(0.25, 0.8, TOP, 1)
-    assert whole.state.die_celsius == pytest.approx(parts.state.die_celsius)
+def fine(name: str, state: PhysicsState, seconds: float, utilisation: float, fan: int, heat: float) -> PhysicsState:
+    """The two nodes by explicit Euler in steps of 10 ms: short against the die's time constant of about a second."""
+    parts, dt_s = CONSTANTS[name], 0.01
+    die, board, point = state.die_celsius, state.board_celsius, CONSTANTS[name].points[-1]
+    for _ in range(round(seconds / dt_s)):
+        watts = parts.power.watts(point, utilisation, die)
+        inner = (die - board) / parts.die_kelvin_per_watt
+        outer = (board - state.ambient_celsius) * (1 + parts.fan_gain * fan) / parts.air_kelvin_per_watt
+        die += dt_s * (watts - inner) / parts.die_joules_per_kelvin
+        board += dt_s * (inner + heat - outer) / parts.board_joules_per_kelvin
+    return dataclasses.replace(state, die_celsius=die, board_celsius=board)
+
+
+@pytest.mark.parametrize("name", sorted(CONSTANTS))
+@pytest.mark.parametrize(
+    ("step_s", "steps", "utilisation", "fan", "heat"),
+    [(0.1, 30, 1.0, 0, 0.0), (1.0, 120, 1.0, 1, 0.0), (2.0, 60, 0.3, 4, 8.0), (240.0, 1, 1.0, 0, 3.0)],
+)
+def test_large_steps_agree_with_fine_integration(
+    name: str, step_s: float, steps: int, utilisation: float, fan: int, heat: float
+) -> None:
+    begin = PhysicsState(die_celsius=30.0, board_celsius=28.0)
+    physics = BoardPhysics(CONSTANTS[name], begin)
+    for _ in range(steps):
+        physics.step(step_s, utilisation, len(CONSTANTS[name].points) - 1, fan, heat)
+    true = fine(name, begin, step_s * steps, utilisation, fan, heat)
+    assert physics.state.die_celsius == pytest.approx(true.die_celsius, abs=0.02)
+    assert physics.state.board_celsius == pytest.approx(true.board_celsius, abs=0.02)
 
 
 @settings(max_examples=30, deadline=None)
@@ -74,13 +96,25 @@ def test_more_load_is_hotter_and_more_fan_cooler(one: float, other: float, index
     assert aired.die_celsius <= hot.die_celsius + slack
 
 
-def test_3000_mah_last_as_long_as_energy_says() -> None:
+def test_3000_mah_last_as_long_as_energy_says_and_then_the_board_is_off() -> None:
     physics = BoardPhysics(PI4, PhysicsState(charge=1.0))
     hours = 0.0
-    while physics.state.charge > 0.0 and hours < 24:
-        physics.step(360.0, 0.0, 0, 0, on_mains=False)
-        hours += 0.1
+    while physics.state.alive and hours < 24:
+        physics.step(36.0, 0.0, 0, 0, on_mains=False)
+        hours += 0.01
     assert 4.5 < hours < 5.5  # 11.1 Wh x 0.9 at 2.1 W is 4.8 h
+    assert (physics.state.watts, physics.cell_amperes()) == (0.0, 0.0)
+    assert physics.state.charge < 0.05
+    assert physics.step(1.0, 0.0, 0, 0, on_mains=True).alive
+
+
+def test_the_part_of_r6_draws_22_and_12_watts_at_clocks_1_to_1_18() -> None:
+    parts = CONSTANTS["edge-22w"]
+    fast, slow = len(parts.points) - 1, len(parts.points) - 3
+    full, less = (BoardPhysics(parts).step(HOUR, 1.0, index, 1).watts for index in (fast, slow))
+    longer = parts.points[fast].frequency_hz / parts.points[slow].frequency_hz
+    assert (full, less, longer) == (pytest.approx(22.0, abs=0.2), pytest.approx(12.0, abs=0.2), 1.18)
+    assert less * longer / full == pytest.approx(0.65, abs=0.01)  # energy of an inference
 
 
 def test_mains_charges_and_the_voltage_sags_under_load() -> None:

@@ -15,6 +15,7 @@ from policies.policy import parse_policy
         ("Raspberry Pi Compute Module 4 Rev 1.0", "raspberry-pi-4"),
         ("Raspberry Pi 5 Model B Rev 1.0\0", "raspberry-pi-5"),
         ("NVIDIA Jetson Orin Nano Developer Kit", "jetson-orin-nano"),
+        ("Edge 22 W reference part", "edge-22w"),
         ("Raspberry Pi 3 Model B", "generic"),
         ("", "generic"),
     ],
