@@ -46,6 +46,10 @@ class Order:
     """How the attempt before this one ended: `out-of-memory`, `worker-killed`, or another reason."""
     metered: bool = False
     """Downloads cost money here: a model that is not on the board is waited for."""
+    boot_id: str = ""
+    """Of the kernel; empty where it has none. What was measured of the memory counts for one boot."""
+    clock_share: float = 1.0
+    """Clock cap in force, as a share of the board's top clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,8 @@ class Steer:
     least_depth_percent: int
     reverify: bool
     rule: str
+    number: int = 0
+    """Rises by one with each order of one daemon; 0: not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,10 @@ class Progress:
     """`accuracy`, `auc`, `reconstruction_error` or `mae`; empty between epochs."""
     dropped: int = 0
     """Steps that were not finite and changed nothing."""
+    obeyed: int = 0
+    """Number of the latest `Steer` that training follows."""
+    obeyed_mono_s: float = 0.0
+    """Since when it does, by the monotonic clock, which all processes of a board share."""
 
 
 @dataclass(frozen=True, slots=True)

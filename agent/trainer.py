@@ -29,7 +29,7 @@ from agent.task import Task
 CHECKPOINT_EVERY_S = 30.0  # work lost to a power cut, against wear: a checkpoint of MobileNetV2 writes 27 MB
 PROGRESS_EVERY_S = 0.25  # four lines a second are live to a person and cost nothing
 PAUSE_POLL_S = 0.1
-MAX_NAP_S = 1.0  # obey the governor at least once a second, however low the duty
+MAX_NAP_S = 0.5  # an order is obeyed within a second of its reading, however low the duty
 MAX_DROPPED_STEPS = 10  # a spike now and then is survived; ten are no accident
 MAX_DROPPED_IN_A_ROW = 3  # the weights are unchanged after each: what fails on three batches fails on all
 
@@ -63,6 +63,8 @@ class Seen:
     step_s: float
     rule: str
     dropped: int = 0
+    obeyed: int = 0
+    obeyed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Trainer:
         self._saved_at = world.clock()
         self._begun = False
         self._told_at = -math.inf
+        self._obeyed, self._obeyed_s = 0, 0.0
         self._guard = guard
 
     @property
@@ -210,8 +213,10 @@ class Trainer:
     def _scored(self, outputs: Callable[[int, int], Float32], task: Task) -> Score:
         parts = []
         for start in range(0, task.test_samples, FORWARD_CHUNK):
-            self._wait_or_end()
+            self._follow(self._wait_or_end())
+            began = self._world.clock()
             parts.append(task.measured(outputs(start, start + FORWARD_CHUNK), start))
+            self._rest(self._world.clock() - began)
         return task.score(np.concatenate(parts))
 
     # --- orders ------------------------------------------------------------------------------------------------------
@@ -224,6 +229,7 @@ class Trainer:
         """
         order = self._world.steer()
         if order.action == "PAUSE":
+            self._follow(order)
             self._checkpoint()
             self._binding = order.rule
             self._tell("paused")
@@ -241,6 +247,11 @@ class Trainer:
             raise JobEndedError("the job was ended", where=order.rule, reason=order.rule)
         return order
 
+    def _follow(self, order: Steer) -> None:
+        """From now on training does as `order` says."""
+        if order.number != self._obeyed:
+            self._obeyed, self._obeyed_s = order.number, self._world.clock()
+
     def _obey(self) -> None:
         order = self._wait_or_end()
         self._binding = order.rule
@@ -257,6 +268,7 @@ class Trainer:
             self._depth = depth
             self._move(depth_changes=self._at.depth_changes + 1)
             self._tell("depth")
+        self._follow(order)
 
     def _one_step(self, step: int, chosen: npt.NDArray[np.int64]) -> None:
         began = self._world.clock()
@@ -295,9 +307,12 @@ class Trainer:
 
     def _rest(self, took: float) -> None:
         """Sleep so that steps take the ordered share of time (duty); a stricter order ends the rest early."""
-        rest = took * (1 / max(self._world.steer().duty, 0.01) - 1)
-        until = self._world.clock() + rest
-        while (left := until - self._world.clock()) > 0 and self._world.steer().action in ("RUN", "SLOW"):
+        began = self._world.clock()
+        while (order := self._world.steer()).action in ("RUN", "SLOW"):
+            left = began + took * (1 / max(order.duty, 0.01) - 1) - self._world.clock()
+            if left <= 0:
+                return
+            self._follow(order)
             self._world.nap(min(left, MAX_NAP_S))
 
     def _learning_rate(self) -> float:
@@ -319,7 +334,7 @@ class Trainer:
         self._world.tell(
             Seen(
                 event, at.epoch, at.step, at.samples, self._loss, score, self._run.frozen_layers, self._depth,
-                step_s, self._binding, at.dropped,
+                step_s, self._binding, at.dropped, self._obeyed, self._obeyed_s,
             )
         )  # fmt: skip
 

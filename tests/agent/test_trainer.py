@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -338,7 +339,39 @@ def test_a_stricter_order_ends_a_rest() -> None:
     scene = Scene(orders)
     with pytest.raises(JobEndedError):
         trainer_in(scene)[0].train()
-    assert scene.naps == [1.0, 1.0]  # of 99 seconds
+    assert scene.naps == [MAX_NAP_S] * 4  # 2 s of 99
+
+
+def test_a_rest_is_cut_short_by_a_larger_duty() -> None:
+    scene = Scene(lambda s: steer("SLOW", duty=0.01) if s.now < 103 else steer("RUN", duty=0.5))
+    trainer_in(scene, replace(SPEC, epochs=1))[0].train()
+    # 1 s of training; of 99 s of rest two are over when the duty rises; then every step rests as long as it took
+    assert sum(scene.naps) == pytest.approx(2.0 + 1.0 * (STEPS - 1))
+
+
+@pytest.mark.parametrize("change", [{"duty": 0.25}, {"depth": 75}, {"action": "PAUSE"}], ids=str)
+def test_an_order_is_obeyed_within_a_step_or_a_second_and_told_with_its_number(change: dict[str, Any]) -> None:
+    def orders(scene: Scene) -> Steer:
+        late = 104.3 <= scene.now < 110.0
+        return replace(steer(**change), number=2) if late else replace(steer("SLOW", duty=0.1), number=1)
+
+    scene = Scene(orders, step_s=0.7)
+    trainer_in(scene)[0].train()
+    obeyed = {seen.obeyed: seen.obeyed_s for seen in scene.told if seen.obeyed}
+    assert obeyed[2] - 104.3 <= max(scene.step_s, MAX_NAP_S)
+    assert next(seen.obeyed for seen in scene.told) == 1
+
+
+def test_scoring_rests_by_the_duty_too() -> None:
+    scene = Scene(lambda _: replace(steer("SLOW", duty=0.25), number=7))
+    trainer, run = trainer_in(scene)
+
+    def outputs(samples: Float32) -> Float32:
+        scene.now += 2.0
+        return run.outputs(samples)
+
+    trainer.score_with(outputs, DATA)
+    assert sum(scene.naps) == pytest.approx(6.0)
 
 
 def test_depth_follows_the_orders_and_comes_back() -> None:
