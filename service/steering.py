@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agent.board.board import Board
 from agent.energy import EnergyMeter, gops_per_watt, joules_per_sample
 from agent.messages import Steer
@@ -19,6 +21,7 @@ class Steering:
 
     Attributes:
         memory_faults: how often a worker found weights changed in memory since the daemon started.
+        drill: a stress run's own orders, made of each reading and of what the governor decided; `None`: no such run.
     """
 
     def __init__(self, board: Board, policy: Policy) -> None:
@@ -26,6 +29,7 @@ class Steering:
         self._state = GovernorState()
         self._acting = False
         self.memory_faults = 0
+        self.drill: Callable[[Reading, Decision], Decision] | None = None
         self.reading = Reading(mono_s=0.0)
         self.decision = Decision()
         self._energy, self._joules_before = EnergyMeter(), 0.0
@@ -42,6 +46,8 @@ class Steering:
         before = self.decision
         self.reading = self._board.read(mono_s)
         self._state, self.decision = decide(self._policy, self._state, self.reading, outlook)
+        if self.drill is not None:
+            self.decision = self.drill(self.reading, self.decision)
         complaints: tuple[str, ...] = ()
         if working:
             complaints = self._board.apply(self.decision)
