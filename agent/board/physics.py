@@ -92,7 +92,7 @@ def _constants(
 CONSTANTS: Mapping[str, Constants] = {
     "raspberry-pi-4": _constants("raspberry-pi-4", (0.8, 5.2, 1.5, 40.0)),
     "raspberry-pi-5": _constants("raspberry-pi-5", (0.6, 3.9, 2.0, 50.0)),
-    "jetson-orin-nano": _constants("jetson-orin-nano", (0.4, 2.3, 4.0, 160.0), cells=3, limits_celsius=(95.0, 99.0)),
+    "jetson-orin-nano": _constants("jetson-orin-nano", (0.4, 2.3, 4.0, 160.0), cells=3, limits_celsius=(99.0, 103.0)),
     "edge-22w": _constants("edge-22w", (0.3, 1.6, 5.0, 220.0), fan_watts=0.3, cells=4, limits_celsius=(90.0, 95.0)),
 }
 
