@@ -87,8 +87,3 @@ def _macs(layer: Layer, known: Mapping[str, tuple[int, ...]]) -> int:
     if layer.node.op in ("Gemm", "MatMul"):
         return output * int(np.prod(weight)) // known[layer.node.outputs[0]][-1]
     return output  # normalizations and PRelu
-
-
-def required_bandwidth(model_bytes: float, operations_per_byte: float, budget_s: float) -> float:
-    """B_req = M_params F_op 2 / T_budget, in bytes a second (R10): weights are read and written once an operation."""
-    return model_bytes * operations_per_byte * 2 / budget_s

@@ -13,6 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
+from agent.bandwidth import MemoryBandwidth, admit, measure
+from agent.board.cache import last_level_cache_bytes
+from agent.board.files import BoardRoots
 from agent.card import Target
 from agent.engine import choose_engine
 from agent.engine.base import TrainingRun, TrainingSetup
@@ -88,6 +91,7 @@ class FineTune:
         self._spec: FineTuneSpec = parse_spec(order.spec)
         self._state = Path(order.state_dir)
         self._began = time.monotonic()
+        self._bandwidth: dict[str, object] = {}
 
     def execute(self) -> Finished:
         """Run all stages.
@@ -146,6 +150,7 @@ class FineTune:
             head = choose_head(self._spec.head, task.classes, base.card.labels) if task.classes else "keep"
             graph, classes = with_head(base, head, task.classes, self._spec.seed)
             study = Study(self._spec, graph, task.with_classes(classes), self._order.threads, self._wait_or_end)
+            self._bandwidth = admit(study.costs.weight_bytes(), self._spec.budget_ms, self._memory_bandwidth())
             policy = self._policy()
             plan = make_plan(
                 self._spec, policy, study.costs, self._similarity(base, task),
@@ -153,12 +158,23 @@ class FineTune:
                 data_sha256=data_sha256, chosen=None if memory_short else study.depth(policy.freezing),
                 learners=study.learners(),
             )  # fmt: skip
-            self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
+            self._tell_plan(plan, target)
         elif memory_short and (smaller := shrink(plan)) != plan:
             plan = smaller
-            self._emit(Planned({"plan": plan_table(plan), "version": target.version}))
+            self._tell_plan(plan, target)
             self._warn(f"memory ran out before: {plan.micro_batch} samples at once now, of a batch of {plan.batch}")
         return plan, task.with_classes(plan.classes)
+
+    def _tell_plan(self, plan: Plan, target: Target) -> None:
+        told = {"version": target.version, "model": target.card.plaintext_sha256, "bandwidth": self._bandwidth}
+        self._emit(Planned({"plan": plan_table(plan), **told}))
+
+    def _memory_bandwidth(self) -> MemoryBandwidth:
+        order = self._order
+        return MemoryBandwidth(
+            self._state, order.board, order.boot_id, order.threads, order.clock_share,
+            lambda: measure(order.threads, time.perf_counter, last_level_cache_bytes(BoardRoots().sys)),
+        )  # fmt: skip
 
     def _wait_or_end(self) -> None:
         """Wait out a pause while trials are made; they are too short to be worth a checkpoint.
@@ -178,6 +194,8 @@ class FineTune:
             return None
         plan = parse_plan(kept)
         if plan.data_sha256 == data_sha256:
+            told = (self._order.resume_plan or {}).get("bandwidth")
+            self._bandwidth = told if isinstance(told, dict) else {}
             return plan
         store.drop_checkpoint(self._order.job_id)
         self._warn("the data changed since the job began: it starts over with a new plan")
@@ -314,6 +332,7 @@ class FineTune:
             "update": self._spec.update,
             "depth_trials": {str(trial.percent): trial.loss for trial in plan.trials},
             "macs_per_step_sample": plan.step_macs,
+            "bandwidth": self._bandwidth,
             "skipped": task.skipped()[0],
         }
 

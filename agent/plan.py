@@ -75,6 +75,7 @@ class Plan:
             the head are among them.
         step_macs: multiply-accumulates of the planned step for one sample.
         trials: that chose the depth, if any did.
+        model_bytes: size of all parameters; 0 in plans of before.
     """
 
     engine: str
@@ -93,6 +94,7 @@ class Plan:
     learners: tuple[Learner, ...] = field(default=(), metadata=limits(longest=MAX_LEARNERS))
     step_macs: int = 0
     trials: tuple[Trial, ...] = ()
+    model_bytes: int = 0
 
     def update(self, boundary: int) -> UpdatePlan:
         """What learns with `boundary` frozen layers."""
@@ -152,6 +154,7 @@ def make_plan(
         learners=learners,
         step_macs=learners_macs(costs, learners) if learners else _at_least(ladder, percent).step_macs,
         trials=chosen.trials if chosen else (),
+        model_bytes=costs.weight_bytes(),
     )
 
 

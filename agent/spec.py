@@ -13,6 +13,8 @@ from policies.strict import TableError, build, limits
 DEPTH_CHOICES = ("auto", "0", "25", "50", "75", "head")
 LABEL = "label"
 CACHE_CHOICES = ("auto", "off", "float32", "float16", "int8")
+MAX_BUDGET_MS = 60_000.0  # a pass over the parameters that takes a minute needs no bandwidth to speak of
+MAX_DEADLINE_S = 31 * 86_400.0  # as long as a command may live
 MAX_VIEWS = 16  # each is a whole epoch through the frozen part, and its share of the disk
 LOSS_CHOICES = ("auto", "cross-entropy", "mse", "l1", "huber", "bce")
 
@@ -83,6 +85,11 @@ class FineTuneSpec:
     """Rows from one window to the next."""
     season: int = field(default=0, metadata=limits(0, MAX_DIMENSION))
     """Rows of one season, for the forecast that repeats the last one; 0: as the card says."""
+    budget_ms: float = field(default=0.0, metadata=limits(0.0, MAX_BUDGET_MS))
+    """Time for one pass over the parameters, that is for a step of one micro-batch: T_budget of R10. A board whose
+    memory cannot give that refuses the job. 0: none."""
+    deadline_s: float = field(default=0.0, metadata=limits(0.0, MAX_DEADLINE_S))
+    """The job should be done so many seconds after it was accepted; 0: whenever it is. It steers, it ends nothing."""
 
 
 def parse_spec(table: Mapping[str, object]) -> FineTuneSpec:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from agent.cost import cost_table, required_bandwidth
+from agent.cost import cost_table
 from agent.engine.ir import Graph, Node, parse
 from agent.errors import ModelError
 from tests.simulators.real_data import MOBILENET
@@ -92,10 +91,3 @@ def test_mobilenet_v2_costs_what_its_paper_says() -> None:
 def test_an_input_of_unknown_size_has_no_cost() -> None:
     with pytest.raises(ModelError):
         cost_table(replace(mobile_block_net(), input_shape=(3, 0, 0)))
-
-
-def test_required_bandwidth_is_the_figure_of_r10() -> None:
-    """7 MB of parameters, two operations a byte, 20 ms: 1.4 GB/s."""
-    assert required_bandwidth(7e6, 2, 0.020) == pytest.approx(1.4e9)
-    assert required_bandwidth(7e6, 2, 0.010) == pytest.approx(2.8e9)
-    assert math.isclose(required_bandwidth(14e6, 1, 0.020), required_bandwidth(7e6, 2, 0.020))

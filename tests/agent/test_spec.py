@@ -28,6 +28,8 @@ BOUNDS = {  # key: lowest, highest, step outside
     "views": (1, 16, 1),
     "stride": (1, 4096, 1),
     "season": (0, 4096, 1),
+    "budget_ms": (0.0, 60_000.0, 1.0),
+    "deadline_s": (0.0, 2_678_400.0, 1.0),
 }
 
 
