@@ -6,7 +6,9 @@ refused. docs/policy.md explains each key and each rule it feeds.
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from policies.policy_predictive import PredictivePolicy
@@ -15,7 +17,8 @@ from policies.strict import TableError, build, limits
 
 DEPTH_LADDER = (0, 25, 50, 75, 100)
 """Shares of the parametric layers that may be frozen, in percent; 100 freezes all but the head."""
-MAX_POLICY_BYTES = 64 << 10  # the longest policy that ships has about 4 KB
+MAX_POLICY_BYTES = 64 << 10  # the longest policy that ships has about 5 KB
+MAX_KEY = 200  # of an unknown key so much is said
 
 _DEPTH = limits(choices=DEPTH_LADDER)
 _SHARE = limits(0.0, 1.0)
@@ -256,6 +259,25 @@ class Policy:
     store: StorePolicy = field(default_factory=StorePolicy)
     gate: GatePolicy = field(default_factory=GatePolicy)
 
+    def __post_init__(self) -> None:
+        """Refuse a prediction that aims where training is paused already."""
+        aim, pause = self.predictive.delta_kelvin, self.thermal.pause.delta_kelvin
+        if self.predictive.enabled and aim > pause:
+            raise TableError("predictive.delta_kelvin", f"is {aim}, above thermal.pause.delta_kelvin ({pause})")
+
+
+def differences(before: Policy, after: Policy) -> dict[str, tuple[object, object]]:
+    """Dotted keys whose values differ, each with the value before and after."""
+    old, new = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
+    return {key: (old[key], new[key]) for key in old if old[key] != new[key]}
+
+
+def _flat(table: Mapping[str, object], path: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
+
 
 def parse_policy(text: str) -> Policy:
     """Read a policy from TOML; a key left out keeps its default.
@@ -264,11 +286,17 @@ def parse_policy(text: str) -> Policy:
         PolicyError: not TOML, too long, an unknown key (with the nearest known one), a value of the wrong type or out
             of range, or keys that contradict each other.
     """
-    if len(text.encode(errors="surrogatepass")) > MAX_POLICY_BYTES:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise PolicyError("", "not UTF-8") from error
+    if size > MAX_POLICY_BYTES:
         raise PolicyError("", f"policy is longer than {MAX_POLICY_BYTES} bytes")
     try:
-        return build(Policy, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and lists without end
         raise PolicyError("", f"not TOML: {error}") from error
+    try:
+        return build(Policy, table)
     except TableError as error:
-        raise PolicyError(error.key, error.what) from error
+        raise PolicyError(error.key[:MAX_KEY], error.what) from error

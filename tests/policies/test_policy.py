@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from policies.policy import MAX_POLICY_BYTES, Policy, PolicyError, parse_policy
+from policies.policy import MAX_POLICY_BYTES, Policy, PolicyError, differences, parse_policy
 
 FOLDER = Path(__file__).parents[2] / "policies"
 
@@ -59,6 +62,11 @@ def test_a_key_left_out_keeps_the_default_of_its_own_stage() -> None:
         ("[freezing]\nsimilarity_over_50 = 0.9", "freezing.similarity_over_50", "must rise"),
         ("thermal = 3", "thermal", "must be a table"),
         ("not toml", "", "not TOML"),
+        ("x = " + "[" * 5000, "", "not TOML"),
+        ("thermal = " + "9" * 5000, "", "not TOML"),
+        ("name = '\ud800'", "", "not UTF-8"),
+        ("k" * 1000 + " = 1", "k" * 200, "unknown key"),
+        ("[predictive]\ndelta_kelvin = 36.0", "predictive.delta_kelvin", "above thermal.pause.delta_kelvin (35.0)"),
         ("#" * (MAX_POLICY_BYTES + 1), "", "longer"),
     ],
 )
@@ -67,3 +75,56 @@ def test_refusals_name_the_key_and_what_is_wrong(text: str, key: str, says: str)
         parse_policy(text)
     assert caught.value.key == key
     assert says in caught.value.what
+
+
+def test_a_prediction_that_is_off_may_aim_anywhere() -> None:
+    assert not parse_policy("[predictive]\nenabled = false\ndelta_kelvin = 36.0").predictive.enabled
+
+
+def test_differences_name_the_keys_with_both_values() -> None:
+    after = parse_policy('name = "mine"\n[thermal.hot]\nduty = 0.4\n[schedule]\nquiet = "22:00-07:00"')
+    assert differences(Policy(), after) == {
+        "name": ("default", "mine"),
+        "thermal.hot.duty": (0.5, 0.4),
+        "schedule.quiet": ("", "22:00-07:00"),
+    }
+    assert differences(after, after) == {}
+
+
+def flat(table: dict[str, object], path: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
+
+
+def shown(value: object) -> str:
+    """A default as docs/policy.md writes it."""
+    if value == "":
+        return "none"
+    return f"`{value}`" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+
+def test_the_page_lists_every_key_with_its_default() -> None:
+    page = (FOLDER.parent / "docs" / "policy.md").read_text(encoding="utf-8")
+    listed: dict[str, str] = {}
+    for table in re.split(r"^\| Key of `\[", page, flags=re.MULTILINE)[1:]:
+        section, _, rest = table.partition("]`")
+        rows = rest.partition("\n\n")[0]
+        found = re.findall(r"^\| `([a-z0-9_]+)` \| ([^|]+) \|", rows, re.MULTILINE)
+        listed |= {f"{section}.{key}": default.strip() for key, default in found}
+    keys = flat(dataclasses.asdict(Policy()))
+    del keys["name"]
+    assert listed == {key: shown(value) for key, value in keys.items()}
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
+def test_any_text_is_a_policy_or_refused_with_a_key(text: str) -> None:
+    try:
+        policy = parse_policy(text)
+    except PolicyError as error:
+        refused = error
+    else:
+        assert differences(policy, policy) == {}
+        return
+    assert refused.what
