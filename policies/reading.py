@@ -50,6 +50,10 @@ class Reading:
     ambient_celsius: float | None = None
     """Ambient temperature, or the resting baseline where the board has no ambient sensor."""
     frequency_hz: int | None = None
+    frequency_cap_hz: int | None = None
+    """Clock cap in force, whoever set it."""
+    gpu_frequency_hz: int | None = None
+    """Clock of the graphics processor, where the board tells it; training does not use it."""
     operating_points: tuple[OperatingPoint, ...] = ()
     """The board's own DVFS table, slowest first; empty where frequency cannot be steered."""
     charge: float | None = None

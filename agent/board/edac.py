@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from agent.board.files import folders, read_int
-from agent.board.sysfs import BoardRoots
+from agent.board.files import BoardRoots, folders, read_int
 
 
 class MemoryErrors(NamedTuple):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from policies.reading import Health
+
 COLDEST_CELSIUS, HOTTEST_CELSIUS = -40.0, 150.0
 """Silicon is rated -40..125 °C: beyond, with a margin, the sensor lies (-256 °C is a well-known lie)."""
 JUMP_KELVIN = 25.0
@@ -12,15 +16,33 @@ JUMP_READINGS = 3
 """A jump that holds for this many readings is no glitch: then it is believed."""
 
 
-def believable_celsius(millidegrees: int | None) -> float | None:
-    """Degrees Celsius from the kernel's millidegrees; `None` for values no board can have.
+class Judged(NamedTuple):
+    """A value that may be believed, or `None` and why not."""
+
+    value: float | None
+    health: Health
+
+
+MISSING = Judged(None, Health.MISSING)
+IMPOSSIBLE = Judged(None, Health.IMPOSSIBLE)
+
+
+def judge_millidegrees(millidegrees: int | None) -> Judged:
+    """Degrees Celsius from the kernel's millidegrees, unless no board can have them.
 
     Zero exactly is what drivers give before their first conversion.
     """
-    if millidegrees is None or millidegrees == 0:
-        return None
+    if millidegrees is None:
+        return MISSING
     celsius = millidegrees / 1000.0
-    return celsius if COLDEST_CELSIUS < celsius < HOTTEST_CELSIUS else None
+    if millidegrees == 0 or not COLDEST_CELSIUS < celsius < HOTTEST_CELSIUS:
+        return IMPOSSIBLE
+    return Judged(celsius, Health.OK)
+
+
+def believable_celsius(millidegrees: int | None) -> float | None:
+    """`judge_millidegrees` for those who do not ask why."""
+    return judge_millidegrees(millidegrees).value
 
 
 class DieSensor:
@@ -37,14 +59,21 @@ class DieSensor:
         self._good: tuple[float, float] | None = None
         self._jumps = 0
 
+    def judge(self, said: Judged, mono_s: float) -> Judged:
+        """`said` when it can be believed at monotonic time `mono_s`, else why not."""
+        celsius = said.value
+        if celsius is None:
+            return said
+        if self._frozen(celsius, mono_s):
+            return Judged(None, Health.FROZEN)
+        if self._jumped(celsius, mono_s):
+            return IMPOSSIBLE
+        self._good, self._jumps = (celsius, mono_s), 0
+        return said
+
     def believe(self, celsius: float | None, mono_s: float) -> float | None:
         """`celsius` when it can be believed at monotonic time `mono_s`, else `None`."""
-        if celsius is None:
-            return None
-        if self._frozen(celsius, mono_s) or self._jumped(celsius, mono_s):
-            return None
-        self._good, self._jumps = (celsius, mono_s), 0
-        return celsius
+        return self.judge(MISSING if celsius is None else Judged(celsius, Health.OK), mono_s).value
 
     def _frozen(self, celsius: float, mono_s: float) -> bool:
         if self._same is None or self._same[0] != celsius:

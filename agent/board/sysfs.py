@@ -1,40 +1,30 @@
 """The board through sysfs and procfs: readings from the kernel's files, limits written into them.
 
-Nothing here forks, blocks for long or believes a sensor blindly. docs/boards.md lists every file and its unit.
+Nothing here forks, blocks for long or believes a sensor blindly. docs/boards.md lists every file and its unit; each
+family of sensors has a module of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from agent.board.files import folders, read_int, read_text
-from agent.board.levers import FREQUENCIES, Levers
-from agent.board.plausible import DieSensor, believable_celsius
-from agent.board.profile import BoardProfile, PowerModel
-from policies.reading import Decision, OperatingPoint, Reading
+from agent.board.clocks import CpuClocks, GpuClock
+from agent.board.cooling import Cooling, Fan
+from agent.board.files import BoardRoots, read_text
+from agent.board.firmware import FirmwareFlags
+from agent.board.hwmon import MonitorChips
+from agent.board.levers import Levers
+from agent.board.plausible import Judged
+from agent.board.power import PowerSources, Watts
+from agent.board.power_supply import PowerSupplies
+from agent.board.powercap import EnergyCounters
+from agent.board.proc import CpuTimes, available_bytes, pressures
+from agent.board.profile import BoardProfile
+from agent.board.thermal_zones import ThermalZones
+from policies.reading import Decision, Health, OperatingPoint, Reading
 
-MAX_POINTS = 128  # the longest cpufreq tables have about 60 entries
-MAX_WATTS = 1000.0  # no board of this class; a larger value is a broken sensor
-FULL_PERCENT = 100
-KERNEL_THROTTLES = ("cpufreq", "thermal-cpufreq", "Processor", "devfreq", "thermal-devfreq")
-"""Beginnings of the cooling-device types that hold a clock down."""
-POWER_CHIPS = ("ina219", "ina220", "ina226", "ina230", "ina231", "ina260", "ina238")
-UNDERVOLTAGE_BIT, THROTTLED_BITS = 0x1, 0xE
-
-
-@dataclass(frozen=True, slots=True)
-class BoardRoots:
-    """Where /sys and /proc are: the kernel's own, or an emulated board's tree."""
-
-    sys: Path = Path("/sys")
-    proc: Path = Path("/proc")
-
-    @staticmethod
-    def of_tree(tree: Path) -> BoardRoots:
-        """The roots inside the tree of an emulated board."""
-        return BoardRoots(tree / "sys", tree / "proc")
+__all__ = ["BoardRoots", "SysfsBoard", "read_model"]
 
 
 def read_model(roots: BoardRoots) -> str:
@@ -54,12 +44,16 @@ class SysfsBoard:
 
     def __init__(self, roots: BoardRoots, profile: BoardProfile, undo_file: Path | None = None) -> None:
         self.profile = profile
-        self._sys, self._proc = roots.sys, roots.proc
-        self._die = DieSensor(profile.frozen_after_s)
-        self._baseline = profile.highest_resting_celsius
-        self._ambient: float | None = None
-        self._energy: tuple[float, int] | None = None
-        self._busy: tuple[int, int] | None = None
+        self._proc = roots.proc
+        self._zones = ThermalZones(roots.sys, profile)
+        self._cooling = Cooling(roots.sys, profile.fan_types)
+        self._clocks, self._gpu = CpuClocks(roots.sys), GpuClock(roots.sys)
+        self._supplies, self._chips = PowerSupplies(roots.sys), MonitorChips(roots.sys)
+        self._counters, self._firmware = EnergyCounters(roots.sys), FirmwareFlags(roots.sys)
+        self._power, self._times = PowerSources(profile), CpuTimes(roots.proc)
+        self._table: tuple[tuple[int, ...], tuple[OperatingPoint, ...]] = (), ()
+        self._had_fan = False
+        self._mono_s = 0.0
         boot = read_text(roots.proc / "sys/kernel/random/boot_id") or ""
         self._levers = Levers(roots.sys, undo_file, boot)
 
@@ -69,25 +63,40 @@ class SysfsBoard:
         Args:
             mono_s: the monotonic clock, in seconds, at the time of the call.
         """
-        celsius = self._die.believe(self._hottest(self.profile.zone_types), mono_s)
-        frequency, points = self._clock()
-        charge, on_mains = self._supply()
-        firmware = self._firmware_bits()
-        watts, modelled = self._power(mono_s, celsius, frequency, points)
+        self._mono_s = mono_s
+        die, ambient = self._zones.read(mono_s)
+        frequency, cap = self._clocks.read(mono_s)
+        points = self._points()
+        fans, kernel_throttles = self._cooling.read(mono_s)
+        supply, chips, firmware = self._supplies.read(mono_s), self._chips.read(mono_s), self._firmware.read(mono_s)
+        has_counter, counted = self._counters.read(mono_s)
+        busy = self._times.utilisation()
+        power = self._power.choose(
+            (chips.watts, supply.watts, counted),
+            has_meter=chips.has_meter or has_counter,
+            modelled=self._power.model(busy, frequency, points, die.value),
+        )
         return Reading(
             mono_s=mono_s,
-            temperature_celsius=celsius,
-            ambient_celsius=self._ambient_celsius(celsius),
+            temperature_celsius=die.value,
+            ambient_celsius=self._zones.ambient_celsius(die.value),
             frequency_hz=frequency,
+            frequency_cap_hz=cap,
+            gpu_frequency_hz=self._gpu.read(mono_s),
             operating_points=points,
-            charge=charge,
-            on_mains=on_mains,
-            undervoltage=bool(firmware & UNDERVOLTAGE_BIT) or self._undervoltage_alarm(),
-            throttled=bool(firmware & THROTTLED_BITS) or self._kernel_throttles(),
-            cooling_max=max((most for _, most in self._fans()), default=0),
-            power_watts=watts,
-            power_is_modelled=modelled or self.profile.emulated,
-            memory_available_bytes=self._memory_available(),
+            charge=None if supply.charge is None else supply.charge.value,
+            on_mains=supply.on_mains,
+            undervoltage=firmware.undervoltage or chips.undervoltage or supply.undervoltage,
+            throttled=firmware.throttled or kernel_throttles or chips.over_current,
+            cooling_max=fans[0].most if fans else 0,
+            cooling_level=fans[0].level if fans else None,
+            power_watts=power.watts,
+            power_is_modelled=power.is_modelled or self.profile.emulated,
+            power_source=power.source,
+            utilisation=busy,
+            memory_available_bytes=available_bytes(self._proc),
+            pressure=pressures(self._proc),
+            health=tuple(self._health(die, ambient, supply.charge, power, fans)),
         )
 
     def apply(self, decision: Decision) -> tuple[str, ...]:
@@ -99,10 +108,10 @@ class SysfsBoard:
             Complaints that are new since the last call: a lever that is refused or overridden is named once, and once
             more after it had worked in between.
         """
-        for folder in folders(self._sys / FREQUENCIES, "policy"):
-            self._levers.hold_down(folder / "scaling_max_freq", self._cap_khz(folder, decision.frequency_cap_hz))
-        for folder, most in self._fans():
-            self._levers.hold_up(folder / "cur_state", min(decision.cooling_level, most))
+        for policy in self._clocks.policies(self._mono_s):
+            self._levers.hold_down(policy.path / "scaling_max_freq", policy.cap_khz(decision.frequency_cap_hz))
+        for fan in self._cooling.read(self._mono_s)[0]:
+            self._levers.hold_up(fan.path / "cur_state", min(decision.cooling_level, fan.most))
         return self._levers.complaints()
 
     def restore(self) -> tuple[str, ...]:
@@ -110,153 +119,22 @@ class SysfsBoard:
         self._levers.restore()
         return self._levers.complaints()
 
-    def _hottest(self, types: tuple[str, ...]) -> float | None:
-        zones = [(read_text(zone / "type"), zone) for zone in folders(self._sys / "class/thermal", "thermal_zone")]
-        for wanted in types:
-            found = [believable_celsius(read_int(zone / "temp")) for kind, zone in zones if kind == wanted]
-            if found:  # the first type there is decides: falling back to a cooler zone would hide a lost sensor
-                return None if None in found else max(value for value in found if value is not None)
-        return None
+    def _points(self) -> tuple[OperatingPoint, ...]:
+        table = tuple(self._clocks.table_khz(self._mono_s))
+        if table != self._table[0]:  # worked out once: the voltages take longer than all reading
+            self._table = table, tuple(OperatingPoint(khz * 1000, self._power.volts(khz * 1000)) for khz in table)
+        return self._table[1]
 
-    def _ambient_celsius(self, die_celsius: float | None) -> float | None:
-        measured = self._hottest(self.profile.ambient_types)
-        if measured is not None:
-            self._ambient = measured
-        if self._ambient is not None:
-            return self._ambient  # air does not jump: the last value serves while its sensor is silent
-        if die_celsius is not None:
-            self._baseline = min(self._baseline, die_celsius)
-        return self._baseline
-
-    def _clock(self) -> tuple[int | None, tuple[OperatingPoint, ...]]:
-        policies = list(folders(self._sys / FREQUENCIES, "policy"))
-        current = [khz for p in policies if (khz := read_int(p / "scaling_cur_freq")) is not None and khz > 0]
-        listed = {khz for policy in policies for khz in _khz_table(policy)}
-        points = tuple(OperatingPoint(khz * 1000, self._volts(khz * 1000)) for khz in sorted(listed)[:MAX_POINTS])
-        return max(current) * 1000 if current else None, points
-
-    def _volts(self, hz: int) -> float:
-        points = self.profile.points
-        if not points:
-            return 0.0
-        below = max((p for p in points if p.frequency_hz <= hz), default=points[0])
-        above = min((p for p in points if p.frequency_hz >= hz), default=points[-1])
-        span = above.frequency_hz - below.frequency_hz
-        share = (hz - below.frequency_hz) / span if span > 0 else 0.0
-        return below.volts + (above.volts - below.volts) * share
-
-    def _cap_khz(self, folder: Path, cap_hz: int | None) -> int | None:
-        table = _khz_table(folder)
-        if cap_hz is None or not table or cap_hz >= table[-1] * 1000:
-            return None
-        return max((khz for khz in table if khz * 1000 <= cap_hz), default=table[0])
-
-    def _fans(self) -> list[tuple[Path, int]]:
-        found = []
-        for folder in folders(self._sys / "class/thermal", "cooling_device"):
-            most = read_int(folder / "max_state")
-            if most is not None and most > 0 and read_text(folder / "type") in self.profile.fan_types:
-                found.append((folder, most))
-        return found
-
-    def _kernel_throttles(self) -> bool:
-        return any(
-            (read_text(folder / "type") or "").startswith(KERNEL_THROTTLES)
-            and (read_int(folder / "cur_state") or 0) > 0
-            for folder in folders(self._sys / "class/thermal", "cooling_device")
-        )
-
-    def _supply(self) -> tuple[float | None, bool | None]:
-        charges: list[float | None] = []
-        online: list[bool] = []
-        charging = False
-        for folder in folders(self._sys / "class/power_supply", ""):
-            kind = read_text(folder / "type")
-            if read_text(folder / "scope") == "Device":
-                continue  # the battery of a mouse or a headset
-            if kind == "Battery":
-                percent = read_int(folder / "capacity")
-                known = percent is not None and 0 <= percent <= FULL_PERCENT
-                charges.append(percent / FULL_PERCENT if known and percent is not None else None)
-                charging = charging or read_text(folder / "status") in ("Charging", "Full", "Not charging")
-            elif kind is not None:
-                online.append((read_int(folder / "online") or 0) > 0)
-        if not charges:
-            return None, True if any(online) else None
-        charge = None if None in charges else min(value for value in charges if value is not None)
-        return charge, any(online) if online else charging
-
-    def _firmware_bits(self) -> int:
-        return read_int(self._sys / "devices/platform/soc/soc:firmware/get_throttled", base=16) or 0
-
-    def _chips(self) -> Iterator[tuple[str, Path]]:
-        for folder in folders(self._sys / "class/hwmon", "hwmon"):
-            name = read_text(folder / "name")
-            if name is not None:
-                yield name, folder
-
-    def _undervoltage_alarm(self) -> bool:
-        return any(name == "rpi_volt" and read_int(chip / "in0_lcrit_alarm") == 1 for name, chip in self._chips())
-
-    def _power(
-        self, mono_s: float, celsius: float | None, frequency: int | None, points: tuple[OperatingPoint, ...]
-    ) -> tuple[float | None, bool]:
-        for measured in (self._chip_watts(), self._energy_watts(mono_s)):
-            if measured is not None and 0.0 <= measured <= MAX_WATTS:
-                return measured, False
-        return self._modelled_watts(self.profile.power, celsius, frequency, points), True
-
-    def _chip_watts(self) -> float | None:
-        for name, chip in self._chips():
-            if name in POWER_CHIPS and (microwatts := read_int(chip / "power1_input")) is not None:
-                return microwatts / 1e6
-            if name == "ina3221":  # the first channel is the whole board's input on Jetson (VDD_IN)
-                millivolts, milliamperes = read_int(chip / "in1_input"), read_int(chip / "curr1_input")
-                if millivolts is not None and milliamperes is not None:
-                    return millivolts * milliamperes / 1e6
-        return None
-
-    def _energy_watts(self, mono_s: float) -> float | None:
-        package = self._sys / "class/powercap/intel-rapl:0"
-        now = read_int(package / "energy_uj")
-        if now is None:
-            return None
-        before, self._energy = self._energy, (mono_s, now)
-        if before is None or mono_s <= before[0]:
-            return None
-        spent = now - before[1]
-        if spent < 0:
-            spent += read_int(package / "max_energy_range_uj") or 0
-        return spent / 1e6 / (mono_s - before[0]) if spent >= 0 else None
-
-    def _modelled_watts(
-        self, model: PowerModel | None, celsius: float | None, frequency: int | None, points: tuple[OperatingPoint, ...]
-    ) -> float | None:
-        busy = self._utilisation()
-        point = max((p for p in points if frequency is not None and p.frequency_hz <= frequency), default=None)
-        if model is None or point is None or busy is None:
-            return None
-        return model.watts(point, busy, celsius if celsius is not None else self.profile.highest_resting_celsius)
-
-    def _utilisation(self) -> float | None:
-        words = (read_text(self._proc / "stat") or "").partition("\n")[0].split()
-        if len(words) < 6 or words[0] != "cpu" or not all(word.isdigit() for word in words[1:]):  # noqa: PLR2004 - cpu user nice system idle iowait
-            return None
-        ticks = [int(word) for word in words[1:9]]  # guest time, after them, is counted in user time already
-        now = (sum(ticks), ticks[3] + ticks[4])
-        before, self._busy = self._busy, now
-        if before is None or now[0] <= before[0]:
-            return None
-        return min(max(1.0 - (now[1] - before[1]) / (now[0] - before[0]), 0.0), 1.0)
-
-    def _memory_available(self) -> int | None:
-        for line in (read_text(self._proc / "meminfo") or "").splitlines():
-            words = line.split()
-            if len(words) >= 2 and words[0] == "MemAvailable:" and words[1].isdigit():  # noqa: PLR2004 - key and value
-                return int(words[1]) * 1024
-        return None
-
-
-def _khz_table(folder: Path) -> list[int]:
-    words = (read_text(folder / "scaling_available_frequencies") or "").split()
-    return sorted(int(word) for word in words if word.isdigit() and int(word) > 0)
+    def _health(
+        self, die: Judged, ambient: Judged | None, charge: Judged | None, power: Watts, fans: tuple[Fan, ...]
+    ) -> Iterator[tuple[str, Health]]:
+        yield "temperature", die.health
+        if ambient is not None:
+            yield "ambient", ambient.health
+        if charge is not None:
+            yield "charge", charge.health
+        if power.health is not None:
+            yield "power", power.health
+        self._had_fan = self._had_fan or bool(fans)
+        if self._had_fan:
+            yield "cooling", Health.OK if fans else Health.MISSING

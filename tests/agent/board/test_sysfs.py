@@ -193,6 +193,7 @@ def test_power_of_an_ina3221_is_volts_times_amperes(tree: Tree) -> None:
 
 def test_energy_counter_gives_power_also_when_it_wraps(tree: Tree) -> None:
     folder = "sys/class/powercap/intel-rapl:0"
+    tree.set(f"{folder}/name", "package-0")
     tree.set(f"{folder}/max_energy_range_uj", "10000000")
     board = tree.board(GENERIC)
     seen = []
