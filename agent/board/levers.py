@@ -1,29 +1,33 @@
 """Limits written into the kernel's files: read back, complained about once, and put back at the end.
 
-The values found are remembered in a small file before the first change, so that a restart after `kill -9` can still
-put them back. A file of an earlier boot is ignored: the kernel began anew.
+A file that this user may not write is written by temperd-powerd, where that runs; the helper then remembers what was
+found. For files that we write ourselves the values found are kept in a small file before the first change, so that a
+restart after `kill -9` can still put them back. A file of an earlier boot is ignored: the kernel began anew.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent import strict_json
 from agent.board.files import read_int, write_int
+from agent.board.lever_files import FREQUENCIES, MAX_VALUE, capped_policy, is_lever
+from agent.board.powerd_link import WAITING, PowerdLink
 from agent.durable import write_atomic
 from agent.errors import ArtifactError, BoardError
+from policies.reading import Health
 from policies.strict import TableError, build, limits
 
-FREQUENCIES = "devices/system/cpu/cpufreq"
+__all__ = ["FREQUENCIES", "Levers"]
+
 MAX_UNDO_BYTES = 16 << 10  # a few dozen levers at about 80 bytes each
-MAX_VALUE = 100_000_000  # 100 GHz in kHz
-_ALLOWED = re.compile(
-    rf"{FREQUENCIES}/policy[0-9]{{1,4}}/scaling_max_freq|class/thermal/cooling_device[0-9]{{1,4}}/cur_state"
-)
-"""The only files that are ever written below the sysfs root, whatever the undo file says."""
+TRY_AGAIN_ROUNDS = 30  # between attempts to write a lever that was refused, while nothing is asked of it
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_WORST_FIRST = (Health.REFUSED, Health.OVERRIDDEN, Health.MISSING, Health.OK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +45,34 @@ class Levers:
         sys_root: where /sys is.
         undo_file: where found values are remembered, or `None`.
         boot: identifies this boot of the kernel.
+        link: temperd-powerd, for what may not be written directly, or `None`.
     """
 
-    def __init__(self, sys_root: Path, undo_file: Path | None, boot: str) -> None:
-        self._root, self._undo_file, self._boot = sys_root, undo_file, boot
+    def __init__(self, sys_root: Path, undo_file: Path | None, boot: str, link: PowerdLink | None = None) -> None:
+        self._root, self._undo_file, self._boot, self._link = sys_root, undo_file, boot, link
         self._new: list[str] = []
         self._standing: dict[str, str] = {}
+        self._health: dict[str, Health] = {}
         self._held: dict[str, int] = {}
+        self._lent: dict[str, int] = {}
+        """Files that the helper writes, each with the connection over which it was last written."""
+        self._rounds = 0
         self._originals = self._load()
         for key in self._originals:  # what a killed process left there is ours
             if (left := read_int(sys_root / key)) is not None:
                 self._held[key] = left
+
+    @property
+    def health(self) -> dict[str, Health]:
+        """Health of `frequency-cap` and `cooling`, each the worst of its files; one never asked for is left out.
+
+        `refused` stays until a write succeeds; while nothing is asked of the lever that is tried every 30 rounds.
+        """
+        found: dict[str, Health] = {}
+        for key, state in self._health.items():
+            name = "frequency-cap" if capped_policy(key) is not None else "cooling"
+            found[name] = min(found.get(name, state), state, key=_WORST_FIRST.index)
+        return found
 
     def hold_down(self, path: Path, limit: int | None) -> None:
         """Keep the value at `path` at or below `limit`, never above what was found; `None`: as found."""
@@ -63,58 +84,125 @@ class Levers:
 
     def restore(self) -> None:
         """Put back everything that was changed."""
+        if self._link and self._lent.keys() & self._originals.keys():
+            self._link.next_round()
+            with contextlib.suppress(BoardError):  # said of each lever that then does not go
+                self._ask_for(self._link.restore)
         for key in tuple(self._originals):
             self._ease(key)
+        if self._link:
+            self._link.close()
 
     def complaints(self) -> tuple[str, ...]:
-        """What went wrong since the last call; a complaint that stands is not repeated."""
+        """What went wrong since the last call, which ends a round; a complaint that stands is not repeated."""
         new, self._new = tuple(self._new), []
+        self._rounds += 1
+        if self._link:
+            self._link.next_round()
         return new
 
     def _hold(self, path: Path, bound: int | None, choose: Callable[[int, int], int]) -> None:
         key = str(path.relative_to(self._root))
-        if bound is None:
-            self._ease(key)
-            return
         current, held = read_int(path), self._held.get(key)
         if current is None:
+            self._health[key] = Health.MISSING
+            return
+        if bound is None:
+            self._ease(key)
+            self._try_again(key, current)
             return
         wanted = choose(self._originals.get(key, current), bound)
         if current != held and choose(current, wanted) == current:
-            self._standing.pop(key, None)
+            self._well(key)
             return  # as strict as asked, or another program (the kernel's fan governor) is stricter still
+        connection = self._lent.get(key)
         if current != wanted:
             # Remembered even if the write is refused: asking again each second must not write the undo file again.
             if not self._remember(key, current) or not self._write(key, wanted):
                 return
             self._held[key] = wanted
-        if held is not None and current != held:
-            self._complain(key, f"{key} was set to {current} by another program; set to {wanted} again")
+        if held is None or current == held:
+            self._well(key)
+        elif connection != self._lent.get(key):
+            self._complain(key, f"temperd-powerd ended and had put {key} back; set to {wanted} again", Health.OK)
         else:
-            self._standing.pop(key, None)
+            text = f"{key} was set to {current} by another program; set to {wanted} again"
+            self._complain(key, text, Health.OVERRIDDEN)
 
     def _ease(self, key: str) -> None:
         original = self._originals.get(key)
         if original is not None and (read_int(self._root / key) in (None, original) or self._write(key, original)):
             self._forget(key)
+            if self._health.get(key) is not Health.REFUSED:
+                self._well(key)
+
+    def _try_again(self, key: str, current: int) -> None:
+        """Write what is there already into a lever that was refused: it may be given to us by now."""
+        if self._health.get(key, Health.MISSING) is Health.MISSING:
+            self._health[key] = Health.OK
+        elif key not in self._originals:
+            refused = self._health[key] is Health.REFUSED
+            if not refused or (self._rounds % TRY_AGAIN_ROUNDS == 0 and self._write(key, current)):
+                self._well(key)
 
     def _write(self, key: str, wanted: int) -> bool:
-        path = self._root / key
         try:
-            write_int(path, wanted)
-        except OSError as error:
-            self._complain(key, f"{key} cannot be written ({error.strerror}): this lever is lacking")
+            if not self._write_directly(key, wanted) and not self._write_by_helper(key, wanted):
+                return False
+        except (OSError, BoardError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            self._complain(key, f"{key} cannot be written ({why}): this lever is lacking", Health.REFUSED)
             return False
-        found = read_int(path)
+        found = read_int(self._root / key)
         if found != wanted:
-            self._complain(key, f"{key} stays at {found} although {wanted} was written: something else holds it")
+            text = f"{key} stays at {found} although {wanted} was written: something else holds it"
+            self._complain(key, text, Health.OVERRIDDEN)
             return False
         return True
 
-    def _complain(self, key: str, text: str) -> None:
+    def _write_directly(self, key: str, wanted: int) -> bool:
+        """Whether it was written; false: it is for the helper to write."""
+        if key in self._lent:
+            return False
+        try:
+            write_int(self._root / key, wanted)
+        except OSError as error:
+            if self._link is None or error.errno not in _NOT_OURS:
+                raise
+        else:
+            return True
+        self._lent[key] = 0
+        if key in self._originals:
+            self._save()  # without it
+        return False
+
+    def _write_by_helper(self, key: str, wanted: int) -> bool:
+        """Whether it was written; false: no answer yet."""
+        link = self._link
+        if link is None or not self._ask_for(lambda: link.set(key, wanted)):
+            return False
+        self._lent[key] = link.connections
+        return True
+
+    def _ask_for(self, ask: Callable[[], None]) -> bool:
+        try:
+            ask()
+        except BoardError as error:
+            if error.code == WAITING:
+                return False
+            raise BoardError(f"not by this user, and {error}") from error
+        return True
+
+    def _well(self, key: str) -> None:
+        self._standing.pop(key, None)
+        self._health[key] = Health.OK
+
+    def _complain(self, key: str, text: str, health: Health | None = None) -> None:
         if key not in self._standing:
             self._new.append(text)
         self._standing[key] = text
+        if health:
+            self._health[key] = health
 
     def _remember(self, key: str, value: int) -> bool:
         if key in self._originals:
@@ -124,14 +212,15 @@ class Levers:
             self._save()
         except BoardError as error:  # a limit that could not be put back after a crash is not set
             del self._originals[key]
-            self._complain(key, f"{key} is left alone: its value cannot be remembered ({error})")
+            text = f"{key} is left alone: its value cannot be remembered ({error})"
+            self._complain(key, text, Health.REFUSED)
             return False
         return True
 
     def _forget(self, key: str) -> None:
         del self._originals[key]
         self._held.pop(key, None)
-        self._standing.pop(key, None)
+        self._lent.pop(key, None)
         try:
             self._save()
         except BoardError as error:
@@ -140,9 +229,9 @@ class Levers:
     def _save(self) -> None:
         if self._undo_file is None:
             return
-        if self._originals:
-            body = {"boot": self._boot, "originals": self._originals}
-            write_atomic(self._undo_file, strict_json.canonical(body))
+        ours = {key: value for key, value in self._originals.items() if key not in self._lent}
+        if ours:
+            write_atomic(self._undo_file, strict_json.canonical({"boot": self._boot, "originals": ours}))
         else:
             self._undo_file.unlink(missing_ok=True)
 
@@ -158,4 +247,4 @@ class Levers:
             return {}
         if undo.boot != self._boot:
             return {}
-        return {key: value for key, value in undo.originals.items() if _ALLOWED.fullmatch(key)}
+        return {key: value for key, value in undo.originals.items() if is_lever(key)}

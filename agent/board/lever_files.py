@@ -1,0 +1,38 @@
+"""The kernel files that are ever written, as names below the sysfs root."""
+
+from __future__ import annotations
+
+import re
+
+FREQUENCIES = "devices/system/cpu/cpufreq"
+MAX_NUMBER = 9999  # of a cpufreq policy or a cooling device; kernels number them from 0, one a core or a fan
+MAX_VALUE = 100_000_000  # 100 GHz in kHz
+_CAP = re.compile(rf"{FREQUENCIES}/policy(0|[1-9][0-9]{{0,3}})/scaling_max_freq")
+_COOLING = re.compile(r"class/thermal/cooling_device(0|[1-9][0-9]{0,3})/cur_state")
+
+
+def cap_file(policy: int) -> str:
+    """The clock cap of a cpufreq policy, kHz."""
+    return f"{FREQUENCIES}/policy{policy}/scaling_max_freq"
+
+
+def cooling_file(device: int) -> str:
+    """The level of a cooling device."""
+    return f"class/thermal/cooling_device{device}/cur_state"
+
+
+def capped_policy(key: str) -> int | None:
+    """The number of the cpufreq policy whose cap `key` is; `None`: it is none."""
+    found = _CAP.fullmatch(key)
+    return int(found[1]) if found else None
+
+
+def cooled_device(key: str) -> int | None:
+    """The number of the cooling device whose level `key` is; `None`: it is none."""
+    found = _COOLING.fullmatch(key)
+    return int(found[1]) if found else None
+
+
+def is_lever(key: str) -> bool:
+    """Whether `key` may be written at all, whatever a file or a peer says."""
+    return capped_policy(key) is not None or cooled_device(key) is not None
