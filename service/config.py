@@ -98,6 +98,8 @@ class Board:
     sys_root: str = _file("/sys")
     proc_root: str = _file("/proc")
     profile: str = field(default="auto", metadata=limits(longest=63))
+    powerd: str = _file("/run/temperd-powerd.sock")
+    """Socket of the root helper that writes what the daemon may not; empty: never asked."""
     emulated: str = field(default="", metadata=limits(longest=63))
     emulated_speed: float = field(default=1.0, metadata=limits(0.1, 1000.0))
     """Emulated seconds for each real second."""
@@ -114,6 +116,8 @@ class Policy:
     """The rules in force; an empty `file` means the board profile's own."""
 
     file: str = _file("")
+    by_command: bool = True
+    """Whether a trusted console may set another one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from agent.board.plausible import Judged
 from agent.board.power import PowerSources, Watts
 from agent.board.power_supply import PowerSupplies
 from agent.board.powercap import EnergyCounters
+from agent.board.powerd_link import PowerdLink
 from agent.board.proc import CpuTimes, available_bytes, pressures
 from agent.board.profile import BoardProfile
 from agent.board.thermal_zones import ThermalZones
@@ -40,9 +41,12 @@ class SysfsBoard:
         profile: what kind of board it is.
         undo_file: where to remember the limits found before the first change, so that they are put back even when the
             process was killed; `None`: remembered in memory only.
+        powerd: socket of temperd-powerd, for levers that this user may not write; empty: without it.
     """
 
-    def __init__(self, roots: BoardRoots, profile: BoardProfile, undo_file: Path | None = None) -> None:
+    def __init__(
+        self, roots: BoardRoots, profile: BoardProfile, undo_file: Path | None = None, powerd: str = ""
+    ) -> None:
         self.profile = profile
         self._proc = roots.proc
         self._zones = ThermalZones(roots.sys, profile)
@@ -55,7 +59,7 @@ class SysfsBoard:
         self._had_fan = False
         self._mono_s = 0.0
         boot = read_text(roots.proc / "sys/kernel/random/boot_id") or ""
-        self._levers = Levers(roots.sys, undo_file, boot)
+        self._levers = Levers(roots.sys, undo_file, boot, PowerdLink(Path(powerd), roots.sys) if powerd else None)
 
     def read(self, mono_s: float) -> Reading:
         """Look at the board once; never raises.
