@@ -19,3 +19,7 @@ class PredictivePolicy:
     """How far ahead the temperature is predicted."""
     dwell_s: float = field(default=60.0, metadata=limits(1.0, 3600.0))
     """An operating point is kept at least this long, unless a bound asks for less."""
+    head_first_share: float = field(default=0.1, metadata=limits(0.0, 0.5))
+    """Share of a job's samples with which the head learns alone, before what the plan lets learn; 0: none."""
+    settled_share: float = field(default=0.5, metadata=limits(0.0, 1.0))
+    """Share of a job's samples after which early layers are frozen again, three quarters of all; 1: never."""

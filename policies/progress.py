@@ -1,0 +1,52 @@
+"""The freeze depth over a job: the head first, then what the plan froze, and deeper again once features have settled.
+
+A job whose plan lets early layers learn needs them to learn for a while, not all the time. A fresh head on fixed
+features costs next to nothing and keeps its first, wrong gradients away from them (Kumar et al. 2022, "Fine-Tuning can
+Distort Pretrained Features"); and once the learning rate falls, early layers move least and cost most (Brock et al.
+2017, "FreezeOut"). A frozen prefix runs once a sample. docs/govern.md has what both save, and what else was tried.
+"""
+
+from __future__ import annotations
+
+from policies.bounds import Bound
+from policies.freezing import HEAD_ONLY_PERCENT
+from policies.outlook import Outlook
+from policies.policy_predictive import PredictivePolicy
+from policies.reading import Action
+
+RULE = "predict.progress"
+SETTLED_LEAST = 75
+"""Depth after the features have settled. Where the plan froze as much or more, nothing is gained."""
+LEAST_SAVING = 0.15
+"""A deeper boundary must make a sample cheaper by this share: what crosses it has to be made once for all samples."""
+
+
+def least_depth(policy: PredictivePolicy, outlook: Outlook) -> Bound | None:
+    """The depth to train at now, as a bound on it; `None`: as planned.
+
+    It depends on how far the job is and on nothing else, so it goes on unchanged after a restart.
+
+    Args:
+        policy: `head_first_share` and `settled_share`.
+        outlook: the job; without its length or its costs nothing is asked for.
+    """
+    wanted = _wanted(policy, outlook)
+    if wanted <= outlook.plan_depth_percent or not _saves(outlook, wanted):
+        return None
+    return Bound(RULE, Action.RUN, depth=wanted)
+
+
+def _wanted(policy: PredictivePolicy, outlook: Outlook) -> int:
+    if outlook.samples_left is None or outlook.samples_left + outlook.samples_done <= 0:
+        return 0
+    done = outlook.samples_done / (outlook.samples_left + outlook.samples_done)
+    if done < policy.head_first_share:
+        return HEAD_ONLY_PERCENT
+    return SETTLED_LEAST if done >= policy.settled_share else 0
+
+
+def _saves(outlook: Outlook, wanted: int) -> bool:
+    """Whether a sample is cheaper at `wanted` than as planned, as far as the costs of both are known."""
+    planned = [cost.sample_s for cost in outlook.costs if cost.depth_percent >= outlook.plan_depth_percent]
+    deeper = [cost.sample_s for cost in outlook.costs if cost.depth_percent >= wanted]
+    return bool(planned and deeper) and deeper[0] <= planned[0] * (1 - LEAST_SAVING)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.freezing import HEAD_ONLY_PERCENT
+from policies.outlook import DepthCost, Outlook
+from policies.policy import DEPTH_LADDER
+from policies.policy_predictive import PredictivePolicy
+from policies.progress import RULE, SETTLED_LEAST, least_depth
+from policies.reading import Action
+
+COSTS = tuple(
+    DepthCost(depth, seconds, measured=True)
+    for depth, seconds in ((0, 0.004), (25, 0.003), (50, 0.002), (75, 0.001), (100, 0.0001))
+)
+POLICY = PredictivePolicy(head_first_share=0.1, settled_share=0.5)
+
+
+def depth_at(done: int, plan: int = 0, policy: PredictivePolicy = POLICY, costs: tuple[DepthCost, ...] = COSTS) -> int:
+    bound = least_depth(policy, Outlook(plan, costs, samples_left=1000 - done, samples_done=done))
+    return 0 if bound is None else bound.depth
+
+
+def test_the_head_first_then_the_plan_then_deeper_again() -> None:
+    assert [depth_at(done) for done in (0, 99, 100, 499, 500, 999, 1000)] == [
+        HEAD_ONLY_PERCENT, HEAD_ONLY_PERCENT, 0, 0, SETTLED_LEAST, SETTLED_LEAST, SETTLED_LEAST
+    ]  # fmt: skip
+
+
+def test_it_names_its_rule_and_slows_nothing() -> None:
+    bound = least_depth(POLICY, Outlook(50, COSTS, samples_left=1000))
+    assert bound is not None
+    assert (bound.rule, bound.action, bound.ratio, bound.duty, bound.cooling) == (RULE, Action.RUN, 1.0, 1.0, 0.0)
+
+
+def test_a_plan_as_deep_is_left_alone() -> None:
+    assert depth_at(900, plan=75) == 0
+    assert depth_at(0, plan=100) == 0
+
+
+def test_both_phases_can_be_switched_off() -> None:
+    never = PredictivePolicy(head_first_share=0.0, settled_share=1.0)
+    assert [depth_at(done, policy=never) for done in (0, 400, 999)] == [0, 0, 0]
+
+
+def test_nothing_is_asked_for_without_the_length_of_the_job_or_its_costs() -> None:
+    assert least_depth(POLICY, Outlook(0, COSTS)) is None
+    assert least_depth(POLICY, Outlook(0, COSTS, samples_left=0)) is None
+    assert depth_at(900, costs=()) == 0
+
+
+def test_a_depth_that_saves_too_little_is_not_asked_for() -> None:
+    flat = tuple(dataclasses.replace(cost, sample_s=0.004 - cost.depth_percent * 1e-6) for cost in COSTS)
+    assert [depth_at(done, costs=flat) for done in (0, 900)] == [0, 0]
+
+
+@given(
+    done=st.integers(0, 10_000),
+    left=st.one_of(st.none(), st.integers(0, 10_000)),
+    plan=st.sampled_from(DEPTH_LADDER),
+    seconds=st.lists(st.floats(1e-6, 10.0), min_size=0, max_size=5),
+    head=st.floats(0.0, 0.5),
+    settled=st.floats(0.0, 1.0),
+)
+def test_it_never_asks_for_less_than_the_plan_nor_for_a_depth_off_the_ladder(
+    done: int, left: int | None, plan: int, seconds: list[float], head: float, settled: float
+) -> None:
+    costs = tuple(DepthCost(depth, cost) for depth, cost in zip(DEPTH_LADDER, seconds, strict=False))
+    policy = PredictivePolicy(head_first_share=head, settled_share=settled)
+    bound = least_depth(policy, Outlook(plan, costs, left, done))
+    assert bound is None or (bound.depth > plan and bound.depth in DEPTH_LADDER)
+    assert bound == least_depth(policy, Outlook(plan, costs, left, done))
