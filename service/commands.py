@@ -16,11 +16,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from agent import strict_json
 from agent.errors import CommandError, SpecError
 from agent.spec import FineTuneSpec, parse_spec
+from policies.policy import MAX_POLICY_BYTES
 from policies.strict import TableError, build, limits
 
 if TYPE_CHECKING:
@@ -38,11 +40,12 @@ COMMAND_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}
 _MAX_ID_MS = (1 << 48) - 1
 
 FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB = "fine-tune", "cancel", "pause", "resume", "scrub"
+SET_POLICY = "set-policy"
 COLLECT_REPORT = "collect-report"
-SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB)
+SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY)
 KNOWN = (
     *SUPPORTED,
-    *("evaluate", "promote", "rollback", "set-policy", "qualify", "update-agent", "update-system"),
+    *("evaluate", "promote", "rollback", "qualify", "update-agent", "update-system"),
     COLLECT_REPORT,
 )
 WITHOUT_CLOCK = frozenset({CANCEL, PAUSE, COLLECT_REPORT})
@@ -109,6 +112,29 @@ class Command(Request):
     def nothing(self) -> None:
         """Arguments of a scrub command: there are none."""
         build(_NoArguments, self.args)
+
+    @property
+    def policy(self) -> PolicyArguments:
+        """Arguments of a set-policy command."""
+        return build(PolicyArguments, self.args)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyArguments:
+    """What a set-policy command asks for: exactly one of these."""
+
+    text: str = field(default="", metadata=limits(longest=MAX_POLICY_BYTES))
+    """A policy in TOML."""
+    name: str = field(default="", metadata=limits(longest=63))
+    """One that ships."""
+    reset: bool = False
+    """None from a console any more."""
+
+    def __post_init__(self) -> None:
+        """Refuse none and several."""
+        given = [key for key in ("text", "name", "reset") if getattr(self, key)]
+        if len(given) != 1:
+            raise TableError(given[-1] if given else "text", "give exactly one of text, name and reset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,11 +326,20 @@ def _check_time(command: Command, now: float, clock_synchronised: bool) -> None:
         raise _refuse(Refusal.NOT_YET, what, command.id, "Set the console's clock")
 
 
+_ARGUMENTS: Mapping[str, Callable[[Command], object]] = {
+    FINE_TUNE: attrgetter("spec"),
+    SCRUB: attrgetter("nothing"),
+    SET_POLICY: attrgetter("policy"),
+    **dict.fromkeys((CANCEL, PAUSE, RESUME), attrgetter("job")),
+}
+"""What reads the arguments of each supported command."""
+
+
 def _check_arguments(command: Command) -> None:
     if command.expect:
         raise _refuse(Refusal.UNKNOWN_EXPECTATION, "this version checks no expectations", next(iter(command.expect)))
     try:
-        _ = command.spec if command.type == FINE_TUNE else command.nothing if command.type == SCRUB else command.job
+        _ARGUMENTS[command.type](command)
     except SpecError as error:
         raise _refuse(Refusal.BAD_ARGUMENTS, error.what, f"args.{error.where}", error.fix) from error
     except TableError as error:

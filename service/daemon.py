@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from agent import __version__
 from agent.board.edac import memory_errors
-from agent.board.profile import named_policy_text, named_profile, pick_profile
+from agent.board.profile import named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
-from agent.durable import make_folder, write_atomic
-from agent.errors import BoardError, ConfigError, TemperdError
+from agent.durable import make_folder
+from agent.errors import BoardError, TemperdError
 from agent.messages import Failed, Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path, read_active
 from agent.spec import FineTuneSpec
-from policies.policy import Policy, PolicyError, parse_policy
 from service.commands import SUPPORTED, new_id
 from service.config import Config
 from service.desk import Desk
@@ -29,6 +28,8 @@ from service.emulation import EmulatedBoardProcess
 from service.journal import JobRecord, Journal
 from service.live import remove_live, runtime_folder, write_live
 from service.logs import logger
+from service.policy_file import PolicyFile
+from service.policy_watch import PolicyWatch
 from service.runner import Runner, Workshop
 from service.scrub import ScrubShop
 from service.state_lock import state_lock
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 TICK_S = 1.0
 IDLE_METRICS_EVERY = 60  # ticks: an idle board says how it is once a minute
 EARLIEST_TIME = 1_790_000_000  # 2026-09-21, before the first release: an earlier clock was never set
-MAX_POLICY_BYTES = 64 << 10
 
 log = logger("daemon")
 
@@ -150,14 +150,15 @@ class Daemon:
         profile = pick_profile(model) if board_config.profile == "auto" else named_profile(board_config.profile)
         if profile.name == "generic":
             log.warning("unknown board, the safe generic profile serves", model=model)
-        self._policy_path, policy = self._load_policy(profile.policy_name)
+        policies = self._policies = PolicyFile(self._state, self._config.policy.file, profile.policy_name)
         opened = Journal.open(self._state / "journal.sqlite", self._now())
         if opened.quarantined:
             log.error("journal was broken: put aside, a new one made", aside=str(opened.quarantined))
         self._journal = opened.journal
         self._floor = max([self._floor, *(job.updated for job in self._journal.jobs(1))])
         self._board_name = profile.name
-        steering = self._steering = Steering(SysfsBoard(roots, profile, self._state / "undo.json"), policy)
+        board = SysfsBoard(roots, profile, self._state / "undo.json", board_config.powerd)
+        steering = self._steering = Steering(board, policies.policy)
         steering.restore()
         self._model = model
         self._link = self._make_link()
@@ -165,8 +166,14 @@ class Daemon:
         clock = Clock(self._now, self._mono, self._clock_synchronised)
         shop = Workshop(self._order, self._config.worker.nice, self._watch, self._ended)
         scrub_shop = ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed)
-        desk = Desk(self._journal, steering, policy, uplink, self._trusted, device, clock, shop, scrub_shop=scrub_shop)
-        self._desk = desk
+        allowed = self._config.policy.by_command
+        desk = self._desk = Desk(
+            *(self._journal, steering, policies, uplink, self._trusted, device, clock, shop),
+            scrub_shop=scrub_shop,
+            policy_by_command=allowed,
+        )
+        self._policy_watch = PolicyWatch(policies, profile.points, desk.policy_changed)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._policy_watch.ask)
         try:
             await run(desk)
         finally:
@@ -178,26 +185,6 @@ class Daemon:
         from agent.keys_consoles import load_trusted_consoles  # noqa: PLC0415 - 7 MB that an idle board does not need
 
         return load_trusted_consoles(Path(self._config.commands.trusted_consoles))
-
-    def _load_policy(self, default: str) -> tuple[Path, Policy]:
-        """The policy in force; a shipped one is copied beside the state so that the worker reads the same text."""
-        chosen = self._config.policy.file
-        try:
-            if chosen:
-                with Path(chosen).open("rb") as stream:
-                    text = stream.read(MAX_POLICY_BYTES + 1).decode()
-            else:
-                text = named_policy_text(default)
-            policy = parse_policy(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("the policy file cannot be read", where=chosen) from error
-        except PolicyError as error:
-            raise ConfigError(
-                error.what, where=f"{chosen or default}: {error.key}", fix="See docs/policy.md"
-            ) from error
-        path = self._state / "policy.toml"
-        write_atomic(path, text.encode())
-        return path, policy
 
     def _make_link(self) -> Link:
         device = self._config.device
@@ -237,7 +224,7 @@ class Daemon:
             repository_url=self._config.repository.url,
             repository_root=self._config.repository.root,
             metered=self._config.repository.metered == "wait",
-            policy=str(self._policy_path),
+            policy=str(self._policies.copy),
             threads=threads,
             board=self._board_name,
             attempt=record.standing.attempt,
@@ -303,6 +290,7 @@ class Daemon:
         ticks = 0
         while True:
             runner = desk.runner
+            self._policy_watch.tick(self._steering.reading.operating_points)
             working = runner.current is not None or desk.scrubs.running
             self._steering.tick(self._mono(), working=working, training=runner.training, outlook=runner.outlook)
             await runner.steer()
@@ -332,6 +320,7 @@ class Daemon:
             "training": _training(runner.progress) if runner.progress else None,
             "energy": runner.energy_metrics() if runner.training else None,
             "store": self._desk.scrubs.metrics(),
+            "policy": self._policies.shown(),
         }
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
             write_live(runtime_folder(self._state), view)

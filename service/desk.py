@@ -14,11 +14,13 @@ from agent.spec import FineTuneSpec, spec_table
 from policies.battery import is_short, order_jobs
 from policies.policy import Policy
 from policies.reading import Action
-from service.commands import CANCEL, FINE_TUNE, PAUSE, SCRUB, Command, Refusal, open_command
+from service.commands import CANCEL, FINE_TUNE, PAUSE, SCRUB, SET_POLICY, Command, Refusal, open_command
 from service.device_link import Incoming
 from service.job import TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal, Verdict
 from service.logs import bind, logger
+from service.policy_commands import PolicyCommands
+from service.policy_file import PolicyFile
 from service.runner import PATIENT, Runner, Workshop
 from service.scrub import Scrubs, ScrubShop
 from service.statuses import Clock, Statuses, Uplink
@@ -39,20 +41,21 @@ class Desk:
     Args:
         journal: the daemon's memory.
         steering: the governor's present decision.
-        policy: thresholds, for the order of jobs.
+        policies: what is in force.
         uplink: where statuses go.
         trusted: reads the consoles that are obeyed, by key id.
         device: this board's name.
         clock: see `Clock`.
         shop: how workers are made.
         scrub_shop: how scrubs are made.
+        policy_by_command: whether consoles may set the policy.
     """
 
     def __init__(
         self,
         journal: Journal,
         steering: Steering,
-        policy: Policy,
+        policies: PolicyFile,
         uplink: Uplink,
         trusted: Callable[[], Mapping[str, Ed25519PublicKey]],
         device: str,
@@ -60,15 +63,19 @@ class Desk:
         shop: Workshop,
         *,
         scrub_shop: ScrubShop,
+        policy_by_command: bool = True,
     ) -> None:
-        self._journal, self._steering, self._policy = journal, steering, policy
+        self._journal, self._steering, self._policies = journal, steering, policies
         self._trusted, self._device, self._clock, self._ended = trusted, device, clock, shop.ended
         self._statuses = Statuses(journal, uplink, clock)
         self._held, self._canceled = _Names(journal, "held"), _Names(journal, "canceled")
         self._not_before: dict[str, float] = {}
         self._news = asyncio.Event()
         self.runner = Runner(journal, self._statuses, steering, clock, shop, self._held, self._canceled)
-        self.scrubs = Scrubs(journal, self._statuses, steering, policy, clock, scrub_shop)
+        self.scrubs = Scrubs(journal, self._statuses, steering, policies.policy, clock, scrub_shop)
+        self._policy_commands = PolicyCommands(
+            journal, self._statuses, policies, allowed=policy_by_command, changed=self.policy_changed
+        )
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -114,6 +121,8 @@ class Desk:
         elif command.type == SCRUB:
             self.scrubs.ask(command)
             self.wake()
+        elif command.type == SET_POLICY:
+            self._policy_commands.take(command)
         else:
             self._control(command)
 
@@ -122,7 +131,7 @@ class Desk:
         record = self._journal.job(command.id)
         if record is not None:
             self._statuses.publish(record)
-        elif not self.scrubs.repeat(command.id):
+        elif not (self.scrubs.repeat(command.id) or self._policy_commands.repeat(command.id)):
             status, _, reason = (self._journal.outcome(command.id) or "succeeded").partition(":")
             self._statuses.publish_plain(command.type, command.id, status, reason, "")
 
@@ -157,6 +166,12 @@ class Desk:
             self._held.discard(record.id)
         self._journal.record(command.id, command.digest, "succeeded")
         self._statuses.publish_plain(command.type, command.id, "succeeded", "", "")
+        self.wake()
+
+    def policy_changed(self) -> None:
+        """Another policy is in force: the governor and the scrubs take it, and waiting jobs may run."""
+        self._steering.set_policy(self._policies.policy)
+        self.scrubs.set_policy(self._policies.policy)
         self.wake()
 
     def publish_pending(self) -> None:
@@ -266,8 +281,9 @@ class Desk:
                 if record.standing.reason_code != self._steering.decision.rule:
                     self._statuses.move(record, Event.DEFER, self._steering.decision.rule, "waits for the board")
             return None
-        depths = [(record.id, _asked_depth(record, self._policy)) for record in free.values()]
-        order = order_jobs(self._policy.battery, depths, short=is_short(self._steering.decision))
+        policy = self._policies.policy
+        depths = [(record.id, _asked_depth(record, policy)) for record in free.values()]
+        order = order_jobs(policy.battery, depths, short=is_short(self._steering.decision))
         return free[order[0]] if order else None
 
 

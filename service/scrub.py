@@ -91,6 +91,10 @@ class Scrubs:
         self._worker: WorkerProcess | None = None
         self._sent: Steer | None = None
 
+    def set_policy(self, policy: Policy) -> None:
+        """How often and how gently from now on."""
+        self._policy = policy.scrub
+
     # --- when --------------------------------------------------------------------------------------------------------
 
     @property

@@ -1,0 +1,98 @@
+"""The command `set-policy`: another policy from a console, or none again.
+
+Requests are retained by the broker and may arrive in any order: one that was issued before the last that was obeyed
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from agent.errors import ConfigError
+from policies.policy import PolicyError
+from service.commands import SET_POLICY, Command
+from service.journal import Journal
+from service.logs import logger
+from service.policy_file import PolicyFile
+from service.statuses import Statuses
+
+LAST = "policy-command"
+"""Name in the journal's memory: when the last one obeyed was issued, its id and its result."""
+
+log = logger("policy")
+
+
+class PolicyCommands:
+    """See the module.
+
+    Args:
+        journal: remembers the last one obeyed.
+        statuses: publishes.
+        policies: what is in force.
+        allowed: whether the owner of the board lets consoles set its policy.
+        changed: called when another policy is in force.
+    """
+
+    def __init__(
+        self, journal: Journal, statuses: Statuses, policies: PolicyFile, *, allowed: bool, changed: Callable[[], None]
+    ) -> None:
+        self._journal, self._statuses, self._policies = journal, statuses, policies
+        self._allowed, self._changed = allowed, changed
+
+    def take(self, command: Command) -> None:
+        """Put in force what `command` asks for, remember it, answer.
+
+        A crash on the way brings the command again, and doing it twice is doing it once.
+
+        Raises:
+            BoardError: the disk refuses: not to be acknowledged.
+        """
+        last = self._last()
+        if not self._allowed:
+            self._reject(command, "policy-fixed", "this board takes no policy by command: [policy] by_command = false")
+        elif [command.issued_at, command.id] < [last.get("issued_at", 0), last.get("id", "")]:
+            self._reject(command, "superseded", f"{last['id']} was issued later and is in force")
+        else:
+            self._set(command)
+
+    def repeat(self, command_id: str) -> bool:
+        """Publish the status of the last one obeyed once more; false where it is not that one."""
+        last = self._last()
+        if last.get("id") != command_id:
+            return False
+        self._statuses.publish_plain(SET_POLICY, command_id, "succeeded", "", "", result=last.get("result"))
+        return True
+
+    def _set(self, command: Command) -> None:
+        asked = command.policy
+        try:
+            if asked.reset:
+                changed = self._policies.reset()
+            elif asked.name:
+                changed = self._policies.set_shipped(asked.name)
+            else:
+                changed = self._policies.set_text(asked.text)
+        except (PolicyError, ConfigError) as error:
+            self._reject(command, "bad-policy", str(error))
+            return
+        self._changed()
+        result = self._result(changed)
+        self._journal.remember(LAST, json.dumps({"issued_at": command.issued_at, "id": command.id, "result": result}))
+        self._journal.record(command.id, command.digest, "succeeded")
+        self._statuses.publish_plain(SET_POLICY, command.id, "succeeded", "", "", result=result)
+        log.info("policy set by a console", keyid=command.keyid[:16], **self._policies.shown(), changed=len(changed))
+
+    def _result(self, changed: Mapping[str, tuple[object, object]]) -> dict[str, object]:
+        now = self._policies.now
+        values = {key: {"from": before, "to": after} for key, (before, after) in changed.items()}
+        return {"name": now.policy.name, "source": str(now.source), "sha256": now.sha256, "changed": values}
+
+    def _reject(self, command: Command, code: str, why: str) -> None:
+        log.warning("policy refused", id=command.id, keyid=command.keyid[:16], reason=code, why=why)
+        self._journal.record(command.id, command.digest, f"rejected:{code}")
+        self._statuses.publish_plain(SET_POLICY, command.id, "rejected", code, why)
+
+    def _last(self) -> dict[str, object]:
+        kept = json.loads(self._journal.recall(LAST) or "{}")
+        return kept if isinstance(kept, dict) else {}
