@@ -97,6 +97,7 @@ class FrozenPrefix:
 
     Attributes:
         refused: why the present boundary is not cached; empty when it is.
+        reused: samples of training steps for which the frozen part did not run.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class FrozenPrefix:
         self._bound_to: bytes | None = None
         self._codec: Codec | None = None
         self.refused = ""
+        self.reused = 0
 
     def step(self, chosen: Int64, epoch: int, learning_rate: float) -> StepResult:
         """One step on training samples by number [N], in the view that is their turn in `epoch`."""
@@ -117,7 +119,8 @@ class FrozenPrefix:
         if codec is None:
             return self._run.step(self._task.view(chosen, view), targets, learning_rate)
         keys = [record_key(digest, view, self._spec.seed) for digest in self._train.of(chosen)]
-        activations = self._activations(codec, keys, lambda rows: self._task.view(chosen[rows], view))
+        activations, found = self._activations(codec, keys, lambda rows: self._task.view(chosen[rows], view))
+        self.reused += found
         return self._run.step_from_boundary(activations, targets, learning_rate)
 
     def outputs(self, start: int, stop: int) -> Float32:
@@ -127,7 +130,7 @@ class FrozenPrefix:
             return self._run.outputs(self._task.test_inputs(start, stop))
         chosen = np.arange(start, min(stop, self._task.test_samples), dtype=np.int64)
         keys = [record_key(digest, 0, self._spec.seed) for digest in self._test.of(chosen)]
-        activations = self._activations(codec, keys, lambda rows: self._held_out(chosen[rows]))
+        activations, _ = self._activations(codec, keys, lambda rows: self._held_out(chosen[rows]))
         return self._run.outputs_from_boundary(activations)
 
     def told(self) -> dict[str, object]:
@@ -188,13 +191,16 @@ class FrozenPrefix:
 
     def _activations(
         self, codec: Codec, keys: list[bytes], inputs: Callable[[npt.NDArray[np.intp]], Float32]
-    ) -> tuple[Float32, ...]:
-        """Boundary activations of samples by key, each array [M, ...]; `inputs` gives the samples of some rows."""
+    ) -> tuple[tuple[Float32, ...], int]:
+        """Boundary activations of samples by key, each array [M, ...], and for how many the cache had them.
+
+        `inputs` gives the samples of some rows.
+        """
         assert self._cache is not None
         records = np.empty((len(keys), codec.record_bytes), np.uint8)
         missing = np.flatnonzero(~self._cache.get(keys, records))
         if not len(missing):
-            return codec.decode(records)
+            return codec.decode(records), len(keys)
         made = self._run.boundary(inputs(missing))
         records[missing], fits = codec.encode(made)
         stored = missing[fits]
@@ -202,4 +208,4 @@ class FrozenPrefix:
         activations = codec.decode(records)
         for values, fresh in zip(activations, made, strict=True):
             values[missing[~fits]] = fresh[~fits]
-        return activations
+        return activations, len(keys) - len(missing)

@@ -88,7 +88,7 @@ class Steer:
     reverify: bool
     rule: str
     number: int = 0
-    """Rises by one with each order of one daemon; 0: not counted."""
+    """Rises by one with each order of one job; 0: not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,8 @@ class Progress:
     """Number of the latest `Steer` that training follows."""
     obeyed_mono_s: float = 0.0
     """Since when it does, by the monotonic clock, which all processes of a board share."""
+    reused: int = 0
+    """Samples of this attempt's steps whose frozen part came from the feature cache: it did not run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class Seen:
     dropped: int = 0
     obeyed: int = 0
     obeyed_s: float = 0.0
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +336,7 @@ class Trainer:
             Seen(
                 event, at.epoch, at.step, at.samples, self._loss, score, self._run.frozen_layers, self._depth,
                 step_s, self._binding, at.dropped, self._obeyed, self._obeyed_s,
+                self._prefix.reused,
             )
         )  # fmt: skip
 

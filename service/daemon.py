@@ -158,7 +158,7 @@ class Daemon:
         self._floor = max([self._floor, *(job.updated for job in self._journal.jobs(1))])
         self._board_name = profile.name
         board = SysfsBoard(roots, profile, self._state / "undo.json", board_config.powerd)
-        steering = self._steering = Steering(board, policies.policy)
+        steering = self._steering = Steering(board, policies.policy, time.perf_counter)
         steering.restore()
         self._model = model
         self._link = self._make_link()
@@ -210,7 +210,7 @@ class Daemon:
             "schema": 1,
             "agent": __version__,
             "board": {"model": self._model, "profile": self._board_name},
-            "metrics": {"board": sorted(steering.board_metrics()), "energy": sorted(steering.energy_metrics(0, 0.0))},
+            "metrics": {"board": sorted(steering.board_metrics()), "energy": sorted(steering.energy_metrics(0))},
             "active_model": active.manifest if active else None,
             "clock": "synchronised" if self._clock_synchronised() else "unsynchronised",
         }
@@ -230,6 +230,8 @@ class Daemon:
             attempt=record.standing.attempt,
             resume_plan=record.plan,
             last_end=record.standing.reason_code,
+            boot_id=_boot_id(),
+            clock_share=self._steering.cap_share,
         )
 
     def _scrub_order(self) -> ScrubOrder:
@@ -292,7 +294,7 @@ class Daemon:
             runner = desk.runner
             self._policy_watch.tick(self._steering.reading.operating_points)
             working = runner.current is not None or desk.scrubs.running
-            self._steering.tick(self._mono(), working=working, training=runner.training, outlook=runner.outlook)
+            self._steering.tick(self._mono(), working=working, phase=runner.phase, outlook=runner.outlook)
             await runner.steer()
             await desk.scrubs.steer()
             desk.wake()

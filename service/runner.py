@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 from collections.abc import Callable, Container
 
+from agent.energy import OTHER, PAUSED, TRAINING
 from agent.errors import BoardError, TemperdError
 from agent.messages import (
     CLOCK_WRONG,
@@ -26,9 +28,12 @@ from agent.messages import (
     can_shrink,
 )
 from policies.outlook import Outlook
+from service.energy_book import EnergyBook
 from service.job import MAX_ATTEMPTS, STAGE_EVENTS, TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal
 from service.logs import logger
+from service.obedience import Obedience
+from service.outlook import Outlooks, prefix_macs, step_macs
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 from service.worker_process import WorkerProcess
@@ -37,6 +42,8 @@ PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a 
 STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is stopped
 MAX_WARNINGS = 20  # kept with the result
 OPERATIONS_PER_MAC = 2
+BANDWIDTH_METRICS = ("required_bytes_per_s", "measured_bytes_per_s")  # of R10, as the worker found them
+PHASES = {State.TRAINING: TRAINING, State.PAUSED: PAUSED}
 PATIENT = frozenset({METERED, CLOCK_WRONG})  # why even a job without a plan waits: it would only be sent again
 SHRINKABLE = (State.COMPILING, State.TRAINING, State.PAUSED)  # where a smaller micro-batch takes less memory
 GOES_ON = "The job goes on from its last verified checkpoint"
@@ -90,9 +97,9 @@ class Runner:
         self._worker: WorkerProcess | None = None
         self._sent: Steer | None = None
         self._told_at = 0.0
-        self._operations = 0.0
-        self._counted: int | None = None
-        """Samples whose operations are counted; `None` until a resumed worker says where it stands."""
+        self._counted: tuple[int, int] | None = None
+        """Samples and reused ones whose operations count already; `None` until a resumed worker says where it is."""
+        self._energies, self._outlooks, self._obedience = EnergyBook(journal), Outlooks(journal, clock), Obedience()
         self._warnings: list[str] = []
         self._memory_faults = 0
         self.stopping = False
@@ -102,19 +109,24 @@ class Runner:
         self.progress: Progress | None = None
 
     @property
+    def phase(self) -> str:
+        """What the energy is spent on now, as `agent.energy` names it; empty without a job."""
+        return "" if self.current is None else PHASES.get(self.current.standing.state, OTHER)
+
+    @property
     def training(self) -> bool:
-        """Whether energy counts for the job now."""
-        return self.current is not None and self.current.standing.state in (State.TRAINING, State.PAUSED)
+        """Whether the job trains, or would if it were not paused."""
+        return self.phase in (TRAINING, PAUSED)
 
     @property
     def outlook(self) -> Outlook:
         """The current job, as the governor sees it."""
-        depth = self._plan().get("depth_percent", 0)
-        return Outlook(plan_depth_percent=depth if isinstance(depth, int) else 0)
+        return self._outlooks.outlook()
 
     def energy_metrics(self) -> dict[str, object]:
         """The `energy` group of the telemetry for the current job."""
-        return self._steering.energy_metrics(self.progress.samples if self.progress else 0, self._operations)
+        told = self._steering.energy_metrics(self.progress.samples if self.progress else 0)
+        return told | {name: self._bandwidth().get(name) for name in BANDWIDTH_METRICS}
 
     async def run(self, record: JobRecord) -> JobRecord:
         """Run a job to its end, or to the daemon's.
@@ -122,18 +134,22 @@ class Runner:
         Raises:
             BoardError: the journal cannot be written; the worker was ended.
         """
-        self._steering.start_energy(record.energy_j or 0.0)
-        self._warnings, self._operations, self._memory_faults = list(self.told_before), 0.0, 0
+        self._steering.start_energy(self._energies.load(record))
+        self._obedience = Obedience()
+        self._warnings, self._memory_faults = list(self.told_before), 0
         self.told_before = ()
         try:
             if record.standing.state not in WORKING:
                 record = self._statuses.move(record, Event.PULL)
             while record.standing.state in WORKING and not self.stopping:
                 self.current, self.progress, self._sent = record, None, None
-                self._counted = None if record.plan else 0
+                self._counted = None if record.plan else (0, 0)
+                self._outlooks.begin(record)
                 record = await self._attempt(record)
         finally:
             self.current, self.progress = None, None
+            with contextlib.suppress(BoardError):  # costs that were measured can be measured again
+                self._outlooks.end()
         stands = record.standing
         said = "job ended" if stands.state in TERMINAL else "job put aside"
         log.info(said, job_id=record.id, state=stands.state, reason=stands.reason_code, why=stands.reason)
@@ -181,10 +197,12 @@ class Runner:
                 Event.SUSPEND,
                 "daemon-stopped",
                 "goes on when the daemon runs again",
-                energy_j=self._steering.joules,
+                energy_j=self._book_energy(record),
             )
         if isinstance(last, Failed) and (last.code in PATIENT or (last.code == "network" and record.plan)):
-            return self._statuses.move(record, Event.SUSPEND, last.code, last.message, energy_j=self._steering.joules)
+            return self._statuses.move(
+                record, Event.SUSPEND, last.code, last.message, energy_j=self._book_energy(record)
+            )
         if isinstance(last, Failed) and last.code == OUT_OF_MEMORY and self._can_shrink(record):
             return self._statuses.move(record, Event.RESTART, OUT_OF_MEMORY, "goes on with a smaller micro-batch")
         if isinstance(last, Failed) and last.code == MEMORY_CORRUPT:
@@ -214,6 +232,7 @@ class Runner:
                     await self._worker.send(Go(stage))
             case Planned(plan=plan):
                 self.current = self._journal.update(self.current.id, self._clock.now(), plan=plan)
+                self._outlooks.planned(self.current)
             case Progress():
                 self._follow(message)
             case Warned(what=what):
@@ -228,6 +247,8 @@ class Runner:
     def _follow(self, message: Progress) -> None:
         assert self.current is not None
         self._count_operations(message)
+        self._outlooks.follow(message, self._steering.reading)
+        self._obedience.hear(message)
         self.progress = message
         state = self.current.standing.state
         if message.event == "paused" and state is State.TRAINING:
@@ -235,15 +256,29 @@ class Runner:
         elif message.event == "resumed" and state is State.PAUSED:
             self.current = self._statuses.move(self.current, Event.RESUME)
         elif message.event == "checkpoint":
-            self.current = self._journal.update(self.current.id, self._clock.now(), energy_j=self._steering.joules)
+            self.current = self._journal.update(
+                self.current.id, self._clock.now(), energy_j=self._book_energy(self.current)
+            )
         elif self._clock.mono() - self._told_at >= PROGRESS_EVERY_S:
             self._told_at = self._clock.mono()
             done = message.epoch * message.steps + message.step
             self._statuses.publish(self.current, min(1.0, done / max(1, message.epochs * message.steps)))
 
-    def _finish(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
+    def _book_energy(self, record: JobRecord) -> float:
+        """Keep what the job spent, for another attempt; the joules."""
+        self._energies.keep(record.id, self._steering.energy)
+        return self._steering.joules
+
+    def _told(self, record: JobRecord) -> dict[str, object]:
+        """What the daemon knows of a job that ends, beside the worker's result."""
         told = {"energy": self.energy_metrics(), "warnings": self._warnings, "memory_faults": self._memory_faults}
-        result = {**last.result, **told}
+        governor = self._steering.governor_told() | self._obedience.told()
+        told |= {"governor": governor, "sample_costs": self._outlooks.costs_told()}
+        deadline = self._outlooks.deadline_told(record)
+        return told if deadline is None else told | {"deadline": deadline}
+
+    def _finish(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
+        result = {**last.result, **self._told(record)}
         if isinstance(last, Finished):
             succeeded = last.outcome == "SUCCEEDED"
             event = Event.SUCCEED if succeeded else Event.ROLL_BACK
@@ -251,13 +286,16 @@ class Runner:
         else:
             event = Event.CANCEL if last.outcome == "CANCELED" else Event.FAIL
             code, reason = last.code, last.message
-        return self._statuses.move(record, event, code, reason, result=result, energy_j=self._steering.joules)
+        ended = self._statuses.move(record, event, code, reason, result=result, energy_j=self._steering.joules)
+        self._energies.forget(record.id)
+        self._outlooks.forget(record.id)
+        return ended
 
     async def steer(self) -> None:
         """Pass the present decision on, unless the worker has it already."""
         if self._worker is None or self.current is None:
             return
-        order = self._steering.steer()
+        order = asked = self._steering.steer()
         if self.current.id in self._canceled:
             order = dataclasses.replace(order, action="ABORT", rule="canceled")
         elif self.stopping:
@@ -266,7 +304,10 @@ class Runner:
             order = dataclasses.replace(order, action="PAUSE", rule="held")
         if order != self._sent or order.reverify:
             self._sent = order
-            await self._worker.send(order)
+            # Only a worker at its steps can obey at once, and only the governor's orders follow from a reading.
+            timed = self.progress is not None and self.training and order is asked
+            read_s = self._steering.reading.mono_s if timed else None
+            await self._worker.send(self._obedience.numbered(order, read_s))
 
     async def stop(self) -> None:
         """The daemon goes: the worker writes its checkpoint and leaves, or is killed after `STOP_GRACE_S`."""
@@ -280,10 +321,15 @@ class Runner:
         plan = self.current.plan.get("plan") if self.current and self.current.plan else None
         return plan if isinstance(plan, dict) else {}
 
+    def _bandwidth(self) -> dict[str, object]:
+        told = self.current.plan.get("bandwidth") if self.current and self.current.plan else None
+        return told if isinstance(told, dict) else {}
+
     def _count_operations(self, message: Progress) -> None:
         """Arithmetic operations of the steps since the last message, by the plan's cost table."""
-        ladder = self._plan().get("ladder")
-        macs = {rung["percent"]: rung["step_macs"] for rung in ladder} if isinstance(ladder, list) else {}
-        new = 0 if self._counted is None else message.samples - self._counted
-        self._counted = message.samples
-        self._operations += new * macs.get(message.depth_percent, 0) * OPERATIONS_PER_MAC
+        plan, depth = self._plan(), message.depth_percent
+        samples, reused = self._counted or (message.samples, message.reused)
+        self._counted = message.samples, message.reused
+        macs = (message.samples - samples) * step_macs(plan).get(depth, 0)
+        spared = (message.reused - reused) * prefix_macs(plan, depth)
+        self._steering.count_operations(max(0, macs - spared) * OPERATIONS_PER_MAC)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.board.board import Board
-from agent.energy import EnergyMeter, gops_per_watt, joules_per_sample
+from agent.energy import COUNTED, TRAINING, Energy, EnergyMeter, energy_figures
 from agent.messages import Steer
 from policies.governor import GovernorState, decide
 from policies.outlook import Outlook
 from policies.policy import Policy
-from policies.reading import Decision, Reading
+from policies.reading import Decision, Health, Reading
 from service.logs import logger
+from service.outlook import clock_share
+
+LEVERS_TELL = (Health.REFUSED, Health.OVERRIDDEN)  # the board's own complaints name the file
 
 log = logger("governor")
 
@@ -19,35 +22,38 @@ log = logger("governor")
 class Steering:
     """Holds the governor's state between readings; limits are written only while a job is at work.
 
+    Args:
+        board: to be steered.
+        policy: thresholds.
+        stopwatch: seconds of any steady clock, to tell what the governor itself costs; `None`: it is not told.
+
     Attributes:
         memory_faults: how often a worker found weights changed in memory since the daemon started.
-        drill: a stress run's own orders, made of each reading and of what the governor decided; `None`: no such run.
     """
 
-    def __init__(self, board: Board, policy: Policy) -> None:
-        self._board, self._policy = board, policy
+    def __init__(self, board: Board, policy: Policy, stopwatch: Callable[[], float] | None = None) -> None:
+        self._board, self._policy, self._stopwatch = board, policy, stopwatch
         self._state = GovernorState()
         self._acting = False
         self.memory_faults = 0
-        self.drill: Callable[[Reading, Decision], Decision] | None = None
         self.reading = Reading(mono_s=0.0)
         self.decision = Decision()
-        self._energy, self._joules_before = EnergyMeter(), 0.0
+        self._meter = EnergyMeter()
+        self._training_ticks, self._governor_s, self._covered_before = 0, 0.0, 0.0
 
-    def tick(self, mono_s: float, *, working: bool, training: bool, outlook: Outlook) -> Decision:
+    def tick(self, mono_s: float, *, working: bool, phase: str, outlook: Outlook) -> Decision:
         """Look at the board and decide.
 
         Args:
             mono_s: monotonic clock, seconds.
             working: a job is at work: limits are written to the board; else they are put back.
-            training: energy counts for the job now.
+            phase: what the job does, as `agent.energy` names it; empty without a job.
             outlook: the job.
         """
+        began = self._stopwatch() if self._stopwatch else 0.0
+        self._look(mono_s)
         before = self.decision
-        self.reading = self._board.read(mono_s)
         self._state, self.decision = decide(self._policy, self._state, self.reading, outlook)
-        if self.drill is not None:
-            self.decision = self.drill(self.reading, self.decision)
         complaints: tuple[str, ...] = ()
         if working:
             complaints = self._board.apply(self.decision)
@@ -56,11 +62,26 @@ class Steering:
         self._acting = working
         for complaint in complaints:
             log.warning("lever refused", complaint=complaint)
-        if training:
-            self._energy.add(mono_s, self.reading.power_watts, modelled=self.reading.power_is_modelled)
+        if phase:
+            power = self.reading.power_watts, self.reading.power_is_modelled, self.reading.power_source
+            self._meter.add(mono_s, power[0], modelled=power[1], source=power[2], state=phase)
         if working and (before.action, before.rule) != (self.decision.action, self.decision.rule):
             log.info("decision", action=self.decision.action.name, rule=self.decision.rule, **self._shown())
+        if phase == TRAINING and self._stopwatch:
+            self._training_ticks += 1
+            self._governor_s += self._stopwatch() - began
         return self.decision
+
+    def _look(self, mono_s: float) -> None:
+        """Read the board; a sensor that turns ill or well is told once."""
+        was, self.reading = dict(self.reading.health), self._board.read(mono_s)
+        for sensor, health in self.reading.health:
+            if health == was.get(sensor, Health.OK) or health in LEVERS_TELL:
+                continue
+            if health is Health.OK:
+                log.info("sensor is back", sensor=sensor, was=str(was[sensor]))
+            else:
+                log.warning("sensor not believed", sensor=sensor, health=str(health))
 
     def set_policy(self, policy: Policy) -> None:
         """Decide by `policy` from the next tick on; what was remembered stays."""
@@ -76,14 +97,32 @@ class Steering:
         """Put back every limit that was changed."""
         self._board.restore()
 
-    def start_energy(self, joules_before: float) -> None:
-        """Count from here; `joules_before` were spent by earlier attempts of the same job."""
-        self._energy, self._joules_before = EnergyMeter(), joules_before
+    @property
+    def cap_share(self) -> float:
+        """The highest clock that training has now, as a share of the board's top clock."""
+        points, cap = self.reading.operating_points, self.decision.frequency_cap_hz
+        share = clock_share(self.reading)
+        return min(1.0, cap / points[-1].frequency_hz) if points and cap and self._acting else share
+
+    def start_energy(self, before: Energy) -> None:
+        """Count from here; `before` was spent by earlier attempts of the same job."""
+        self._meter = EnergyMeter(before=before)
+        self._training_ticks, self._governor_s = 0, 0.0
+        self._covered_before = before.spent(TRAINING).seconds
+
+    def count_operations(self, operations: float) -> None:
+        """Arithmetic operations that training steps of the job did."""
+        self._meter.count(operations)
+
+    @property
+    def energy(self) -> Energy:
+        """Of the job so far, earlier attempts included."""
+        return self._meter.energy
 
     @property
     def joules(self) -> float:
-        """Energy of the job so far, earlier attempts included."""
-        return self._joules_before + self._energy.joules
+        """E_total of R9: energy of the job's training so far, pauses and earlier attempts included."""
+        return self.energy.spent(*COUNTED).joules
 
     def board_metrics(self) -> dict[str, object]:
         """The `board` group of the telemetry."""
@@ -94,6 +133,7 @@ class Steering:
             "delta_t_celsius": reading.delta_t_celsius,
             "frequency_hz": reading.frequency_hz,
             "frequency_cap_hz": decision.frequency_cap_hz,
+            "frequency_cap_found_hz": reading.frequency_cap_hz,
             "cooling_level": decision.cooling_level,
             "charge": reading.charge,
             "on_mains": reading.on_mains,
@@ -101,30 +141,44 @@ class Steering:
             "throttled": reading.throttled,
             "power_watts": reading.power_watts,
             "power_is_modelled": reading.power_is_modelled,
+            "power_source": reading.power_source,
+            "utilisation": reading.utilisation,
+            "pressure": dict(reading.pressure),
+            "health": {name: str(health) for name, health in reading.health},
             "memory_available_bytes": reading.memory_available_bytes,
             "memory_faults": self.memory_faults,
             "action": decision.action.name,
             "rule": decision.rule,
             "frequency_rule": decision.frequency_rule,
+            "depth_rule": decision.depth_rule,
+            "notes": list(decision.notes),
             "duty": decision.duty,
             "least_depth_percent": decision.least_depth_percent,
         }
 
-    def energy_metrics(self, samples: int, operations: float) -> dict[str, object]:
+    def energy_metrics(self, samples: int) -> dict[str, object]:
         """The `energy` group: joules of the job so far (R9); `None` before the second reading.
 
         Args:
             samples: N_success.
-            operations: arithmetic operations of the training steps so far.
         """
-        joules, known = self.joules, self.joules > 0
+        figures = energy_figures(self.energy, samples)
+        if figures["joules"] is None:
+            figures["modelled"] = self.energy.modelled or self.reading.power_is_modelled
+        figures["source"] = figures["source"] or self.reading.power_source
+        return figures
+
+    def governor_told(self) -> dict[str, object]:
+        """What reading, deciding and acting cost while the job trained in this daemon's life, as JSON values.
+
+        `share` is of the training time; `None` where nothing was timed.
+        """
+        covered = self.energy.spent(TRAINING).seconds - self._covered_before
+        timed = self._training_ticks > 0
         return {
-            "joules": joules if known else None,
-            "joules_per_sample": joules_per_sample(joules, samples) if known else None,
-            "gops_per_watt": gops_per_watt(operations, joules),
-            "covered_s": self._energy.seconds,
-            "gap_s": self._energy.gap_s,
-            "modelled": self._energy.modelled or (not known and self.reading.power_is_modelled),
+            "ticks": self._training_ticks,
+            "seconds": self._governor_s if timed else None,
+            "share": self._governor_s / covered if timed and covered > 0 else None,
         }
 
     def _shown(self) -> dict[str, object]:
