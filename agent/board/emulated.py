@@ -5,7 +5,7 @@
 It writes DIR/sys and DIR/proc as the kernel of such a board would, heats up with the CPU time of PID's descendants,
 obeys `scaling_max_freq` and the fan's `cur_state`, and slows worker processes down when the clock is capped. DIR/ready
 appears when every file is there. DIR/inject.json, written by anyone, asks for heat and faults (`Injection`). It ends
-on SIGTERM or when PID is gone, and never leaves a worker stopped. docs/boards.md tells the rest.
+on SIGTERM or when PID is gone, and never leaves a worker stopped. docs/emulated-board.md tells the rest.
 """
 
 from __future__ import annotations
@@ -17,42 +17,26 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent import strict_json
 from agent.board.files import read_text
+from agent.board.injection import Injection
+from agent.board.injection_file import InjectionFile, strict_json_table
+from agent.board.kernel_governors import POLL_S, TRIPS, KernelState, look
 from agent.board.load import WorkerLoad
 from agent.board.physics import BoardPhysics, Constants, PhysicsState, named_constants
-from agent.board.tree import BoardTree, Shown
+from agent.board.tree import READ_ONLY, BoardTree, Shown
 from agent.errors import ArtifactError, TemperdError
-from policies.strict import TableError, build, limits
+from policies.strict import TableError, build
 
 WINDOW_S = 0.1
 """One round: the workers run for the clock's share of it and stand still for the rest."""
 LOOK_EVERY = 5  # rounds between two searches for new workers: half a second of full speed at most
 SAVE_EVERY = 10  # rounds between two saves of the state
 SMOOTHING = 0.2  # of the utilisation: the kernel counts CPU time in ticks of 10 ms
-MAX_JSON_BYTES = 4096  # both files have about 200 bytes
 FASTEST = 100.0  # beyond, one round is longer than the die's time constants by far
 _ENDINGS = {signal.SIGTERM, signal.SIGINT}
-
-
-@dataclass(frozen=True, slots=True)
-class Injection:
-    """What DIR/inject.json asks for; the file is removed when `seconds` are over."""
-
-    seconds: float | None = field(default=None, metadata=limits(0.0, 86_400.0))
-    """Of this machine's time; without it, until the file changes or goes."""
-    heat_watts: float = field(default=0.0, metadata=limits(0.0, 100.0))
-    """Heat from outside into the board."""
-    unplug: bool = False
-    charge: float | None = field(default=None, metadata=limits(0.0, 1.0))
-    """Set the battery to this state of charge, once."""
-    undervoltage: bool = False
-    temperature: str = field(default="", metadata=limits(choices=("", "missing", "frozen", "impossible", "jump")))
-    overrides_cap: bool = False
-    """Another program sets the clock cap back to the top, again and again."""
 
 
 class EmulatedBoard:
@@ -63,19 +47,23 @@ class EmulatedBoard:
         profile: name of the board emulated.
         load: whose CPU time heats it.
         speed: how much faster than real its heat and its battery flow.
+        kernel_fan: the kernel's own governor switches the fan at its trips too.
     """
 
-    def __init__(self, tree: Path, profile: str, load: WorkerLoad, speed: float) -> None:
-        self._folder, self._load, self._speed = tree, load, speed
+    def __init__(self, tree: Path, profile: str, load: WorkerLoad, speed: float, *, kernel_fan: bool = False) -> None:
+        self._folder, self._load, self._speed, self._kernel_fan = tree, load, speed, kernel_fan
         self._constants: Constants = named_constants(profile)
         self._physics = BoardPhysics(self._constants, self._saved_state())
         self._tree = BoardTree(tree, profile, self._constants)
-        self._injection, self._injection_id, self._injected_s = Injection(), (0, 0, 0), 0.0
+        self._file, self._injection = InjectionFile(tree / "inject.json", _say), Injection()
         self._rounds = 0
-        self._busy = 0.0
-        self._cap_index = len(self._constants.points) - 1
-        self._fan = self._constants.resting_fan_level
+        self._busy, self._busy_s, self._passed_s = 0.0, 0.0, 0.0
+        self._top = len(self._constants.points) - 1
+        self._cap_index, self._fan = self._top, self._constants.resting_fan_level
+        self._trips, self._kernel = TRIPS[profile], KernelState(self._top)
+        self._kernel_due_s = 0.0  # of the board's own time
         self._last_s: float | None = None
+        self._was_alive = True
         self._physics.step(0.0, 0.0, self._index(), self._fan)  # the meter shows a board that is on from the start
         self._show()
         self._tree.ready()
@@ -87,7 +75,7 @@ class EmulatedBoard:
             mono_s: the monotonic clock.
 
         Returns:
-            The share of this round in which workers may run, 0..1.
+            The share of this round in which workers may run, 0..1; 0 while the battery is cut off.
         """
         self._load.resume()
         if self._rounds % LOOK_EVERY == 0:
@@ -100,8 +88,9 @@ class EmulatedBoard:
         self._pass_time(mono_s)
         self._show()
         if self._rounds % SAVE_EVERY == 0:
+            self._tree.show_machine()
             self._save()
-        return self._clock_share()
+        return self._clock_share() if self._physics.state.alive else 0.0
 
     def close(self) -> None:
         """Let stopped workers go on and keep the state for the next start."""
@@ -113,7 +102,7 @@ class EmulatedBoard:
         return points[self._index()].frequency_hz / points[-1].frequency_hz
 
     def _index(self) -> int:
-        return min(self._cap_index, self._physics.firmware_index())
+        return max(min(self._cap_index, self._physics.firmware_index(), self._top - self._kernel.cooling_state), 0)
 
     def _pass_time(self, mono_s: float) -> None:
         span = 0.0 if self._last_s is None else mono_s - self._last_s
@@ -121,7 +110,8 @@ class EmulatedBoard:
         # Stopped for the share (1 - f/f_top) of the time means busy all the time at the lower clock.
         seen = min(self._load.utilisation(span) / self._clock_share(), 1.0)
         self._busy += SMOOTHING * (seen - self._busy)
-        self._physics.step(
+        self._busy_s, self._passed_s = self._busy_s + self._busy * span, self._passed_s + span
+        now = self._physics.step(
             span * self._speed,
             self._busy,
             self._index(),
@@ -129,10 +119,25 @@ class EmulatedBoard:
             self._injection.heat_watts,
             on_mains=not self._injection.unplug,
         )
+        if now.alive != self._was_alive:
+            _say("on again" if now.alive else "battery cut off: workers stand still until the mains is back")
+        self._was_alive = now.alive
+        self._kernel_looks(span * self._speed, now.die_celsius)
+
+    def _kernel_looks(self, passed_s: float, celsius: float) -> None:
+        self._kernel_due_s -= passed_s
+        if self._kernel_due_s > 0.0:
+            return
+        self._kernel_due_s = POLL_S
+        before, self._kernel = self._kernel.fan_level, look(self._trips, self._kernel, self._top, celsius)
+        if self._kernel_fan and self._kernel.fan_level != before:  # the kernel too writes only when it changes its mind
+            self._tree.set_fan(max(self._constants.resting_fan_level, self._kernel.fan_level))
 
     def _read_levers(self) -> None:
         if self._injection.overrides_cap:
             self._tree.release_cap()
+        elif self._injection.refuses_cap:
+            self._tree.release_cap(READ_ONLY)
         khz, fan = self._tree.asked()
         points = self._constants.points
         if khz is not None:  # `None` while a writer is between truncating and writing: the last value holds
@@ -142,21 +147,12 @@ class EmulatedBoard:
             self._fan = min(max(fan, 0), self._constants.fan_levels)
 
     def _read_injection(self, mono_s: float) -> None:
-        path = self._folder / "inject.json"
-        try:
-            found = path.stat()
-            identity = (found.st_ino, found.st_mtime_ns, found.st_size)
-        except OSError:
-            self._injection, self._injection_id = Injection(), (0, 0, 0)
-            return
-        if identity != self._injection_id:
-            self._injection_id, self._injected_s = identity, mono_s
-            self._injection = _parse_injection(path)
-            if self._injection.charge is not None:
-                self._physics.state = dataclasses.replace(self._physics.state, charge=self._injection.charge)
-        elif self._injection.seconds is not None and mono_s - self._injected_s >= self._injection.seconds:
-            path.unlink(missing_ok=True)
-            self._injection, self._injection_id = Injection(), (0, 0, 0)
+        refused = self._injection.refuses_cap
+        self._injection, is_new = self._file.read(mono_s)
+        if is_new and self._injection.charge is not None:
+            self._physics.state = dataclasses.replace(self._physics.state, charge=self._injection.charge)
+        if refused and not self._injection.refuses_cap:
+            self._tree.release_cap()  # it may be written again
 
     def _show(self) -> None:
         physics, state = self._physics, self._physics.state
@@ -170,9 +166,11 @@ class EmulatedBoard:
                 cell_volts=physics.cell_volts(),
                 cell_amperes=physics.cell_amperes(),
                 on_mains=state.on_mains,
-                undervoltage=self._injection.undervoltage,
-                throttled=physics.firmware_index() < len(self._constants.points) - 1,
-                sensor_fault=self._injection.temperature,
+                firmware_throttles=physics.firmware_index() < self._top,
+                cooling_state=self._kernel.cooling_state,
+                busy_s=self._busy_s,
+                passed_s=self._passed_s,
+                injection=self._injection,
             )
         )
 
@@ -181,28 +179,13 @@ class EmulatedBoard:
         if not text:
             return None
         try:
-            return build(PhysicsState, _table(text.encode(), "state.json"))
+            return build(PhysicsState, strict_json_table(text.encode(), "state.json"))
         except (ArtifactError, TableError) as error:
             _say(f"saved state ignored: {error}")
             return None
 
     def _save(self) -> None:
         self._tree.put("state.json", strict_json.canonical(dataclasses.asdict(self._physics.state)).decode())
-
-
-def _parse_injection(path: Path) -> Injection:
-    try:
-        return build(Injection, _table(path.read_bytes(), "inject.json"))
-    except (OSError, ArtifactError, TableError) as error:
-        _say(f"inject.json ignored: {error}")
-        return Injection()
-
-
-def _table(data: bytes, what: str) -> dict[str, object]:
-    body = strict_json.loads(data, what=what, max_bytes=MAX_JSON_BYTES)
-    if not isinstance(body, dict):
-        raise ArtifactError("must be a table", where=what)
-    return body
 
 
 def _say(text: str) -> None:
@@ -231,13 +214,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default="raspberry-pi-4", help="name of the board to emulate")
     parser.add_argument("--load-of", type=int, required=True, help="process whose descendants are the load")
     parser.add_argument("--speed", type=float, default=1.0, help="how much faster heat and battery flow")
+    parser.add_argument("--kernel-fan", action="store_true", help="the kernel's fan trips of that board work too")
     asked = parser.parse_args(arguments)
     if not 0.0 < asked.speed <= FASTEST:
         parser.error(f"--speed must be above 0 and at most {FASTEST}")
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)  # waited for, so that none arrives between stop and resume
     load = WorkerLoad(asked.load_of, len(os.sched_getaffinity(0)))
     try:
-        run(EmulatedBoard(asked.tree, asked.profile, load, asked.speed), load)
+        run(EmulatedBoard(asked.tree, asked.profile, load, asked.speed, kernel_fan=asked.kernel_fan), load)
     except TemperdError as error:
         _say(str(error))
         return error.exit_code

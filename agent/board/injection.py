@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from policies.strict import limits
 
 TEMPERATURE_FAULTS = ("", "missing", "unreadable", "zero", "frozen", "impossible", "jump")
-BATTERY_FAULTS = ("", "unknown", "over-full")
+BATTERY_FAULTS = ("", "unknown", "over-full", "undervolted")
 JUMP_KELVIN = 60.0
 IMPOSSIBLE_CELSIUS = -256.0
 OVER_FULL_PERCENT = 101
@@ -29,10 +29,10 @@ class Injection:
     temperature: str = field(default="", metadata=limits(choices=TEMPERATURE_FAULTS))
     """What the die's sensor says instead of the truth."""
     battery: str = field(default="", metadata=limits(choices=BATTERY_FAULTS))
-    """`unknown`: status Unknown and no charge; `over-full`: 101 %."""
+    """`unknown`: status Unknown and no charge; `over-full`: 101 %; `undervolted`: 100 % at the cut-off voltage."""
     overrides_cap: bool = False
     """Another program sets the clock cap back to the top, again and again."""
     refuses_cap: bool = False
-    """The clock cap cannot be written."""
+    """The clock cap cannot be written; what root writes nevertheless is set back."""
     renumbers_zones: bool = False
     """The thermal zones change their numbers."""

@@ -21,7 +21,7 @@ class Sensors:
     celsius_offset: float = 0.0
     """Any temperature the converter can say."""
     celsius_noise: float = 0.25
-    """Standard deviation of the die's temperature (assumed; real ones move one or two steps at rest)."""
+    """Standard deviation of the die's temperature (assumed; a Pi's moves one or two of its steps at rest)."""
     chip: str = "ina219"
     """Name of the power meter's hwmon chip."""
     watt_step: float = 0.002
@@ -36,8 +36,8 @@ class Sensors:
 # (450 °C - 0.55 K); a Jetson's boot processor gives 1/32 K (seen in printed logs; assumed). The edge part is assumed.
 # Jetson: an INA3221 at 5 V with 5 mΩ has current steps of 40 µV / 5 mΩ = 8 mA, 40 mW.
 SENSORS: Mapping[str, Sensors] = {
-    "raspberry-pi-4": Sensors(0.487, 410.04),
-    "raspberry-pi-5": Sensors(0.55, 450.0),
+    "raspberry-pi-4": Sensors(0.487, 410.04, 0.4),
+    "raspberry-pi-5": Sensors(0.55, 450.0, 0.4),
     "jetson-orin-nano": Sensors(1 / 32, chip="ina3221", watt_step=0.04),
     "edge-22w": Sensors(0.1),
 }

@@ -10,7 +10,7 @@ import math
 
 from agent.board.injection import OVER_FULL_PERCENT, Injection
 from agent.board.physics import BoardPhysics, PhysicsState, named_constants
-from agent.board.plausible import DieSensor, believable_celsius
+from agent.board.plausible import DieSensor, judge_millidegrees
 from agent.board.profile import named_profile
 from agent.board.sensor_model import SENSORS, SensorModel
 from policies.reading import Decision, Health, OperatingPoint, Reading
@@ -157,6 +157,7 @@ class SimulatedBoard:
             temperature_celsius=celsius,
             ambient_celsius=self._ambient(celsius),
             frequency_hz=self._point().frequency_hz,
+            frequency_cap_hz=self.constants.points[self._cap_index].frequency_hz,
             operating_points=self.constants.points,
             charge=charge,
             on_mains=self.truth.on_mains,
@@ -208,13 +209,8 @@ class SimulatedBoard:
 
     def _temperature(self, mono_s: float) -> tuple[float | None, Health]:
         raw = self._sensors.die_millidegrees(self.truth.die_celsius, self._injection.temperature)
-        possible = believable_celsius(raw)
-        if possible is None:
-            return None, Health.MISSING if raw is None else Health.IMPOSSIBLE
-        believed = self._die.believe(possible, mono_s)
-        if believed is not None:
-            return believed, Health.OK
-        return None, Health.FROZEN if self._injection.temperature == "frozen" else Health.IMPOSSIBLE
+        judged = self._die.judge(judge_millidegrees(raw), mono_s)
+        return judged.value, judged.health
 
     def _ambient(self, celsius: float | None) -> float:
         if self._baseline is None:

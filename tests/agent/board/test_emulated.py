@@ -186,3 +186,43 @@ def test_unknown_board_is_refused_with_the_known_ones() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert "raspberry-pi-4" in done.stderr
+
+
+def test_an_empty_battery_stops_the_workers_until_the_mains_is_back(
+    emulator: Emulator, worker: subprocess.Popen[bytes]
+) -> None:
+    emulator.inject(unplug=True, charge=0.0)
+    until(lambda: "battery cut off" in (emulator.tree.parent / "said").read_text(), "the battery is cut off")
+    until(lambda: state_of(worker.pid) == "T", "the worker stands still")
+    emulator.until(lambda r: r.power_watts == 0.0, "no power is drawn")
+    (emulator.tree / "inject.json").unlink()
+    until(lambda: "on again" in (emulator.tree.parent / "said").read_text(), "the board is on again")
+    until(lambda: state_of(worker.pid) == "R", "the worker goes on")
+
+
+def test_load_shows_as_utilisation_and_a_refused_cap_is_said(
+    emulator: Emulator, worker: subprocess.Popen[bytes]
+) -> None:
+    assert worker.poll() is None
+    emulator.until(lambda r: (r.utilisation or 0.0) > 0.2, "the worker's load is seen")
+    emulator.inject(refuses_cap=True)
+    said: list[str] = []
+
+    def complained() -> bool:
+        said.extend(emulator.board.apply(Decision(frequency_cap_hz=600_000_000)))
+        return bool(said)
+
+    until(complained, "a complaint about the cap")
+    assert "scaling_max_freq" in said[0]
+
+
+def test_with_its_own_trips_the_kernel_switches_the_fan(tmp_path: Path) -> None:
+    tree = tmp_path / "pi5"
+    tree.mkdir()
+    (tree / "state.json").write_text('{"die_celsius": 70, "board_celsius": 68}')
+    command = [sys.executable, "-m", "agent.board.emulated", "--tree", str(tree), "--profile", "raspberry-pi-5"]
+    emulator = subprocess.Popen([*command, "--load-of", str(os.getpid()), "--kernel-fan"])
+    fan = tree / "sys/class/thermal/cooling_device0/cur_state"
+    until(lambda: fan.exists() and fan.read_text() == "3\n", "the third fan level at 70 °C")
+    emulator.terminate()
+    assert emulator.wait(PATIENCE_S) == 0

@@ -44,7 +44,7 @@ def test_sensors_stay_near_the_truth_and_never_rest(name: str) -> None:
     readings = [after(board, 1.0, 0.7) for _ in range(200)]
     die = [r.temperature_celsius or 0.0 for r in readings]
     assert sum(die) / len(die) == pytest.approx(board.truth.die_celsius, abs=0.15)
-    assert max(die) - min(die) < 3.0
+    assert max(die) - min(die) < 4.0
     assert len(set(die)) > 1
     watts = [r.power_watts or 0.0 for r in readings]
     assert sum(watts) / len(watts) == pytest.approx(board.truth.watts, rel=0.006)
