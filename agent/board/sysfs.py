@@ -132,6 +132,7 @@ class SysfsBoard:
     def _health(
         self, die: Judged, ambient: Judged | None, charge: Judged | None, power: Watts, fans: tuple[Fan, ...]
     ) -> Iterator[tuple[str, Health]]:
+        levers = self._levers.health
         yield "temperature", die.health
         if ambient is not None:
             yield "ambient", ambient.health
@@ -139,6 +140,10 @@ class SysfsBoard:
             yield "charge", charge.health
         if power.health is not None:
             yield "power", power.health
+        if self._table[1]:
+            yield "frequency-cap", levers.get("frequency-cap", Health.OK)
+        elif self.profile.points:
+            yield "frequency-cap", Health.MISSING
         self._had_fan = self._had_fan or bool(fans)
         if self._had_fan:
-            yield "cooling", Health.OK if fans else Health.MISSING
+            yield "cooling", levers.get("cooling", Health.OK) if fans else Health.MISSING

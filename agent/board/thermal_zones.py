@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from agent.board.devices import Device, DeviceClass
@@ -9,6 +10,9 @@ from agent.board.files import read_int
 from agent.board.plausible import MISSING, DieSensor, Judged, judge_millidegrees
 from agent.board.profile import BoardProfile
 from policies.reading import Health
+
+DIE_WORDS = ("cpu", "soc", "core", "pkg", "package")
+"""On a board that no profile knows, and that has no zone of a known type: parts of the types that measure a die."""
 
 
 class ThermalZones:
@@ -21,8 +25,8 @@ class ThermalZones:
 
     def __init__(self, sys_root: Path, profile: BoardProfile) -> None:
         self._die_types, self._ambient_types = profile.zone_types, profile.ambient_types
-        wanted = frozenset((*self._die_types, *self._ambient_types))
-        self._zones = DeviceClass(sys_root / "class/thermal", "thermal_zone", "type", wanted.__contains__)
+        self._guesses = not profile.models
+        self._zones = DeviceClass(sys_root / "class/thermal", "thermal_zone", "type", self._wants)
         self._die = DieSensor(profile.frozen_after_s)
         self._die_rank = len(self._die_types)
         self._baseline = profile.highest_resting_celsius
@@ -42,17 +46,22 @@ class ThermalZones:
             self._baseline = min(self._baseline, die_celsius)
         return self._baseline
 
+    def _wants(self, kind: str) -> bool:
+        return kind in self._die_types or kind in self._ambient_types or (self._guesses and _sounds_like_die(kind))
+
     def _read_die(self, zones: tuple[Device, ...]) -> Judged:
         for rank, kind in enumerate(self._die_types[: self._die_rank + 1]):
-            found = _hottest(zones, kind)
+            found = _hottest(path for of, path in zones if of == kind)
             if found is not None:
                 # A less preferred type never takes its place later: a cooler zone would hide a lost sensor.
                 self._die_rank = rank
                 return found
+        if self._guesses and self._die_rank == len(self._die_types):
+            return _hottest(path for kind, path in zones if _sounds_like_die(kind)) or MISSING
         return MISSING
 
     def _read_ambient(self, zones: tuple[Device, ...]) -> Judged | None:
-        found = next((one for kind in self._ambient_types if (one := _hottest(zones, kind)) is not None), None)
+        found = _hottest(path for kind, path in zones if kind in self._ambient_types)
         self._has_ambient = self._has_ambient or found is not None
         if found is None:
             return MISSING if self._has_ambient else None
@@ -61,9 +70,13 @@ class ThermalZones:
         return found
 
 
-def _hottest(zones: tuple[Device, ...], kind: str) -> Judged | None:
-    """The hottest zone of this type, or the first one that cannot be believed; `None` when there is none."""
-    found = [judge_millidegrees(read_int(path / "temp")) for of, path in zones if of == kind]
+def _sounds_like_die(kind: str) -> bool:
+    return any(word in kind.lower() for word in DIE_WORDS)
+
+
+def _hottest(zones: Iterable[Path]) -> Judged | None:
+    """The hottest zone, or the first one that cannot be believed; `None` when there is none."""
+    found = [judge_millidegrees(read_int(path / "temp")) for path in zones]
     if not found:
         return None
     lost = next((one for one in found if one.value is None), None)
