@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from policies.dvfs import TABLE_TOLERANCE, cap_hz
 from policies.policy import Policy
+from policies.policy_schedule import SchedulePolicy
 from policies.reading import OperatingPoint
 
 RATIO = "frequency_ratio"
@@ -97,7 +98,7 @@ def _ratios(table: object, path: str = "") -> Iterator[tuple[str, float]]:
     for item in dataclasses.fields(table):  # type: ignore[arg-type]
         value, key = getattr(table, item.name), f"{path}{item.name}"
         if dataclasses.is_dataclass(value):
-            if item.name != "schedule" or getattr(value, "quiet", ""):
+            if not isinstance(value, SchedulePolicy) or value.quiet:
                 yield from _ratios(value, f"{key}.")
         elif item.name.endswith(RATIO):
             yield key, float(value)

@@ -17,6 +17,7 @@ from agent.errors import ConfigError, TemperdError
 DEFAULT_CONFIG = "/etc/temperd/temperd.toml"
 EXIT_CONFIG = 78  # EX_CONFIG: systemd must not restart a daemon that cannot start
 
+_SENT = ("fine-tune", "cancel", "pause", "resume", "scrub", "set-policy")
 _EPILOG = """\
 exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused (not trusted), 78 the daemon's configuration is wrong
 first steps on a new machine:
@@ -42,6 +43,16 @@ examples:
     "scrub": """Read and hash again what this board keeps, and mend what is damaged.
 Exit code 0: all is whole, or whole again; 1: something was lost. Ask a running daemon with `temperd fleet send`.
 example: temperd scrub --json""",
+    "qualify": """Stress this board for ten minutes, measure its delta-T, learn its heat and its power, keep the record.
+All cores are busy and the clock and the fan are moved; a thermal trip that pauses training ends it. Ctrl-C puts the
+limits back. Exit code 0: passed, 1: not. Ask a running daemon with `temperd fleet send BOARD qualify`.
+example: temperd qualify --chart board.svg""",
+    "policy": """Thresholds for heat, battery, clock and freeze depth; docs/policy.md lists every key.
+examples:
+  temperd policy check mine.toml --board raspberry-pi-4
+  temperd policy check raspberry-pi-5 --board raspberry-pi-5     one that ships
+  temperd policy show                                            what is in force on this board
+  temperd fleet send my-board set-policy mine.toml --key alice.key""",
     "keys": """Identities. Private keys stay where they are made; fingerprints are for people to compare.
 examples:
   temperd keys init my-board             on the board
@@ -177,8 +188,25 @@ def _board_verbs(verbs: Verbs) -> None:
     _keys_verbs(verbs)
 
 
+def _policy_verbs(kinds: Verbs) -> None:
+    check = _verb(
+        kinds, "check", "cli_policy:check", config=False, text="Whether a file is a policy; 2 and the key if not."
+    )
+    check.add_argument("policy", metavar="FILE|NAME", help="a policy file, or the name of one that ships")
+    check.add_argument(
+        "--board", metavar="NAME", default="", help="also say what its clocks come to on this board profile"
+    )
+    show = _verb(kinds, "show", "cli_policy:show", text="What is in force on this board, and where it comes from.")
+    show.add_argument("--toml", action="store_true", help="the whole policy as it was given")
+    show.add_argument("--state", metavar="DIR", help="state folder (default: from the configuration)")
+
+
 def _keys_verbs(verbs: Verbs) -> None:
     _verb(verbs, "scrub", "cli_scrub:scrub")
+    stress = _verb(verbs, "qualify", "cli_qualify:qualify")
+    stress.add_argument("--minutes", type=int, default=10, metavar="N", help="length of the run, 1 to 60 (10)")
+    stress.add_argument("--chart", metavar="FILE.svg", help="also draw the run")
+    _policy_verbs(_group(verbs, "policy", "thresholds: check a file, show what is in force"))
     kinds = _group(verbs, "keys", "identities and trust")
     kinds.required = False
     verbs.choices["keys"].set_defaults(verb="cli_keys:show", json=False, config=None, state=None)
@@ -230,8 +258,9 @@ def _laptop_verbs(verbs: Verbs) -> None:
     kinds = _group(verbs, "fleet", "signed commands to boards")
     send = _verb(kinds, "send", "cli_fleet:send", config=False, text="Sign a command and send it to one board.")
     send.add_argument("device", help="the board's name")
-    send.add_argument("type", choices=("fine-tune", "cancel", "pause", "resume", "scrub"), help="what to do")
-    send.add_argument("argument", metavar="SPEC|JOB", nargs="?", default="", help="TOML file of a job, or a job's id")
+    send.add_argument("type", choices=_SENT, help="what to do")
+    text = "TOML file of a job; a job's id; a policy: file, name of one that ships, or reset"
+    send.add_argument("argument", metavar="SPEC|JOB|POLICY", nargs="?", default="", help=text)
     send.add_argument("--key", metavar="FILE", required=True, help="console key, NAME.key")
     send.add_argument("--broker", default="localhost", metavar="HOST[:PORT]", help="MQTT broker (localhost:1883)")
     send.add_argument("--tenant", default="default")

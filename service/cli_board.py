@@ -19,8 +19,6 @@ from service.config import Config, example_text, load_config
 if TYPE_CHECKING:
     from service.journal import JobRecord
 
-SYSTEM_RUNTIME = Path("/run/temperd")  # where systemd and the container put the live view
-
 
 def run(options: argparse.Namespace) -> int:
     """The daemon."""
@@ -52,11 +50,9 @@ def fine_tune(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """The live view of the running daemon."""
-    from service.live import FILE_NAME, read_live, runtime_folder  # noqa: PLC0415 - see `_daemon`
+    from service.live import live_folder, read_live  # noqa: PLC0415 - see `_daemon`
 
-    folder = runtime_folder(Path(load_config(config_path(options)).device.state_dir))
-    if not (folder / FILE_NAME).exists() and (SYSTEM_RUNTIME / FILE_NAME).exists():
-        folder = SYSTEM_RUNTIME
+    folder = live_folder(Path(load_config(config_path(options)).device.state_dir))
     if not options.watch:
         view = read_live(folder, time.monotonic())
         if options.json:

@@ -10,12 +10,24 @@ import time
 import tomllib
 from pathlib import Path
 
+from agent.board.profile import policy_names
 from agent.errors import SpecError
 from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
 from policies.strict import TableError
 from service.cli import say_json
-from service.commands import COMMAND_ID, FINE_TUNE, MAX_LIFETIME_S, SCRUB, Request, new_id, sign_command
+from service.cli_policy import read_policy
+from service.commands import (
+    COMMAND_ID,
+    FINE_TUNE,
+    MAX_ENVELOPE_BYTES,
+    MAX_LIFETIME_S,
+    SCRUB,
+    SET_POLICY,
+    Request,
+    new_id,
+    sign_command,
+)
 from service.config import NAME, Mqtt
 from service.console_link import ConsoleLink
 from service.device_link import Address
@@ -63,6 +75,8 @@ def send(options: argparse.Namespace) -> int:
     args = _arguments(options.type, options.argument)
     request = make_request(options.device, options.type, args, time.time(), options.valid)
     envelope = sign_command(request, load_console_key(Path(options.key)))
+    if len(envelope) > MAX_ENVELOPE_BYTES:
+        raise SpecError(f"the signed command has {len(envelope)} bytes, boards read at most {MAX_ENVELOPE_BYTES}")
     host, _, port = options.broker.partition(":")
     if port and not port.isdecimal():
         raise SpecError("the broker's port is no number", where=options.broker)
@@ -85,9 +99,22 @@ def _arguments(kind: str, argument: str) -> dict[str, object]:
         if argument:
             raise SpecError(f"scrub takes no argument, not {argument!r}")
         return {}
+    if kind == SET_POLICY:
+        return _policy_arguments(argument)
     if not COMMAND_ID.fullmatch(argument):
         raise SpecError(f"{argument!r} is no job id", fix="A job has the id that `fleet send` printed")
     return {"job": argument}
+
+
+def _policy_arguments(argument: str) -> dict[str, object]:
+    """A file's text, checked here so that a slip is seen at once; the name of a policy that ships; or `reset`."""
+    if argument == "reset" and not Path(argument).exists():
+        return {"reset": True}
+    if not argument:
+        raise SpecError("set-policy needs a policy: a file, the name of one that ships, or reset")
+    if argument in policy_names() and not Path(argument).exists():
+        return {"name": argument}
+    return {"text": read_policy(argument)[0]}
 
 
 async def _send(options: argparse.Namespace, settings: Mqtt, request: Request, envelope: bytes) -> int:

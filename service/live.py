@@ -12,6 +12,7 @@ from agent.durable import read_bounded
 from agent.errors import ArtifactError, BoardError
 
 FILE_NAME = "live.json"
+SYSTEM_RUNTIME = Path("/run/temperd")  # where systemd and the container put the live view
 MAX_LIVE_BYTES = 64 << 10  # about 2 KB
 STALE_S = 10.0  # written once a second; after ten missed writes nobody is at home
 
@@ -19,6 +20,19 @@ STALE_S = 10.0  # written once a second; after ten missed writes nobody is at ho
 def runtime_folder(state_dir: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """Where the file lies: systemd's runtime directory (memory-backed), else `run` in the state folder."""
     return Path(environ.get("RUNTIME_DIRECTORY", "") or state_dir / "run")
+
+
+def live_folder(state_dir: Path) -> Path:
+    """Where a daemon that may run as a service has left its view, as seen by another process."""
+    folder = runtime_folder(state_dir)
+    return SYSTEM_RUNTIME if not _is_there(folder) and _is_there(SYSTEM_RUNTIME) else folder
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return (folder / FILE_NAME).exists()
+    except PermissionError:
+        return False
 
 
 def write_live(folder: Path, view: Mapping[str, object]) -> None:

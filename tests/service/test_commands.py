@@ -185,6 +185,32 @@ def test_a_job_must_be_named_by_its_id(args: dict[str, object]) -> None:
     assert refusal(envelope, topic_type="pause") == Refusal.BAD_ARGUMENTS
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"text": ""},
+        {"reset": False},
+        {"text": 'name = "x"', "name": "default"},
+        {"name": "default", "reset": True},
+        {"text": ["name"]},
+        {"reset": 1},
+        {"file": "/etc/passwd"},
+        {"name": "x" * 64},
+    ],
+)
+def test_a_policy_is_given_in_exactly_one_way(args: dict[str, object]) -> None:
+    envelope = sign_command(replace(PAUSE, type="set-policy", args=args), CONSOLE)
+    assert refusal(envelope, topic_type="set-policy") == Refusal.BAD_ARGUMENTS
+
+
+@pytest.mark.parametrize("args", [{"text": 'name = "x"\n'}, {"name": "default"}, {"reset": True}])
+def test_a_policy_comes_as_text_by_name_or_not_at_all(args: dict[str, object]) -> None:
+    envelope = sign_command(replace(PAUSE, type="set-policy", args=args), CONSOLE)
+    asked = opened(envelope, topic_type="set-policy").policy
+    assert {key: getattr(asked, key) for key in args} == args
+
+
 def test_a_second_valid_signature_is_enough() -> None:
     ours = json.loads(sign_command(FINE_TUNE, CONSOLE))
     theirs = json.loads(sign_command(FINE_TUNE, STRANGER))
