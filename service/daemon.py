@@ -172,7 +172,7 @@ class Daemon:
             scrub_shop=scrub_shop,
             policy_by_command=allowed,
         )
-        self._policy_watch = PolicyWatch(policies, profile.points, desk.policy_changed)
+        self._policy_watch = PolicyWatch(policies, profile.points, desk.policy_changed, self._announce)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._policy_watch.ask)
         try:
             await run(desk)
@@ -211,6 +211,7 @@ class Daemon:
             "agent": __version__,
             "board": {"model": self._model, "profile": self._board_name},
             "metrics": {"board": sorted(steering.board_metrics()), "energy": sorted(steering.energy_metrics(0))},
+            "policy": self._policies.shown(),
             "active_model": active.manifest if active else None,
             "clock": "synchronised" if self._clock_synchronised() else "unsynchronised",
         }
@@ -327,10 +328,13 @@ class Daemon:
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
             write_live(runtime_folder(self._state), view)
 
-    def _scrubbed(self) -> None:
-        """A scrub has ended; it may have left another active model."""
+    def _announce(self) -> None:
         if self._link.connected:
             self._link.announce(self._birth())
+
+    def _scrubbed(self) -> None:
+        """A scrub has ended; it may have left another active model."""
+        self._announce()
         self._publish_store(self._desk)
 
     def _publish_store(self, desk: Desk) -> None:
@@ -339,8 +343,7 @@ class Daemon:
 
     def _ended(self, job_id: str) -> None:
         """An ended job needs its checkpoint no more, and may have left another active model."""
-        if self._link.connected:
-            self._link.announce(self._birth())
+        self._announce()
         with contextlib.suppress(OSError):
             checkpoint_path(self._state / "store", job_id).unlink(missing_ok=True)
 

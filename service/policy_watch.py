@@ -1,4 +1,4 @@
-"""Once a tick: take a policy that changed, and say once where it and the board do not fit."""
+"""Once a tick: take a policy that changed, tell of it, and say once where it and the board do not fit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ class PolicyWatch:
     Args:
         policies: what is in force.
         profile: clock table that the board profile expects.
-        changed: called when another policy is in force.
+        changed: called when the file gave another policy.
+        told: called when what is shown of the policy changed, by whatever way.
     """
 
-    def __init__(self, policies: PolicyFile, profile: tuple[OperatingPoint, ...], changed: Callable[[], None]) -> None:
-        self._policies, self._profile, self._changed = policies, profile, changed
+    def __init__(
+        self,
+        policies: PolicyFile,
+        profile: tuple[OperatingPoint, ...],
+        changed: Callable[[], None],
+        told: Callable[[], None],
+    ) -> None:
+        self._policies, self._profile, self._changed, self._told = policies, profile, changed, told
+        self._shown = policies.shown()
         self._asked = False
         self._fitted: tuple[Policy | None, tuple[OperatingPoint, ...]] = (None, ())
         self._said: frozenset[str] = frozenset()
@@ -42,6 +50,13 @@ class PolicyWatch:
         if self._policies.look(at_once=asked):
             self._changed()
             log.info("policy changed", **self._policies.shown())
+        shown = self._policies.shown()
+        if shown != self._shown:
+            self._shown = shown
+            self._told()
+        self._fit(kernel)
+
+    def _fit(self, kernel: tuple[OperatingPoint, ...]) -> None:
         policy = self._policies.policy
         if (policy, kernel) == self._fitted:
             return

@@ -33,6 +33,7 @@ class Bench:
         self.file.write_text('name = "mine"\n')
         self.seen: list[dict[str, Any]] = []
         self.changes = 0
+        self.told: list[str] = []
         self.start()
 
     def start(self, *, allowed: bool = True) -> None:
@@ -51,6 +52,9 @@ class Bench:
 
     def count(self) -> None:
         self.changes += 1
+
+    def tell(self) -> None:
+        self.told.append(str(self.policies.shown()["name"]))
 
     def command(self, at: int = 0, noise: bytes = b"\1", **args: object) -> Command:
         command_id = new_id((NOW + at) * 1000, lambda count: noise * count)
@@ -158,7 +162,7 @@ def test_a_disk_that_refuses_leaves_the_command_to_the_broker(bench: Bench) -> N
 
 
 def test_the_watch_takes_a_changed_file_and_says_misfits_once_for_each_policy(bench: Bench) -> None:
-    watch = PolicyWatch(bench.policies, (*PI5, OperatingPoint(2_800_000_000, 1.0)), bench.count)
+    watch = PolicyWatch(bench.policies, (*PI5, OperatingPoint(2_800_000_000, 1.0)), bench.count, bench.tell)
     with capture_logs() as said:
         watch.tick(())
         for _ in range(3):
@@ -172,9 +176,25 @@ def test_the_watch_takes_a_changed_file_and_says_misfits_once_for_each_policy(be
         for _ in range(3):
             watch.tick(PI5)
     assert [entry["event"] for entry in said] == ["policy changed"]
-    assert (bench.changes, bench.policies.policy.name) == (1, "fits")
+    assert (bench.changes, bench.told) == (1, ["fits"])
     bench.file.write_text('name = "again"\n')
     watch.ask()
     with capture_logs() as said:
         watch.tick(PI5)
     assert [entry["event"] for entry in said] == ["policy changed", "policy and board do not fit"]
+    assert bench.told == ["fits", "again"]
+
+
+def test_the_watch_tells_of_a_command_and_of_a_file_that_broke(bench: Bench) -> None:
+    watch = PolicyWatch(bench.policies, (), bench.count, bench.tell)
+    watch.tick(())
+    assert bench.told == []
+    bench.send(text=COLD)
+    watch.tick(())
+    assert bench.told == ["cold"]
+    bench.send(1, reset=True)
+    bench.file.write_text("[thermal")
+    for _ in range(4):
+        watch.tick(())
+    assert bench.told == ["cold", "mine", "mine"]
+    assert "not TOML" in bench.policies.complaint
