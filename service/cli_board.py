@@ -157,6 +157,9 @@ def _lines(view: dict[str, object]) -> list[str]:
     if training:
         epochs = f"epoch {training.get('epoch')}/{training.get('epochs')}"
         lines.append(f"{epochs}, loss {_number(training, 'loss')}, {training.get('depth_percent')} % frozen")
+    policy = _table(view.get("policy"))
+    if policy.get("complaint"):
+        lines.append(f"policy {policy.get('name')} stays in force: {policy.get('complaint')}")
     store = _table(view.get("store"))
     if store:
         counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
