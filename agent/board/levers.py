@@ -130,8 +130,11 @@ class Levers:
             self._complain(key, text, Health.OVERRIDDEN)
 
     def _ease(self, key: str) -> None:
-        original = self._originals.get(key)
-        if original is not None and (read_int(self._root / key) in (None, original) or self._write(key, original)):
+        original, path = self._originals.get(key), self._root / key
+        if original is None:
+            return
+        # What cannot be read now is written all the same; a device that is gone took its limit with it.
+        if read_int(path) == original or not path.exists() or self._write(key, original):
             self._forget(key)
             if self._health.get(key) is not Health.REFUSED:
                 self._well(key)

@@ -108,8 +108,8 @@ class Limits:
             raise Refusal("overridden", f"{key} says {now} although {value} was written")
 
     def _put_back(self, key: str, *, always: bool = False) -> None:
-        found, now = self._found[key], read_int(self._sys / key)
-        if always or now not in (None, found):
+        found, path = self._found[key], self._sys / key
+        if path.exists() and (always or read_int(path) != found):  # a device that is gone took its limit with it
             try:
                 self._write(key, found)
             except Refusal as error:

@@ -257,6 +257,7 @@ class Server:
     def _drop(self, connection: _Connection) -> None:
         self._connections.pop(connection.sock.fileno())
         connection.sock.close()
+        self._busy_s = self._clock()
         if connection is self._holder:
             self._holder = None
             self._say("the client is gone: its limits are put back")
