@@ -65,7 +65,7 @@ def depth_costs(
         nearest = min(rates, key=lambda other: (abs(other - percent), other))
         seconds = measured.get(percent, rates[nearest] * macs[percent])
         if seconds > 0:
-            costs.append(DepthCost(percent, seconds, percent in measured, micro_batch))
+            costs.append(DepthCost(percent, seconds, measured=percent in measured, micro_batch=micro_batch))
     return tuple(costs)
 
 
