@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.board.profile import named_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard
-from agent.messages import Failed, Message
+from agent.energy import Energy, Spent
+from agent.messages import Failed, Finished, Message, Progress, Steer
 from policies.policy import Policy
+from service.energy_book import EnergyBook
 from service.job import MAX_ATTEMPTS, Standing, State
 from service.journal import JobRecord, Journal
-from service.runner import Runner, Workshop
+from service.runner import STOPPING, Runner, Workshop
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 
@@ -34,16 +37,20 @@ class Nowhere:
         return None
 
 
+def runner_in(folder: Path, journal: Journal, canceled: tuple[str, ...] = ()) -> Runner:
+    clock = Clock(lambda: 1.0, lambda: 1.0, lambda: True)
+    statuses = Statuses(journal, Nowhere(), clock)
+    board = SysfsBoard(BoardRoots(folder / "sys", folder / "proc"), named_profile("generic"), folder / "undo.json")
+    shop = Workshop(lambda _: pytest.fail("no worker is wanted"), 0, lambda *_: None, lambda _: None)
+    return Runner(journal, statuses, Steering(board, Policy()), clock, shop, (), canceled)
+
+
 def concluded(
     folder: Path, state: State, plan: dict[str, object] | None, last: Message | None, code: int = 1, attempt: int = 1
 ) -> JobRecord:
     journal = Journal.open(folder / "journal.sqlite", 0.0).journal
     try:
-        clock = Clock(lambda: 1.0, lambda: 1.0, lambda: True)
-        statuses = Statuses(journal, Nowhere(), clock)
-        board = SysfsBoard(BoardRoots(folder / "sys", folder / "proc"), named_profile("generic"), folder / "undo.json")
-        shop = Workshop(lambda _: pytest.fail("no worker is wanted"), 0, lambda *_: None, lambda _: None)
-        runner = Runner(journal, statuses, Steering(board, Policy()), clock, shop, (), ())
+        runner = runner_in(folder, journal)
         journal.add_job("job-1", "", "fine-tune", {}, 0.0)
         record = journal.update("job-1", 0.0, standing=Standing(state, attempt), plan=plan)
         return runner._conclude(record, last, code)
@@ -108,3 +115,144 @@ def test_memory_that_stays_bad_ends_the_job_with_advice(tmp_path: Path, state: S
     assert record.result is not None
     assert record.result["memory_faults"] == 1
     assert any("stem.w" in told for told in record.result["warnings"])
+
+
+# --- what the daemon adds to a job's result ---------------------------------------------------------------------------
+
+LADDER = [{"percent": 0, "step_macs": 900}, {"percent": 50, "step_macs": 500}]
+WITH_COSTS: dict[str, object] = {
+    "plan": {"engine": "graph", "batch": 16, "steps": 10, "depth_percent": 50, "step_macs": 500, "ladder": LADDER},
+    "version": "1.0",
+    "bandwidth": {"required_bytes_per_s": 1.4e9, "measured_bytes_per_s": 5e9, "model_bytes": 7_000_000},
+}
+STEP = Progress(0, 4, 1, 10, 16, 0.5, None, 3, 50, 120.0, 1)
+
+
+class Heard:
+    """A worker that hears orders and does nothing."""
+
+    def __init__(self) -> None:
+        self.orders: list[Steer] = []
+
+    async def send(self, order: Steer) -> None:
+        self.orders.append(order)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal.open(tmp_path / "journal.sqlite", 0.0).journal
+    yield opened
+    opened.close()
+
+
+def at_work(journal: Journal, runner: Runner, **spec: object) -> JobRecord:
+    journal.add_job("job-1", "", "fine-tune", {"epochs": 4, **spec}, 0.0)
+    record = journal.update("job-1", 0.0, standing=Standing(State.TRAINING), plan=WITH_COSTS)
+    runner.current = record
+    runner._counted = (0, 0)
+    runner._outlooks.begin(record)
+    return record
+
+
+def test_a_result_has_energy_bandwidth_costs_governor_and_deadline(tmp_path: Path, journal: Journal) -> None:
+    runner = runner_in(tmp_path, journal)
+    record = at_work(journal, runner, deadline_s=60.0)
+    runner._steering.start_energy(Energy({"training": Spent(32.0, 8.0), "other": Spent(4.0, 2.0)}, {"hwmon": 36.0}))
+    runner._follow(STEP)
+    runner._follow(replace(STEP, step=2, samples=32, reused=16))
+    record = journal.update(record.id, 0.0, standing=Standing(State.PROMOTING))
+    result = runner._finish(record, Finished("SUCCEEDED", "", {"slot": "a"})).result or {}
+    energy = result["energy"]
+    assert isinstance(energy, dict)
+    assert (energy["joules"], energy["joules_per_sample"], energy["source"]) == (32.0, 1.0, "hwmon")
+    assert energy["operations"] == 2 * (16 * 500 + 16 * (500 - 200)), "the frozen part ran for the first batch only"
+    assert (energy["required_bytes_per_s"], energy["measured_bytes_per_s"]) == (1.4e9, 5e9)
+    assert result["sample_costs"] == [{"depth_percent": 50, "sample_s": 0.0075}]
+    assert result["governor"] == {
+        "ticks": 0, "seconds": None, "share": None,
+        "orders": 0, "obey_s_median": None, "obey_s_max": None, "longest_step_s": 0.12,
+    }  # fmt: skip
+    assert result["deadline"] == {"deadline_s": 60.0, "left_s": 59.0, "met": True}
+    assert result["slot"] == "a"
+
+
+def test_a_job_that_is_put_aside_keeps_its_energy_and_an_ended_one_leaves_none(
+    tmp_path: Path, journal: Journal
+) -> None:
+    spent = Energy({"training": Spent(5.0, 2.0), "paused": Spent(1.0, 1.0)}, {"model": 6.0}, modelled=True)
+    runner = runner_in(tmp_path, journal)
+    record = at_work(journal, runner)
+    runner._steering.start_energy(spent)
+    record = runner._conclude(record, Failed(STOPPING, ""), 0)
+    assert (record.standing.state, record.energy_j) == (State.DEFERRED, 6.0)
+    assert EnergyBook(journal).load(record) == spent
+    record = journal.update(record.id, 0.0, standing=Standing(State.TRAINING))
+    runner._conclude(record, Failed("not-finite", "10 steps were not finite"), 1)
+    assert EnergyBook(journal)._all() == {}
+
+
+def test_a_checkpoint_keeps_the_energy(tmp_path: Path, journal: Journal) -> None:
+    runner = runner_in(tmp_path, journal)
+    record = at_work(journal, runner)
+    runner._steering.start_energy(Energy({"training": Spent(5.0, 2.0)}, {"hwmon": 5.0}))
+    runner._follow(replace(STEP, event="checkpoint"))
+    kept = journal.job(record.id)
+    assert kept is not None
+    assert kept.energy_j == 5.0
+    assert EnergyBook(journal).load(kept).sources == {"hwmon": 5.0}
+
+
+def test_a_resumed_worker_counts_no_operations_twice(tmp_path: Path, journal: Journal) -> None:
+    runner = runner_in(tmp_path, journal)
+    at_work(journal, runner)
+    runner._counted = None
+    runner._follow(replace(STEP, samples=800, reused=16))
+    assert runner._steering.energy.operations == 0
+    runner._follow(replace(STEP, samples=816, reused=32))
+    assert runner._steering.energy.operations == 2 * 16 * 300
+
+
+def test_orders_are_numbered_and_sent_again_only_when_they_differ(tmp_path: Path, journal: Journal) -> None:
+    canceled: list[str] = []
+    runner = runner_in(tmp_path, journal)
+    runner._canceled = canceled
+    at_work(journal, runner)
+    worker = Heard()
+    runner._worker = worker  # type: ignore[assignment]
+
+    async def some_seconds() -> None:
+        for _ in range(3):
+            await runner.steer()
+        canceled.append("job-1")
+        for _ in range(3):
+            await runner.steer()
+
+    asyncio.run(some_seconds())
+    assert [(order.number, order.action) for order in worker.orders] == [(1, "RUN"), (2, "ABORT")]
+
+
+def test_only_the_governors_orders_to_a_worker_at_its_steps_are_timed(tmp_path: Path, journal: Journal) -> None:
+    runner = runner_in(tmp_path, journal)
+    at_work(journal, runner)
+    runner._worker = Heard()  # type: ignore[assignment]
+    asyncio.run(runner.steer())
+    runner._follow(replace(STEP, obeyed=1, obeyed_mono_s=50.0))
+    assert runner._obedience.told()["obey_s_max"] is None, "it was opening the model when the order came"
+    runner._sent = None
+    runner._steering.reading = replace(runner._steering.reading, mono_s=60.0)
+    asyncio.run(runner.steer())
+    runner._follow(replace(STEP, obeyed=2, obeyed_mono_s=60.25))
+    assert runner._obedience.told()["obey_s_max"] == 0.25
+
+
+def test_what_energy_is_spent_on_follows_the_state(tmp_path: Path, journal: Journal) -> None:
+    runner = runner_in(tmp_path, journal)
+    assert (runner.phase, runner.training) == ("", False)
+    record = at_work(journal, runner)
+    phases = []
+    for state in (State.PULLING, State.COMPILING, State.TRAINING, State.PAUSED, State.EVALUATING):
+        runner.current = replace(record, standing=Standing(state))
+        phases.append((runner.phase, runner.training))
+    assert phases == [
+        ("other", False), ("other", False), ("training", True), ("paused", True), ("other", False),
+    ]  # fmt: skip
