@@ -16,7 +16,8 @@ from typing import NamedTuple
 from agent.board.profile import named_policy_text
 from agent.durable import read_bounded, remove, write_atomic
 from agent.errors import ArtifactError, BoardError, ConfigError
-from policies.policy import MAX_POLICY_BYTES, Policy, PolicyError, differences, parse_policy
+from policies.gate_floor import milder
+from policies.policy import MAX_POLICY_BYTES, GatePolicy, Policy, PolicyError, differences, parse_policy
 from service.logs import logger
 
 COPY = "policy.toml"
@@ -156,11 +157,13 @@ class PolicyFile:
             See `policies.policy.differences`.
 
         Raises:
-            PolicyError: invalid; nothing changed.
+            PolicyError: invalid, or with a milder gate than the board's own; nothing changed.
             BoardError: the disk refuses; nothing changed.
         """
         fresh = InForce(parse_policy(text), text, Source.COMMAND, where or str(self._state / COMMANDED))
         before = self.policy
+        if loosened := milder(self._own_gate(), fresh.policy.gate):
+            raise PolicyError(*loosened)
         write_atomic(self._state / COMMANDED, text.encode())
         self._force(fresh)
         return differences(before, fresh.policy)
@@ -193,7 +196,7 @@ class PolicyFile:
         commanded = self._state / COMMANDED
         if commanded.exists():
             try:
-                return _read(commanded, Source.COMMAND)
+                return self._from_command(commanded)
             except ConfigError as error:  # a version before or after this one wrote it: the fleet can set another
                 self._complain(str(error))
         try:
@@ -205,6 +208,24 @@ class PolicyFile:
                 raise error from None
             self._complain(str(error))
             return kept
+
+    def _from_command(self, path: Path) -> InForce:
+        """What a command left, unless the owner has made the board's own gate stricter since."""
+        found = _read(path, Source.COMMAND)
+        try:
+            own = self._uncommanded().policy.gate
+        except ConfigError:
+            return found
+        if loosened := milder(own, found.policy.gate):
+            raise ConfigError(loosened[1], where=f"{path}: {loosened[0]}", fix=SEE)
+        return found
+
+    def _own_gate(self) -> GatePolicy:
+        """That of the board's own policy; of what is in force, which is no milder, while that cannot be read."""
+        try:
+            return self._uncommanded().policy.gate
+        except ConfigError:
+            return self.policy.gate
 
     def _uncommanded(self) -> InForce:
         return self._from_file() if self._chosen else self._from_board()

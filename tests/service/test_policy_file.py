@@ -235,6 +235,28 @@ def test_a_commanded_policy_that_this_version_refuses_gives_way(disk: Disk) -> N
     assert policies.complaint == ""
 
 
+STRICT = 'name = "strict"\n[gate]\nclass_least = 0.3\n'
+
+
+def test_a_command_may_make_the_gate_stricter_only(disk: Disk) -> None:
+    policies = disk.start(STRICT)
+    with pytest.raises(PolicyError, match="milder than this board's own") as caught:
+        policies.set_text(WARM)
+    assert (caught.value.key, policies.policy.name) == ("gate.class_least", "strict")
+    policies.set_text(WARM + "[gate]\nclass_least = 0.4\n")
+    policies.set_text(WARM + "[gate]\nclass_least = 0.3\n")
+    disk.file.write_text("[thermal")
+    with pytest.raises(PolicyError):
+        policies.set_text(WARM)
+
+
+def test_an_owner_who_makes_the_gate_stricter_is_obeyed_at_the_next_start(disk: Disk) -> None:
+    disk.start(COLD).set_text(WARM)
+    policies = disk.start(STRICT)
+    assert (policies.policy.name, policies.now.source) == ("strict", Source.FILE)
+    assert "gate.class_least" in policies.complaint
+
+
 def test_a_disk_that_refuses_leaves_the_policy_as_it_was(disk: Disk) -> None:
     policies = disk.start(COLD)
     (disk.state / COMMANDED).mkdir()  # a rename cannot replace a folder: a refusal that also root meets
