@@ -15,6 +15,7 @@ from agent.keys_stored import find_identity
 from agent.private_memory import keep_memory_private
 from service.cli import config_path, say_json
 from service.config import Config, example_text, load_config
+from service.status_lines import energy_line, status_lines, table
 
 if TYPE_CHECKING:
     from service.journal import JobRecord
@@ -58,14 +59,14 @@ def status(options: argparse.Namespace) -> int:
         if options.json:
             say_json(view)
         else:
-            print("\n".join(_lines(view)))
+            print("\n".join(status_lines(view)))
         return 0
     from rich.live import Live  # noqa: PLC0415 - only here
     from rich.text import Text  # noqa: PLC0415 - same
 
     with Live(refresh_per_second=4) as live:
         while True:
-            live.update(Text("\n".join(_lines(read_live(folder, time.monotonic())))))
+            live.update(Text("\n".join(status_lines(read_live(folder, time.monotonic())))))
             time.sleep(1.0)
 
 
@@ -137,40 +138,7 @@ def _print_record(record: JobRecord) -> None:
         if result.get(key) is not None:
             value = result[key]
             print(f"  {key:16} {value:.4g}" if isinstance(value, float) else f"  {key:16} {value}")
-    for name, value in _table(result.get("baselines")).items():
+    for name, value in table(result.get("baselines")).items():
         print(f"  {name:16} {value:.4g} ({metric} without a model)")
-
-
-def _lines(view: dict[str, object]) -> list[str]:
-    """The live view for people."""
-    board = _table(view.get("board"))
-    heat = f"temperature {_number(board, 'temperature_celsius')} °C, delta-T {_number(board, 'delta_t_celsius')} K"
-    power = f"clock {_number(board, 'frequency_hz', 1e-9)} GHz, charge {_number(board, 'charge', 100)} %"
-    lines = [
-        f"{view.get('device')}: {'connected' if view.get('connected') else 'no broker'}",
-        f"{heat}, {power}",
-        f"{board.get('action')} by {board.get('rule')}, duty {_number(board, 'duty', 100)} %",
-    ]
-    job, training = _table(view.get("job")), _table(view.get("training"))
-    if job:
-        lines.append(f"job {job.get('id')}: {job.get('status')} {job.get('step')} {job.get('reason_code')}")
-    if training:
-        epochs = f"epoch {training.get('epoch')}/{training.get('epochs')}"
-        lines.append(f"{epochs}, loss {_number(training, 'loss')}, {training.get('depth_percent')} % frozen")
-    policy = _table(view.get("policy"))
-    if policy.get("complaint"):
-        lines.append(f"policy {policy.get('name')} stays in force: {policy.get('complaint')}")
-    store = _table(view.get("store"))
-    if store:
-        counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
-        lines.append(f"last scrub: {store.get('files')} files, {counts}")
-    return lines
-
-
-def _table(value: object) -> dict[str, object]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(table: dict[str, object], key: str, factor: float = 1.0) -> str:
-    value = table.get(key)
-    return f"{value * factor:.2f}" if isinstance(value, int | float) else "-"
+    if energy := table(result.get("energy")):
+        print(f"  {energy_line(energy)}")

@@ -1,0 +1,75 @@
+"""The live view and a job's figures in words, for people at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+NOTHING = "-"
+RULES = (("clock", "frequency_rule", "unlimited"), ("depth", "depth_rule", "plan"))
+
+
+def status_lines(view: Mapping[str, object]) -> list[str]:
+    """What `temperd status` shows of the live view."""
+    board = table(view.get("board"))
+    lines = [f"{view.get('device')}: {'connected' if view.get('connected') else 'no broker'}", *_board_lines(board)]
+    job, training = table(view.get("job")), table(view.get("training"))
+    if job:
+        lines.append(f"job {job.get('id')}: {job.get('status')} {job.get('step')} {job.get('reason_code')}")
+    if training:
+        epochs = f"epoch {training.get('epoch')}/{training.get('epochs')}"
+        lines.append(f"{epochs}, loss {number(training, 'loss')}, {training.get('depth_percent')} % frozen")
+    if energy := table(view.get("energy")):
+        lines.append(energy_line(energy))
+    policy = table(view.get("policy"))
+    if policy.get("complaint"):
+        lines.append(f"policy {policy.get('name')} stays in force: {policy.get('complaint')}")
+    if store := table(view.get("store")):
+        counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
+        lines.append(f"last scrub: {store.get('files')} files, {counts}")
+    return lines
+
+
+def _board_lines(board: Mapping[str, object]) -> list[str]:
+    heat = f"temperature {number(board, 'temperature_celsius')} °C, delta-T {number(board, 'delta_t_celsius')} K"
+    clock = f"clock {number(board, 'frequency_hz', 1e-9)} GHz, charge {number(board, 'charge', 100)} %"
+    lines = [f"{heat}, {clock}"]
+    if board.get("power_watts") is not None:
+        kind = told_kind(modelled=bool(board.get("power_is_modelled")))
+        lines.append(f"power {number(board, 'power_watts')} W from {board.get('power_source') or 'unknown'} ({kind})")
+    rules = [f"{what} by {board[key]}" for what, key, free in RULES if board.get(key, free) != free]
+    duty = f"duty {number(board, 'duty', 100)} %"
+    lines.append(", ".join([f"{board.get('action')} by {board.get('rule')}", *rules, duty]))
+    notes = board.get("notes")
+    if isinstance(notes, list) and notes:
+        lines.append(f"rules that apply too: {', '.join(map(str, notes))}")
+    ill = [f"{name} {health}" for name, health in table(board.get("health")).items() if health != "ok"]
+    if ill:
+        lines.append(f"not all is well: {', '.join(ill)}")
+    return lines
+
+
+def energy_line(energy: Mapping[str, object]) -> str:
+    """The `energy` group in one line."""
+    if energy.get("joules") is None:
+        return "energy not known yet"
+    sample, work = number(energy, "joules_per_sample", digits=4), number(energy, "gops_per_watt")
+    kind = told_kind(modelled=bool(energy.get("modelled")))
+    source = energy.get("source") or "unknown"
+    return f"energy {number(energy, 'joules')} J, {sample} J a sample, {work} GOPS/W from {source} ({kind})"
+
+
+def told_kind(*, modelled: bool) -> str:
+    """How far a figure of power or energy is from a sensor."""
+    return "modelled" if modelled else "measured"
+
+
+def table(value: object) -> dict[str, object]:
+    """The value, if it is a table; else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def number(values: Mapping[str, object], key: str, factor: float = 1.0, digits: int = 2) -> str:
+    """A number for people, or a dash where there is none."""
+    value = values.get(key)
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value * factor:.{digits}f}" if known and isinstance(value, int | float) else NOTHING

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.status_lines import energy_line, status_lines
+
+BOARD: dict[str, Any] = {
+    "temperature_celsius": 61.25, "delta_t_celsius": 31.5, "frequency_hz": 1_300_000_000, "charge": 0.5,
+    "power_watts": 4.125, "power_is_modelled": False, "power_source": "hwmon", "action": "SLOW", "duty": 0.6,
+    "rule": "thermal.delta-t-slow", "frequency_rule": "dvfs.frozen", "depth_rule": "plan", "notes": [],
+    "health": {"temperature": "ok", "power": "ok"},
+}  # fmt: skip
+
+
+def shown(**board: object) -> str:
+    return "\n".join(status_lines({"device": "pi-1", "connected": True, "board": BOARD | board}))
+
+
+def test_a_board_is_told_with_the_rule_of_each_limit_and_the_source_of_its_power() -> None:
+    assert shown().splitlines() == [
+        "pi-1: connected",
+        "temperature 61.25 °C, delta-T 31.50 K, clock 1.30 GHz, charge 50.00 %",
+        "power 4.12 W from hwmon (measured)",
+        "SLOW by thermal.delta-t-slow, clock by dvfs.frozen, duty 60.00 %",
+    ]
+
+
+def test_a_modelled_power_is_called_so() -> None:
+    assert "power 4.12 W from model (modelled)" in shown(power_is_modelled=True, power_source="model")
+
+
+@pytest.mark.parametrize("missing", [None, "none", True, [1]])
+def test_a_value_that_is_not_there_is_a_dash(missing: object) -> None:
+    assert "temperature - °C" in shown(temperature_celsius=missing)
+
+
+def test_ill_sensors_and_further_rules_are_named() -> None:
+    told = shown(notes=["battery.low"], health={"temperature": "frozen", "power": "ok", "frequency-cap": "refused"})
+    assert "rules that apply too: battery.low" in told
+    assert "not all is well: temperature frozen, frequency-cap refused" in told
+
+
+def test_energy_says_where_it_comes_from() -> None:
+    energy = {"joules": 59.0, "joules_per_sample": 0.59, "gops_per_watt": 1.5, "source": "model", "modelled": True}
+    assert energy_line(energy) == "energy 59.00 J, 0.5900 J a sample, 1.50 GOPS/W from model (modelled)"
+    assert energy_line(energy | {"joules": None}) == "energy not known yet", "nothing is called measured"
+
+
+def test_a_job_a_scrub_and_a_policys_complaint_have_their_lines() -> None:
+    view = {
+        "device": "pi-1", "board": {}, "job": {"id": "j", "status": "running", "step": "training", "reason_code": ""},
+        "training": {"epoch": 1, "epochs": 4, "loss": 0.5, "depth_percent": 75},
+        "store": {"files": 3, "damaged": 1, "repaired": 1, "unrepairable": 0},
+        "policy": {"name": "mine", "complaint": "thermal: no"},
+    }  # fmt: skip
+    told = status_lines(view)
+    assert told[0] == "pi-1: no broker"
+    assert {
+        "job j: running training ", "epoch 1/4, loss 0.50, 75 % frozen", "policy mine stays in force: thermal: no",
+        "last scrub: 3 files, 1 damaged, 1 repaired, 0 unrepairable",
+    } <= set(told)  # fmt: skip
