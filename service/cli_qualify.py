@@ -42,7 +42,7 @@ def qualify(options: argparse.Namespace) -> int:
     config = load_config(config_path(options))
     logs.configure("error" if options.json else "warning", config.log.format)
     quiet = bool(options.json)
-    outcome, place, limit = asyncio.run(_run(config, options.minutes * 60.0, quiet=quiet))
+    outcome, place, limit = asyncio.run(run(config, options.minutes * 60.0, quiet=quiet))
     if options.chart:
         title = f"{place.model or place.profile}: {'passed' if outcome.verdict.passed else 'not passed'}"
         _write(Path(options.chart), picture(outcome.drill, outcome.fitted, limit, title))
@@ -50,12 +50,31 @@ def qualify(options: argparse.Namespace) -> int:
         say_json(report(outcome, place))
     else:
         print("\n".join(summary(outcome.verdict, rows(outcome.drill))))
+    return exit_code(outcome)
+
+
+def exit_code(outcome: Outcome) -> int:
+    """What the program ends with."""
     if outcome.drill.ended == "stopped":
         return INTERRUPTED
     return 0 if outcome.verdict.passed else NOT_PASSED
 
 
-async def _run(config: Config, seconds: float, *, quiet: bool) -> tuple[Outcome, Place, float]:
+async def run(config: Config, seconds: float, *, quiet: bool) -> tuple[Outcome, Place, float]:
+    """One run under the state's lock; the record is written.
+
+    Args:
+        config: of the board.
+        seconds: length of the run.
+        quiet: show nothing.
+
+    Returns:
+        The outcome, the board, and the highest delta-T that passes.
+
+    Raises:
+        BoardError: the daemon runs, the board has no temperature, or the disk or the system fails.
+        ConfigError: the configuration names what there is not.
+    """
     state = Path(config.device.state_dir)
     make_folder(state)
     stopping = _stopping()
