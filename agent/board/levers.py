@@ -106,6 +106,7 @@ class Levers:
         current, held = read_int(path), self._held.get(key)
         if current is None:
             self._health[key] = Health.MISSING
+            self._held.pop(key, None)  # whoever brings it back begins anew: no override
             return
         if bound is None:
             self._ease(key)

@@ -13,7 +13,7 @@ from agent.board.lever_files import capped_policy, cooled_device
 from agent.board.powerd_wire import MAX_REPLY_BYTES, VERSION, Refusal, parse_reply
 from agent.errors import BoardError
 
-WAIT_S = 0.2  # for all answers of one round together: the governor's loop stands still meanwhile
+WAIT_S = 0.2  # a round: the governor's loop stands still meanwhile; an answer takes about a millisecond
 LATE_ROUNDS = 10  # without an answer: a helper that systemd has to start needs one or two on a slow board
 WAITING = "powerd-waiting"
 """Code of the error that says: no answer yet, ask in the next round."""
@@ -25,16 +25,19 @@ class PowerdLink:
     Args:
         path: the helper's socket.
         sys_root: where /sys is for us; a helper that serves another tree is refused.
+        wait_s: for all answers of one round together.
         clock: monotonic seconds.
 
     Attributes:
         connections: how many were made so far; a limit set over an earlier one was put back by the helper.
     """
 
-    def __init__(self, path: Path, sys_root: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._sys_root, self._clock = path, sys_root, clock
+    def __init__(
+        self, path: Path, sys_root: Path, wait_s: float = WAIT_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path, self._sys_root, self._round_s, self._clock = path, sys_root, wait_s, clock
         self._sock: socket.socket | None = None
-        self._left_s = WAIT_S
+        self._left_s = wait_s
         self._last_id = 0
         self._awaited: int | None = None
         self._late_rounds = 0
@@ -43,7 +46,7 @@ class PowerdLink:
 
     def next_round(self) -> None:
         """A new round of the governor begins: there is time to wait again."""
-        self._left_s = WAIT_S
+        self._left_s = self._round_s
         if self._awaited is None:
             self._late_rounds = 0
             return

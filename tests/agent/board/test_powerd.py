@@ -302,19 +302,6 @@ def test_a_write_that_the_kernel_refuses_is_named(tree: LeverTree, helper: Stepp
     assert not helper.limits.held
 
 
-def test_a_value_that_does_not_stay_is_named(tree: LeverTree, helper: SteppedHelper) -> None:
-    cap = tree.sys / CAP
-    cap.unlink()
-    cap.symlink_to("/dev/null")  # takes every write and keeps none
-    assert helper.client().ask("set-cap", policy=0, khz=600_000)["error"] == "absent"
-    cap.unlink()
-    elsewhere = tree.folder / "elsewhere"
-    elsewhere.write_text("1800000\n")
-    cap.symlink_to(elsewhere)
-    client = helper.client()
-    assert client.ask("set-cap", policy=0, khz=600_000)["ok"]
-
-
 def test_a_limit_that_cannot_be_remembered_is_not_set(tree: LeverTree, helper: SteppedHelper) -> None:
     tree.run.rename(tree.folder / "gone")
     answer = helper.client().ask("set-cap", policy=0, khz=600_000)
@@ -411,7 +398,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ACTIONS, max_size=14))
 def test_any_sequence_of_verbs_and_deaths_ends_as_found(
     tmp_path_factory: pytest.TempPathFactory, row: list[tuple[str, int, int, int]]
