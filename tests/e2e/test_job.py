@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from agent.energy import COUNTED
 from service.commands import sign_command
 from tests.simulators.fleet import ROOT, World, as_json, weights_on_disk
 from tests.simulators.real_data import FLOWERS, MOBILENET
@@ -32,13 +33,28 @@ def test_a_signed_command_becomes_a_better_model(fleet: World) -> None:
     result = status["result"]
     assert status["status"] == "succeeded", status
     assert result["accuracy_after"] > max(0.8, result["accuracy_before"])
-    assert result["energy"]["modelled"] is True
+    energy = result["energy"]
+    assert energy["modelled"] is True
+    assert energy["joules"] == pytest.approx(sum(energy["states"].get(n, {}).get("joules", 0) for n in COUNTED))
+    assert energy["joules_per_sample"] == pytest.approx(energy["joules"] / result["samples"])
+    assert sum(energy["sources"].values()) >= energy["joules"] > 0
+    assert energy["measured_bytes_per_s"] == result["bandwidth"]["measured_bytes_per_s"] > 1e8
     assert result["engine"] == "graph"
     said = fleet.cli("predict", "--json", str(next((images / "green").iterdir())))
     assert as_json(said.stdout)["predictions"][0]["label"] == "green"
     assert as_json(said.stdout)["model_sha256"] == result["model_sha256"]
     assert fleet.record(status["id"]).standing.state == "SUCCEEDED"
     assert [p.name for p in weights_on_disk(fleet.folder)] == ["colours.onnx"], "only the publisher's own file is plain"
+
+
+def test_a_job_whose_time_budget_needs_more_than_the_memory_gives_is_refused_before_training(fleet: World) -> None:
+    status = fleet.send("fine-tune", fleet.job(fleet.images(), budget_ms=1e-6))
+    told = status["result"]["bandwidth"]
+    assert (status["status"], status["reason_code"]) == ("failed", "bandwidth")
+    assert told["required_bytes_per_s"] == pytest.approx(told["model_bytes"] * 4 / 1e-9)
+    assert told["required_bytes_per_s"] > told["measured_bytes_per_s"]
+    assert f"{told['required_bytes_per_s'] / 1e9:.3g} GB/s" in status["reason"]
+    assert "samples" not in status["result"], "nothing was trained"
 
 
 def test_a_frozen_part_runs_once_an_image_and_leaves_nothing_on_disk(fleet: World) -> None:
@@ -162,7 +178,11 @@ def test_heat_deepens_freezing_and_lowers_the_clock(fleet: World) -> None:
     assert max(v["depth_percent"] for v in training) >= 50
     assert {v["rule"] for v in boards} & {"thermal.delta-t-slow", "thermal.delta-t-hot", "thermal.rise-slow"}
     fleet.send("cancel", {"job": request.id})
-    assert fleet.ended(request.id).standing.state == "CANCELED"
+    ended = fleet.ended(request.id)
+    assert ended.standing.state == "CANCELED"
+    governor = (ended.result or {})["governor"]
+    assert governor["orders"] >= 2
+    assert governor["obey_s_max"] is not None, "orders of the governor were obeyed while it trained"
     tree = fleet.state / "run/board/sys" / "devices/system/cpu/cpufreq/policy0"
     fleet.wait(lambda: (tree / "scaling_max_freq").read_text().strip() == "1800000", 10)
 
