@@ -27,6 +27,7 @@ BOUNDS = {
     "rounds": (1, 100),
     "epochs": (1, 200),
     "mib": (1, 4095),  # a sealed file holds a little less than 4 GiB
+    "readings": (10, 100_000),  # a minute at half a millisecond each
 }
 MAX_SEED = 1 << 31
 DEEPEST = 100
@@ -125,6 +126,22 @@ def seal(options: argparse.Namespace) -> int:
         say_json(report)
     else:
         bench_seal.show(report)
+    return 0
+
+
+def board(options: argparse.Namespace) -> int:
+    """What a reading of the board costs."""
+    from service import bench_board  # noqa: PLC0415 - the other benches need no sensors
+
+    check_bounds(options)
+    if len(options.tree) > MAX_LIST:
+        raise SpecError(f"{len(options.tree)} are more than {MAX_LIST}", where="--tree")
+    found = bench_board.measure(options.readings, [Path(tree) for tree in options.tree], say_progress)
+    report = {"bench": "board", "machine": machine(), **found}
+    if options.json:
+        say_json(report)
+    else:
+        bench_board.show(report)
     return 0
 
 

@@ -83,7 +83,8 @@ examples:
   temperd bench train --model mobilenetv2.onnx
   temperd bench train --batch 8 --size 224 --vs torch,ort-training --chart train.svg
   temperd bench freeze --data flowers.npz signs/ --chart freeze.svg
-  temperd bench seal --mib 1024""",
+  temperd bench seal --mib 1024
+  temperd bench board""",
     "demo": """The whole story on this machine: broker, repository, emulated board, real model, real images, heat.
 example: temperd demo --images ./my-images""",
 }
@@ -336,6 +337,9 @@ def _bench_verbs(kinds: Verbs) -> None:
     freeze.add_argument("--learning-rate", type=float, default=0.001, help="highest rate (0.001)")
     seal = _verb(kinds, "seal", "bench:seal", config=False, text="Sealing and unsealing, the primitives beside it.")
     seal.add_argument("--mib", type=int, default=64, metavar="N", help="size of the file, in MiB (64)")
+    board = _verb(kinds, "board", "bench:board", config=False, text="What a reading of this board's sensors costs.")
+    board.add_argument("--readings", type=int, default=1000, metavar="N", help="of each board (1000)")
+    board.add_argument("--tree", nargs="+", default=[], metavar="DIR", help="also trees of files: sys and proc in each")
     for verb in (train, freeze):
         verb.add_argument("--batch", type=int, default=16, help="samples a step (16)")
         verb.add_argument("--size", type=int, default=96, help="side of the images, in pixels (96)")

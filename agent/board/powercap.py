@@ -25,9 +25,10 @@ class EnergyCounters:
         self._before: tuple[float, dict[Path, int]] | None = None
 
     def read(self, mono_s: float) -> tuple[bool, float | None]:
-        """Whether there is a counter, and the mean watts since the reading before: the platform's, else all packages'.
+        """Whether a counter should tell now, and the mean watts since the reading before.
 
-        `None` at the first reading, and where a counter cannot be read (most kernels let root alone read it).
+        Those of the platform, else of all packages. `None` where a counter cannot be read (most kernels let root alone
+        read it), and at the first reading, which no counter can tell.
         """
         zones = [zone for zone in self._zones.devices(mono_s) if _DOMAIN.fullmatch(zone.path.name)]
         zones = [zone for zone in zones if zone.kind == PLATFORM] or zones
@@ -41,7 +42,7 @@ class EnergyCounters:
             return True, None
         before, self._before = self._before, (mono_s, known)
         if before is None or mono_s <= before[0] or before[1].keys() != known.keys():
-            return True, None
+            return False, None
         spent = [_spent_microjoules(path, before[1][path], known[path]) for path in known]
         if any(one is None for one in spent):
             return True, None

@@ -263,7 +263,14 @@ def test_energy_counters_of_all_packages_are_added_and_the_platform_s_stands_for
     tree.set(f"{POWERCAP}/intel-rapl:1/energy_uj", "5000000")
     board.read(2.0)
     tree.set(f"{POWERCAP}/intel-rapl:1/energy_uj", "12000000")
+    tree.set(f"{POWERCAP}/intel-rapl:0/energy_uj", "3000000")  # a part of what the platform counts
     assert [*seen, board.read(3.0).power_watts] == [None, 4.0, 7.0]
+
+
+def test_a_counter_is_not_ill_at_its_first_reading(make: MakeBoard) -> None:
+    _, board = make("mini-pc")
+    seen = [dict(board.read(second).health).get("power") for second in (0.0, 1.0)]
+    assert seen == [None, Health.OK]
 
 
 def test_a_counter_that_may_not_be_read_or_fell_without_a_range_is_no_power(make: MakeBoard) -> None:
