@@ -180,8 +180,11 @@ def _bound(path: Path, groups: list[str], *, open_to_all: bool) -> socket.socket
 def _passed() -> socket.socket:
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
         raise ConfigError("no socket was passed", fix="Start temperd-powerd.socket, or give --socket PATH")
-    os.set_inheritable(_FIRST_PASSED, False)
-    listener = socket.socket(fileno=_FIRST_PASSED)
+    try:
+        os.set_inheritable(_FIRST_PASSED, False)
+        listener = socket.socket(fileno=_FIRST_PASSED)
+    except OSError as error:
+        raise ConfigError(f"what was passed is no socket: {error.strerror}") from error
     if listener.family != socket.AF_UNIX or listener.type != socket.SOCK_SEQPACKET:
         listener.close()
         raise ConfigError("the socket passed is of another kind", fix="Use ListenSequentialPacket= with a path")

@@ -156,7 +156,8 @@ def passed_socket(tree: LeverTree, kind: int, *options: str) -> subprocess.Popen
         listener.listen(4)
 
         def as_three() -> None:
-            os.dup2(listener.fileno(), 3, inheritable=True)
+            os.dup2(listener.fileno(), 3)
+            os.set_inheritable(3, True)  # also where it was 3 already
 
         return subprocess.Popen(
             [sys.executable, "-c", program, "--sys-root", tree.sys, "--runtime-dir", tree.run, *options],
