@@ -6,6 +6,7 @@ those of the Raspberry Pi 5 (its documentation, "Cooling a Raspberry Pi 5").
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -104,10 +105,10 @@ def look(trips: KernelTrips, state: KernelState, highest: int, celsius: float | 
 
 
 class KernelSteered:
-    """Steers a simulated board as its kernel would, in the place of temperd.
+    """Steers a simulated board as its kernel would: in the place of temperd with `step`, beneath it with `follow`.
 
     Args:
-        board: the board; the fan begins where it is.
+        board: the board.
     """
 
     def __init__(self, board: SimulatedBoard) -> None:
@@ -118,13 +119,24 @@ class KernelSteered:
     def step(self, board: SimulatedBoard, mono_s: float) -> Reading:
         """Look at the board and set clock and fan for the time until the next step; the reading it was based on."""
         reading = board.read(mono_s)
-        points = board.constants.points
-        if reading.utilisation is not None:
-            chosen = ondemand(points, reading.utilisation)
-            self._state = KernelState(chosen, self._state.cooling_state, self._state.fan_level, self._state.celsius)
-        if self._looked_s is None or mono_s - self._looked_s >= POLL_S:
-            self._looked_s = mono_s
-            self._state = look(self._trips, self._state, len(points) - 1, reading.temperature_celsius)
+        self.follow(board, reading)
+        return reading
+
+    def follow(self, board: SimulatedBoard, reading: Reading, load: float | None = None) -> None:
+        """Set clock and fan after a reading that someone else took.
+
+        Args:
+            board: the board.
+            reading: of now.
+            load: what `ondemand` sees in its looks, a few milliseconds apart; `None`: the reading's utilisation. Work
+                that rests by a duty comes in bursts of full load, whatever its mean.
+        """
+        highest = len(board.constants.points) - 1
+        seen = reading.utilisation if load is None else load
+        if seen is not None:
+            self._state = dataclasses.replace(self._state, clock_index=ondemand(board.constants.points, seen))
+        if self._looked_s is None or reading.mono_s - self._looked_s >= POLL_S:
+            self._looked_s = reading.mono_s
+            self._state = look(self._trips, self._state, highest, reading.temperature_celsius)
         now = self._state
         board.kernel_asks(clock_index=now.clock_index, cooling_state=now.cooling_state, fan_level=now.fan_level)
-        return reading
