@@ -16,6 +16,8 @@ class DepthCost:
     """False: reckoned from the multiply-accumulates of the plan's cost table and the depths that were measured."""
     micro_batch: int = 0
     """Samples that go through a step at once; 0: the whole batch."""
+    clocked_share: float = 1.0
+    """Share of `sample_s` that grows as the clock falls; the rest waits for memory, whose clock stays."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ from service.job import MAX_ATTEMPTS, STAGE_EVENTS, TERMINAL, WORKING, Event, St
 from service.journal import JobRecord, Journal
 from service.logs import logger
 from service.obedience import Obedience
-from service.outlook import Outlooks, prefix_macs, step_macs
+from service.outlook import Outlooks
+from service.sample_costs import prefix_macs, step_macs
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 from service.worker_process import WorkerProcess

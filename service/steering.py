@@ -12,7 +12,7 @@ from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Decision, Health, Reading
 from service.logs import logger
-from service.outlook import clock_share
+from service.sample_costs import clock_share
 
 LEVERS_TELL = (Health.REFUSED, Health.OVERRIDDEN)  # the board's own complaints name the file
 

@@ -20,16 +20,16 @@ from policies.outlook import DepthCost, Outlook
 from policies.policy import Policy
 from policies.reading import OperatingPoint, Reading
 from service.journal import JobRecord, Journal
-from service.outlook import (
-    ABSURDLY_LATE_S,
+from service.outlook import ABSURDLY_LATE_S, HIGHER_IS_BETTER, Outlooks, minute_of_day
+from service.sample_costs import (
     COSTS,
-    HIGHER_IS_BETTER,
+    LEAST_CLOCKED,
+    LEAST_STEPS,
     MODELS_KEPT,
     RECENT_STEPS,
-    Outlooks,
+    Cost,
     clock_share,
     depth_costs,
-    minute_of_day,
     prefix_macs,
     step_macs,
 )
@@ -86,8 +86,8 @@ def test_a_measured_depth_costs_its_median_at_the_top_clock_and_the_others_by_th
     ahead = outlooks(journal)
     ahead.begin(job(journal))
     assert ahead.outlook().costs == (), "nothing is known before the first step"
-    for number, ms in enumerate((900.0, 160.0, 320.0, 160.0, 160.0), 1):
-        ahead.follow(step(number, ms), HALF if ms == 320.0 else TOP)
+    for number, ms in enumerate((1800.0, 320.0, 320.0, 320.0, 310.0), 1):
+        ahead.follow(step(number, ms), HALF)
     at = {cost.depth_percent: cost for cost in ahead.outlook().costs}
     assert sorted(at) == [25, 50, 75, 100], "a job never trains shallower than planned"
     assert at[25] == DepthCost(25, pytest.approx(0.010), measured=True, micro_batch=8)
@@ -103,17 +103,48 @@ def test_a_second_measured_depth_is_what_its_neighbours_are_reckoned_from(journa
     assert at[75] == (pytest.approx(0.001), True)
     assert at[100] == (pytest.approx(0.001 * 310 / 400), False)
     assert ahead.costs_told() == [
-        {"depth_percent": 25, "sample_s": pytest.approx(0.010)},
-        {"depth_percent": 75, "sample_s": pytest.approx(0.001)},
+        {"depth_percent": 25, "sample_s": pytest.approx(0.010), "clocked_share": 1.0},
+        {"depth_percent": 75, "sample_s": pytest.approx(0.001), "clocked_share": 1.0},
     ]
 
 
 def test_only_recent_steps_count(journal: Journal) -> None:
     ahead = outlooks(journal)
     ahead.begin(job(journal))
-    for number in range(40):  # the first fill the feature cache
+    for number in range(40):
         ahead.follow(step(1 + number % 9, 1600.0 if number < 40 - RECENT_STEPS else 16.0), TOP)
     assert ahead.outlook().costs[0].sample_s == pytest.approx(0.001)
+
+
+def test_steps_that_fill_the_feature_cache_count_until_others_use_it(journal: Journal) -> None:
+    ahead = outlooks(journal)
+    ahead.begin(job(journal))
+    for number in range(1, 8):
+        ahead.follow(step(number, 1600.0), TOP)
+    assert ahead.outlook().costs[0].sample_s == pytest.approx(0.1)
+    ahead.follow(step(8, 160.0, reused=15), TOP)  # one of 16 samples was not there
+    assert ahead.outlook().costs[0].sample_s == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("ms_at_half", "share", "sample_s"),
+    [(320.0, 1.0, 0.010), (280.0, 0.75, 0.010), (240.0, 0.5, 0.010), (160.0, LEAST_CLOCKED, 0.010), (500.0, 1.0, 0.01)],
+    ids=["all computes", "a quarter waits", "half waits", "noise: no slower", "noise: too slow"],
+)
+def test_two_clocks_tell_what_waits_for_the_memory(
+    journal: Journal, ms_at_half: float, share: float, sample_s: float
+) -> None:
+    ahead = outlooks(journal)
+    ahead.begin(job(journal))
+    for number in range(LEAST_STEPS):
+        ahead.follow(step(number + 1, 160.0), TOP)
+    for number in range(LEAST_STEPS):
+        assert ahead.outlook().costs[0].clocked_share == 1.0, "one clock says nothing of it"
+        ahead.follow(step(number + 1, ms_at_half), HALF)
+    found = ahead.outlook().costs
+    assert found[0].clocked_share == pytest.approx(share)
+    assert found[0].sample_s == pytest.approx(sample_s)
+    assert {cost.clocked_share for cost in found} == {found[0].clocked_share}, "the neighbours are taken to be alike"
 
 
 def test_short_batches_and_tellings_without_a_step_say_nothing_of_costs(journal: Journal) -> None:
@@ -153,7 +184,9 @@ def test_remembered_costs_are_bounded_and_the_oldest_go(journal: Journal) -> Non
     assert ahead.outlook().costs != ()
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "7", '{"a": 5}', '{"a": {"x": 1}}', '{"a": {"25": "long"}}', "null"])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", "7", '{"a": 5}', '{"a": {"x": 1}}', '{"a": {"25": "long"}}', "null", '{"a": {"25": [1]}}']
+)
 def test_remembered_costs_that_are_none_are_forgotten(journal: Journal, text: str) -> None:
     journal.remember(COSTS, text)
     ahead = outlooks(journal)
@@ -167,7 +200,9 @@ def test_an_absurd_remembered_cost_is_left_out(journal: Journal) -> None:
     ahead.follow(step(1, 160.0), TOP)
     ahead.end()
     (key,) = json.loads(journal.recall(COSTS))
-    journal.remember(COSTS, json.dumps({key: {"25": -1.0, "50": 1e9, "75": 0.5}}))
+    journal.remember(
+        COSTS, json.dumps({key: {"25": [-1.0, 1.0], "50": [1e9, 1.0], "75": [0.5, 0.9], "100": [0.1, 7.0]}})
+    )
     ahead.begin(job(journal, 2))
     assert [(c.depth_percent, c.measured) for c in ahead.outlook().costs] == [
         (25, False), (50, False), (75, True), (100, False),
@@ -184,8 +219,9 @@ rates = st.floats(1e-6, 10.0)
     st.dictionaries(st.integers(0, 100), rates, max_size=8),
 )
 def test_costs_are_positive_in_order_and_keep_what_was_measured(
-    macs: dict[int, int], least: int, measured: dict[int, float]
+    macs: dict[int, int], least: int, seconds: dict[int, float]
 ) -> None:
+    measured = {depth: Cost(sample_s, 0.75) for depth, sample_s in seconds.items()}
     costs = depth_costs(macs, least, measured, 4)
     depths = [cost.depth_percent for cost in costs]
     assert depths == sorted(set(depths))
@@ -193,7 +229,7 @@ def test_costs_are_positive_in_order_and_keep_what_was_measured(
     for cost in costs:
         assert cost.measured == (cost.depth_percent in measured)
         if cost.measured:
-            assert cost.sample_s == measured[cost.depth_percent]
+            assert (cost.sample_s, cost.clocked_share) == measured[cost.depth_percent]
     if not set(macs) & set(measured):
         assert costs == ()
 
