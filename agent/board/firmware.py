@@ -32,14 +32,24 @@ class FirmwareFlags:
         self._file: Path | None = None
         self._looked_s: float | None = None
 
-    def read(self, mono_s: float) -> Firmware:
-        """The flags; both false where there is no such file or it is unreadable."""
+    @property
+    def there(self) -> bool:
+        """Whether the last reading found the file."""
+        return self._file is not None
+
+    def read(self, mono_s: float, told: int = 0) -> Firmware:
+        """The flags; both false where there is no such file or it is unreadable.
+
+        Args:
+            mono_s: the monotonic clock.
+            told: the same bits from elsewhere, for boards without the file.
+        """
         bits = None if self._file is None else read_int(self._file, base=16)
         if bits is None and (self._looked_s is None or not 0.0 <= mono_s - self._looked_s < RESCAN_S):
             self._looked_s = mono_s
             self._file = next((path for path in self._places() if path.exists()), None)
             bits = None if self._file is None else read_int(self._file, base=16)
-        bits = bits or 0
+        bits = (bits or 0) | told
         return Firmware(bool(bits & UNDERVOLTAGE_BIT), bool(bits & THROTTLED_BITS))
 
     def _places(self) -> Iterator[Path]:

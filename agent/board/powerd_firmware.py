@@ -14,7 +14,8 @@ from pathlib import Path
 from agent.board.files import read_int
 from agent.board.powerd_wire import Refusal
 
-KERNEL_FILE = "devices/platform/soc/soc:firmware/get_throttled"
+KERNEL_FILES = "soc*/soc*:firmware/get_throttled"
+"""Below devices/platform; the Pi 5's soc bears its address."""
 MAILBOX = Path("/dev/vcio")
 GET_THROTTLED = 0x00030046
 PROPERTY_IOCTL = (3 << 30) | (struct.calcsize("P") << 16) | (100 << 8)  # _IOWR(100, 0, char *) of vcio.h
@@ -29,9 +30,10 @@ def throttled_bits(sys_root: Path, mailbox: Path = MAILBOX) -> int:
     Raises:
         Refusal: `unavailable`: this board has no such firmware, or it does not answer.
     """
-    bits = read_int(sys_root / KERNEL_FILE, base=16)
-    if bits is not None and 0 <= bits <= MAX_BITS:
-        return bits
+    for path in sorted((sys_root / "devices/platform").glob(KERNEL_FILES)):
+        bits = read_int(path, base=16)
+        if bits is not None and 0 <= bits <= MAX_BITS:
+            return bits
     message = bytearray(property_message())
     try:
         descriptor = os.open(mailbox, os.O_RDWR | os.O_CLOEXEC)

@@ -13,6 +13,7 @@ from agent.board.clocks import CpuClocks, GpuClock
 from agent.board.cooling import Cooling, Fan
 from agent.board.files import BoardRoots, read_text
 from agent.board.firmware import FirmwareFlags
+from agent.board.firmware_mailbox import FirmwareMailbox
 from agent.board.hwmon import MonitorChips
 from agent.board.levers import Levers
 from agent.board.plausible import Judged
@@ -59,7 +60,9 @@ class SysfsBoard:
         self._had_fan = False
         self._mono_s = 0.0
         boot = read_text(roots.proc / "sys/kernel/random/boot_id") or ""
-        self._levers = Levers(roots.sys, undo_file, boot, PowerdLink(Path(powerd), roots.sys) if powerd else None)
+        link = PowerdLink(Path(powerd), roots.sys) if powerd else None
+        self._levers = Levers(roots.sys, undo_file, boot, link)
+        self._mailbox = FirmwareMailbox(link if profile.name.startswith("raspberry-pi") else None)
 
     def read(self, mono_s: float) -> Reading:
         """Look at the board once; never raises.
@@ -72,7 +75,11 @@ class SysfsBoard:
         frequency, cap = self._clocks.read(mono_s)
         points = self._points()
         fans, kernel_throttles = self._cooling.read(mono_s)
-        supply, chips, firmware = self._supplies.read(mono_s), self._chips.read(mono_s), self._firmware.read(mono_s)
+        supply, chips, firmware = (
+            self._supplies.read(mono_s),
+            self._chips.read(mono_s),
+            self._firmware.read(mono_s, self._mailbox.bits),
+        )
         has_counter, counted = self._counters.read(mono_s)
         busy = self._times.utilisation()
         power = self._power.choose(
@@ -116,11 +123,14 @@ class SysfsBoard:
             self._levers.hold_down(policy.path / "scaling_max_freq", policy.cap_khz(decision.frequency_cap_hz))
         for fan in self._cooling.read(self._mono_s)[0]:
             self._levers.hold_up(fan.path / "cur_state", min(decision.cooling_level, fan.most))
+        if not self._firmware.there:
+            self._mailbox.ask()
         return self._levers.complaints()
 
     def restore(self) -> tuple[str, ...]:
         """Put back every limit that was changed, by this process or by one that was killed; say what would not go."""
         self._levers.restore()
+        self._mailbox.rest()
         return self._levers.complaints()
 
     def _points(self) -> tuple[OperatingPoint, ...]:

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from agent.board.firmware_mailbox import FirmwareMailbox
 from agent.board.levers import TRY_AGAIN_ROUNDS, Levers
+from agent.board.powerd_firmware import throttled_bits
 from agent.board.powerd_link import LATE_ROUNDS, WAITING, PowerdLink
+from agent.board.profile import named_profile
+from agent.board.sysfs import BoardRoots, SysfsBoard
 from agent.errors import BoardError
-from policies.reading import Health
+from policies.reading import Decision, Health
 from tests.simulators.powerd_board import (
     CAP,
     CAP4,
@@ -365,3 +369,43 @@ def test_a_helper_that_answers_nonsense_is_refused(tree: LeverTree) -> None:
         link = linked(helper, tree, 20.0)
         with pytest.raises(BoardError, match="not JSON"):
             link.set(CAP, 600_000)
+
+
+def test_mailbox_bits_reach_the_reading_while_a_job_is_at_work(tree: LeverTree) -> None:
+    roots, profile = BoardRoots(tree.sys, tree.folder / "proc"), named_profile("raspberry-pi-4")
+    with Threaded(tree) as helper:
+        bits = [0xD]  # undervoltage, throttled and soft limit now
+        helper.server._throttled = lambda: bits[0]
+        board = SysfsBoard(roots, profile, None, helper.address)
+        assert not board.read(1.0).throttled  # idle: the helper is not kept awake
+        assert not helper.server._connections
+        board.apply(Decision())
+        told = board.read(2.0)
+        assert (told.undervoltage, told.throttled) == (True, True)
+        bits[0] = 0xD0000  # since boot
+        board.apply(Decision())
+        assert not board.read(3.0).throttled
+        bits[0] = 0x4
+        board.apply(Decision())
+        board.restore()
+        assert not board.read(4.0).throttled
+        assert eventually(lambda: not helper.server._connections)
+
+
+def test_a_board_without_the_firmware_is_asked_once_a_job(tree: LeverTree) -> None:
+    asked: list[int] = []
+
+    def look() -> int:
+        asked.append(1)
+        return throttled_bits(tree.sys, Path("/dev/null"))
+
+    with Threaded(tree) as helper:
+        helper.server._throttled = look
+        link = linked(helper, tree, 20.0)
+        mailbox = FirmwareMailbox(link)
+        for times in (1, 2):
+            mailbox.ask()
+            mailbox.ask()
+            assert (mailbox.bits, len(asked)) == (0, times)
+            mailbox.rest()
+        link.close()
