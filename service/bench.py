@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.errors import BoardError, SpecError
+from policies.policy import DEPTH_LADDER
 from service.cli import say_json
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ BOUNDS = {
     "threads": (1, 64),
     "rounds": (1, 100),
     "epochs": (1, 200),
+    "seed": (0, (1 << 31) - 1),
     "mib": (1, 4095),  # a sealed file holds a little less than 4 GiB
     "readings": (10, 100_000),  # a minute at half a millisecond each
 }
@@ -126,6 +128,43 @@ def seal(options: argparse.Namespace) -> int:
         say_json(report)
     else:
         bench_seal.show(report)
+    return 0
+
+
+def govern(options: argparse.Namespace) -> int:
+    """One job under the kernel alone, the fixed rules and prediction, on simulated boards."""
+    from agent.board.physics import CONSTANTS  # noqa: PLC0415 - no other bench needs boards
+    from agent.images import load  # noqa: PLC0415 - need the numeric stack
+    from service import bench_govern, bench_govern_report, demo_setup  # noqa: PLC0415 - same
+    from service.bench_govern_learning import Course  # noqa: PLC0415 - same
+
+    check_bounds(options)
+    if not 0 < options.learning_rate <= 1:
+        raise SpecError(f"{options.learning_rate} is outside 0..1", where="--learning-rate")
+    plans = numbers(options.depths, 0, DEEPEST, "--depths")
+    off = [depth for depth in plans if depth not in DEPTH_LADDER]
+    if off or not plans:
+        raise SpecError(f"depths are some of {', '.join(map(str, DEPTH_LADDER))}", where=f"--depths {options.depths}")
+    boards = names(options.boards, tuple(CONSTANTS), "--boards") or list(CONSTANTS)
+    course = Course(
+        options.model, options.size, options.batch, options.epochs, options.learning_rate, options.seed, options.threads
+    )
+    study = bench_govern.Study(course, tuple(plans), tuple(boards))
+    with tempfile.TemporaryDirectory(prefix="temperd-bench-") as folder:
+        data = options.data or str(demo_setup.scanned_digits(Path(folder), *bench_govern.DIGITS)[0])
+        images = load(data, options.size, bench_govern.HELD_OUT, options.seed, bench_govern.MOST_SAMPLES)
+    report: dict[str, object] = {
+        "bench": "govern",
+        "machine": machine(),
+        "data": Path(options.data).name if options.data else "scanned digits",
+        **bench_govern.measure(study, images, say_progress),
+    }
+    if options.chart:
+        write_chart(options.chart, bench_govern_report.chart(report))
+    if options.json:
+        say_json(report)
+    else:
+        bench_govern_report.show(report)
     return 0
 
 

@@ -84,7 +84,8 @@ examples:
   temperd bench train --batch 8 --size 224 --vs torch,ort-training --chart train.svg
   temperd bench freeze --data flowers.npz signs/ --chart freeze.svg
   temperd bench seal --mib 1024
-  temperd bench board""",
+  temperd bench board
+  temperd bench govern --chart govern.svg""",
     "demo": """The whole story on this machine: broker, repository, emulated board, real model, real images, heat.
 example: temperd demo --images ./my-images""",
 }
@@ -340,9 +341,18 @@ def _bench_verbs(kinds: Verbs) -> None:
     board = _verb(kinds, "board", "bench:board", config=False, text="What a reading of this board's sensors costs.")
     board.add_argument("--readings", type=int, default=1000, metavar="N", help="of each board (1000)")
     board.add_argument("--tree", nargs="+", default=[], metavar="DIR", help="also trees of files: sys and proc in each")
-    for verb in (train, freeze):
+    govern = _verb(kinds, "govern", "bench:govern", config=False, text="One job under three governors, simulated.")
+    govern.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
+    govern.add_argument("--data", default="", metavar="DATA", help="as a job's (scanned digits)")
+    govern.add_argument("--depths", default="0,50", metavar="PERCENT", help="planned freeze depths (0,50)")
+    govern.add_argument("--boards", default="", metavar="NAMES", help="with commas (all that are simulated)")
+    govern.add_argument("--epochs", type=int, default=12, metavar="N", help="epochs of the job (12)")
+    govern.add_argument("--learning-rate", type=float, default=0.001, help="highest rate (0.001)")
+    govern.add_argument("--seed", type=int, default=0, help="of the head and of the order of samples (0)")
+    for verb in (train, freeze, govern):
+        side = 64 if verb is govern else 96
         verb.add_argument("--batch", type=int, default=16, help="samples a step (16)")
-        verb.add_argument("--size", type=int, default=96, help="side of the images, in pixels (96)")
+        verb.add_argument("--size", type=int, default=side, help=f"side of the images, in pixels ({side})")
         verb.add_argument("--threads", type=int, default=2, help="threads a side (2)")
         verb.add_argument("--chart", metavar="FILE.svg", help="also draw the figures")
 

@@ -133,7 +133,7 @@ def prepare(folder: Path, model: str, images: str | None, broker_port: int, repo
     about = publishing.Description(name=_model_name(model), version="1.0")
     target = publishing.publish(publisher, model, about, [identity.public])
     shutil.copy(publisher.root_path, folder / "root.json")
-    data, sample = (Path(images).absolute(), _any_image(Path(images))) if images else _digits(folder)
+    data, sample = (Path(images).absolute(), _any_image(Path(images))) if images else scanned_digits(folder)
     config = folder / "temperd.toml"
     write_atomic(config, _configuration(broker_port, repository_port).encode(), 0o644)
     key = folder / "console" / f"{CONSOLE}.key"
@@ -180,8 +180,14 @@ def _any_image(folder: Path) -> Path:
     return found.absolute()
 
 
-def _digits(folder: Path) -> tuple[Path, Path]:
-    """Scanned handwritten digits of scikit-learn (8 x 8, BSD-3) as .npz, and one held-out digit as PNG."""
+def scanned_digits(
+    folder: Path, train_samples: int = DIGITS_TRAIN, held_out: int = DIGITS_HELD_OUT
+) -> tuple[Path, Path]:
+    """Scanned handwritten digits of scikit-learn (8 x 8, BSD-3) as .npz, and one held-out digit as PNG.
+
+    Raises:
+        SpecError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 - extra `demo`
     except ImportError as error:
@@ -193,7 +199,7 @@ def _digits(folder: Path) -> tuple[Path, Path]:
     order = np.random.default_rng(0).permutation(len(digits.target))
     pixels = (digits.images[order] * (255 / 16)).astype(np.uint8)
     labels = digits.target[order].astype(np.int64)
-    train, test = slice(0, DIGITS_TRAIN), slice(DIGITS_TRAIN, DIGITS_TRAIN + DIGITS_HELD_OUT)
+    train, test = slice(0, train_samples), slice(train_samples, train_samples + held_out)
     path = folder / "digits.npz"
     np.savez(
         path,
