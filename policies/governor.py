@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from policies import battery, dvfs, schedule, thermal
+from policies import battery, dvfs, predictive, progress, schedule, thermal
 from policies.bounds import Bound
 from policies.outlook import Outlook
 from policies.policy import Policy
@@ -32,6 +32,11 @@ RULES: Mapping[str, str] = {
     "supply.throttled": "firmware or kernel hold the clock down",
     "supply.lost": "mains went away",
     "schedule.quiet": "quiet hours",
+    "predict.energy": "most samples per joule",
+    "predict.delta-t": "the same among what is predicted to stay cool",
+    "predict.deadline": "in time for the job's deadline",
+    "predict.charge": "most samples per charge, which will not last for the job",
+    "predict.progress": "how far the job is: deeper layers frozen cost less now",
     "dvfs.frozen": "more layers frozen than the mark: a lower clock serves",
 }
 """Every rule that may bind a Decision. `run`, `unlimited` and `plan` stand for no rule."""
@@ -43,6 +48,7 @@ class GovernorState:
 
     thermal: thermal.ThermalState = field(default_factory=thermal.ThermalState)
     battery: battery.BatteryState = field(default_factory=battery.BatteryState)
+    predictive: predictive.PredictiveState = field(default_factory=predictive.PredictiveState)
 
 
 def load_state(table: Mapping[str, object]) -> GovernorState:
@@ -51,7 +57,9 @@ def load_state(table: Mapping[str, object]) -> GovernorState:
     Raises:
         policies.strict.TableError: not such a table.
     """
-    return build(GovernorState, table)
+    state = build(GovernorState, table)
+    predictive.refuse_unsound(state.predictive)
+    return state
 
 
 def decide(policy: Policy, state: GovernorState, reading: Reading, outlook: Outlook) -> tuple[GovernorState, Decision]:
@@ -66,22 +74,30 @@ def decide(policy: Policy, state: GovernorState, reading: Reading, outlook: Outl
     Returns:
         The next state and the Decision that holds until the next reading. The same inputs give the same outputs.
     """
-    after = GovernorState(
-        thermal.judge(policy.thermal, state.thermal, reading), battery.judge(policy.battery, state.battery, reading)
-    )
-    bounds = [
-        *thermal.bounds(policy.thermal, after.thermal),
-        *battery.bounds(policy.battery, after.battery),
-        *schedule.bounds(policy.schedule, outlook),
-    ]
+    heat = thermal.judge(policy.thermal, state.thermal, reading)
+    supply = battery.judge(policy.battery, state.battery, reading)
+    bounds = [*battery.bounds(policy.battery, supply), *schedule.bounds(policy.schedule, outlook)]
+    bounds += _progress(policy, outlook)
+    # Before the heat's own bounds, of which the choice must know nothing: it would be another one when it is hotter.
+    foresight, predicted = predictive.choose(policy, state.predictive, reading, outlook, bounds)
+    bounds = [*thermal.bounds(policy.thermal, heat), *bounds]
+    bounds += _frozen(policy, outlook, bounds) if predicted is None else [predicted]
+    decision = _combine(bounds, reading, reverify=heat.suspect)
+    foresight = predictive.learn(foresight, reading, outlook, decision.duty)
+    if decision.action < Action.PAUSE:  # this Decision carries the order to verify: training goes on with it
+        heat = dataclasses.replace(heat, suspect=False)
+    return GovernorState(heat, supply, foresight), decision
+
+
+def _progress(policy: Policy, outlook: Outlook) -> list[Bound]:
+    bound = progress.least_depth(policy.predictive, outlook) if policy.predictive.enabled else None
+    return [] if bound is None else [bound]
+
+
+def _frozen(policy: Policy, outlook: Outlook, bounds: list[Bound]) -> list[Bound]:
     depth = max([outlook.plan_depth_percent, *(bound.depth for bound in bounds)])
     ratio = dvfs.ratio_for_depth(policy.dvfs, depth)
-    if ratio < 1.0:
-        bounds.append(Bound("dvfs.frozen", Action.RUN, ratio))
-    decision = _combine(bounds, reading, reverify=after.thermal.suspect)
-    if decision.action < Action.PAUSE:  # this Decision carries the order to verify: training goes on with it
-        after = dataclasses.replace(after, thermal=dataclasses.replace(after.thermal, suspect=False))
-    return after, decision
+    return [Bound("dvfs.frozen", Action.RUN, ratio)] if ratio < 1.0 else []
 
 
 def _combine(bounds: list[Bound], reading: Reading, *, reverify: bool) -> Decision:

@@ -67,6 +67,11 @@ class PowerModel:
         mean, error = self.estimate.predict((1.0, switching, leaking(celsius), share))
         return max(mean, 0.0), error
 
+    def expected_watts(self, switching: float, share: float, leaking: float) -> float:
+        """The watts alone, with `leaking` as the function of that name gives it: the inner step of a search."""
+        rest, capacitance, leakage, fan = self.estimate.mean
+        return rest + capacitance * switching + leakage * leaking + fan * share
+
     def fan_watts(self, share: float) -> float:
         """Power of the fan, which does not heat the die."""
         return self.estimate.mean[3] * share
