@@ -26,6 +26,7 @@ from service.desk import Desk
 from service.device_link import Address, Connected, Disconnected, Incoming, Link, LinkEvent
 from service.emulation import EmulatedBoardProcess
 from service.journal import JobRecord, Journal
+from service.learnt import Learnt
 from service.live import remove_live, runtime_folder, write_live
 from service.logs import logger
 from service.policy_file import PolicyFile
@@ -161,6 +162,8 @@ class Daemon:
         steering = self._steering = Steering(board, policies.policy, time.perf_counter)
         steering.restore()
         self._model = model
+        self._learnt = Learnt(self._state, model, profile.name, steering)
+        self._learnt.load()
         self._link = self._make_link()
         device, uplink = self._config.device.name, _Statuses(self._link)
         clock = Clock(self._now, self._mono, self._clock_synchronised)
@@ -178,6 +181,7 @@ class Daemon:
             await run(desk)
         finally:
             steering.restore()
+            self._learnt.save()
             self._journal.close()
 
     def _trusted(self) -> Mapping[str, Ed25519PublicKey]:
@@ -296,6 +300,7 @@ class Daemon:
             self._policy_watch.tick(self._steering.reading.operating_points)
             working = runner.current is not None or desk.scrubs.running
             self._steering.tick(self._mono(), working=working, phase=runner.phase, outlook=runner.outlook)
+            self._learnt.tick(self._mono(), working=runner.current is not None)
             await runner.steer()
             await desk.scrubs.steer()
             desk.wake()

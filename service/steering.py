@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from agent.board.board import Board
 from agent.energy import COUNTED, TRAINING, Energy, EnergyMeter, energy_figures
@@ -10,6 +11,7 @@ from agent.messages import Steer
 from policies.governor import GovernorState, decide
 from policies.outlook import Outlook
 from policies.policy import Policy
+from policies.predictive import models_of, with_models
 from policies.reading import Decision, Health, Reading
 from service.logs import logger
 from service.sample_costs import clock_share
@@ -86,6 +88,18 @@ class Steering:
     def set_policy(self, policy: Policy) -> None:
         """Decide by `policy` from the next tick on; what was remembered stays."""
         self._policy = policy
+
+    def learnt(self) -> dict[str, object]:
+        """The models of the board that were learnt, as JSON values for its record."""
+        return models_of(self._state.predictive)
+
+    def take_learnt(self, models: Mapping[str, object]) -> None:
+        """Go on from what `learnt` gave for the same board.
+
+        Raises:
+            policies.strict.TableError: no such models.
+        """
+        self._state = replace(self._state, predictive=with_models(self._state.predictive, models))
 
     def steer(self) -> Steer:
         """The present decision as an order to the worker."""
