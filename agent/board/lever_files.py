@@ -36,3 +36,8 @@ def cooled_device(key: str) -> int | None:
 def is_lever(key: str) -> bool:
     """Whether `key` may be written at all, whatever a file or a peer says."""
     return capped_policy(key) is not None or cooled_device(key) is not None
+
+
+def is_stricter(key: str, value: int, than: int) -> bool:
+    """Whether `value` in the file `key` keeps the board slower or cooler than `than` does."""
+    return value < than if capped_policy(key) is not None else value > than

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent import strict_json
 from agent.board.files import read_int, write_int
-from agent.board.lever_files import FREQUENCIES, MAX_VALUE, capped_policy, is_lever
+from agent.board.lever_files import FREQUENCIES, MAX_VALUE, capped_policy, is_lever, is_stricter
 from agent.board.powerd_link import WAITING, PowerdLink
 from agent.durable import write_atomic
 from agent.errors import ArtifactError, BoardError
@@ -134,8 +134,11 @@ class Levers:
         original, path = self._originals.get(key), self._root / key
         if original is None:
             return
+        now, held = read_int(path), self._held.get(key)
+        # The kernel's fan governor, say, asks for more by now and would not ask again: it is in charge.
+        others = now is not None and held is not None and is_stricter(key, now, held)
         # What cannot be read now is written all the same; a device that is gone took its limit with it.
-        if read_int(path) == original or not path.exists() or self._write(key, original):
+        if others or now == original or not path.exists() or self._write(key, original):
             self._forget(key)
             if self._health.get(key) is not Health.REFUSED:
                 self._well(key)

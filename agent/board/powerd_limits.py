@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent import strict_json
 from agent.board.files import read_int, read_text, write_int
-from agent.board.lever_files import MAX_VALUE, cap_file, cooling_file, is_lever
+from agent.board.lever_files import MAX_VALUE, cap_file, cooling_file, is_lever, is_stricter
 from agent.board.powerd_wire import Refusal
 from agent.durable import read_bounded, remove, remove_partials, write_atomic
 from agent.errors import ArtifactError, BoardError
@@ -32,6 +32,7 @@ class Limits:
         self._sys, self._undo_file, self._boot = sys_root, undo_file, boot
         self.warnings: list[str] = []
         self._found = self._left_behind()
+        self._last: dict[str, int] = {}
 
     @property
     def held(self) -> bool:
@@ -91,6 +92,7 @@ class Limits:
             self._put_back(key, always=True)
             return
         self._remember(key, found)
+        self._last[key] = value
         try:
             self._write(key, value)
         except Refusal:
@@ -109,7 +111,10 @@ class Limits:
 
     def _put_back(self, key: str, *, always: bool = False) -> None:
         found, path = self._found[key], self._sys / key
-        if path.exists() and (always or read_int(path) != found):  # a device that is gone took its limit with it
+        now = read_int(path)
+        # The kernel's fan governor, say, asks for more by now and would not ask again: it is in charge.
+        others = now is not None and key in self._last and is_stricter(key, now, self._last[key])
+        if path.exists() and not others and (always or now != found):  # a device that is gone took its limit with it
             try:
                 self._write(key, found)
             except Refusal as error:
@@ -131,6 +136,7 @@ class Limits:
 
     def _forget(self, key: str) -> None:
         del self._found[key]
+        self._last.pop(key, None)
         try:
             self._save(self._found)
         except BoardError as error:

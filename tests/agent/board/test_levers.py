@@ -246,6 +246,22 @@ def test_another_holder_is_named(board: Board) -> None:
     assert board.levers.health["frequency-cap"] is OK
 
 
+@pytest.mark.parametrize("through_helper", [True, False])
+def test_what_another_program_made_stricter_still_is_left_to_it(board: Board, through_helper: bool) -> None:
+    if through_helper:
+        board.start_helper()
+    else:
+        for key in (CAP, CAP4, FAN):
+            os.chown(board.tree.sys / key, NOBODY, NOBODY)
+    board.hold(1_000_000, 2)
+    board.tree.put(CAP, "600000")
+    board.tree.put(FAN, "4")  # the kernel's fan governor: it would not ask again
+    assert board.hold(1_000_000, 2) == ()
+    assert board.restore() == ()
+    assert board.tree.values() == FOUND | {CAP: "600000", FAN: "4"}
+    assert not board.undo.exists()
+
+
 def test_a_lever_that_is_gone_is_missing(tree: LeverTree) -> None:
     levers = Levers(tree.sys, None, "boot-1")
     levers.hold_up(tree.sys / FAN, 3)
