@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +138,23 @@ def test_of_two_commands_the_one_issued_last_wins_whatever_comes_first(bench: Be
     assert bench.policies.policy.name == "cold"
 
 
-def test_the_command_again_after_a_crash_does_it_again(bench: Bench) -> None:
+@pytest.mark.parametrize("done", ["nothing", "file", "in force", "remembered"])
+def test_a_power_cut_at_any_step_ends_in_the_same_place(bench: Bench, done: str) -> None:
     command = bench.command(text=COLD)
-    bench.policies.set_text(COLD)  # the crash came before the journal
+    if done == "file":
+        (bench.state / COMMANDED).write_text(COLD)
+    elif done == "in force":
+        bench.policies.set_text(COLD)
+    elif done == "remembered":
+        bench.commands.take(command)
+        with closing(sqlite3.connect(bench.state / "journal.sqlite")) as database, database:
+            database.execute("DELETE FROM ledger")  # as if the cut came between the two entries
     bench.start()
+    assert bench.journal.judge(command.id, command.digest) is Verdict.NEW, "the broker brings it again"
     bench.commands.take(command)
-    assert (bench.seen[-1]["status"], bench.seen[-1]["result"]["changed"]) == ("succeeded", {})
+    assert bench.seen[-1]["status"] == "succeeded"
+    assert (bench.policies.policy.name, (bench.state / "policy.toml").read_text()) == ("cold", COLD)
+    assert bench.journal.judge(command.id, command.digest) is Verdict.REPEAT
 
 
 def test_a_repeat_is_answered_with_what_changed_the_first_time(bench: Bench) -> None:
