@@ -103,7 +103,7 @@ async def run(config: Config, seconds: float, *, quiet: bool) -> tuple[Outcome, 
                 board.restore()
                 await load.stop()
         outcome = conclude(drill, wrong=load.wrong, lost=lost)
-        keep(outcome, place, {}, time.time())
+        keep(outcome, place, time.time())
     return outcome, place, policy.thermal.slow.delta_kelvin
 
 

@@ -89,21 +89,23 @@ def conclude(drill: Drill, *, wrong: int, lost: int) -> Outcome:
     return Outcome(drill, fitted, judge(drill, fitted, wrong=wrong, lost=lost))
 
 
-def keep(outcome: Outcome, place: Place, models: dict[str, object], now: float) -> None:
+def keep(outcome: Outcome, place: Place, now: float) -> dict[str, object]:
     """Write the outcome into the board's record; a run that was interrupted leaves it as it was.
 
     Args:
         outcome: of the run.
         place: the board.
-        models: what the predictive policy shall begin with from now on; empty: what it has stays.
         now: wall clock, seconds since 1970.
+
+    Returns:
+        The models that the predictive policy begins with from now on; empty where they are those from before.
 
     Raises:
         BoardError: the disk fails.
         ArtifactError: the record would be too long.
     """
     if outcome.drill.ended == "stopped":
-        return
+        return {}
     found = read_record(place.state, place.model)
     if found.complaint:
         log.warning("the record begins anew", why=found.complaint)
@@ -118,10 +120,12 @@ def keep(outcome: Outcome, place: Place, models: dict[str, object], now: float) 
         modelled=_modelled(outcome.drill, place),
         reasons=tuple(reason.code for reason in verdict.reasons),
     )
-    models = models or record.models
+    models = outcome.fitted.models(record.models) if outcome.drill.ended == "done" else {}
+    kept = models or record.models
     write_record(
-        place.state, dataclasses.replace(record, profile=place.profile, qualification=qualification, models=models)
+        place.state, dataclasses.replace(record, profile=place.profile, qualification=qualification, models=kept)
     )
+    return models
 
 
 def report(outcome: Outcome, place: Place) -> dict[str, object]:

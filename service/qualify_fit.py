@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from policies import power_model, thermal_model
 from policies.power_model import PowerModel, fan_share, switching
+from policies.predictive import PredictiveState, models_of, with_models
 from policies.reading import Health, Reading
+from policies.strict import TableError
 from policies.thermal_model import ThermalModel
 
 LEAST_READINGS = 30
@@ -54,6 +58,19 @@ class Fit:
     def known_heat(self) -> bool:
         """There were power and delta-T, often enough."""
         return self.heat_readings >= LEAST_READINGS
+
+    def models(self, before: Mapping[str, object]) -> dict[str, object]:
+        """What the predictive policy shall begin with, for a board's record; empty where the run taught too little.
+
+        Args:
+            before: what the record has; what a stress run does not teach is taken over from it.
+        """
+        if not (self.known_power and self.known_heat):
+            return {}
+        state = PredictiveState()
+        with contextlib.suppress(TableError):  # an empty table, or one of another version: nothing to take over
+            state = with_models(state, before)
+        return models_of(dataclasses.replace(state, power=self.power, thermal=self.thermal))
 
     def watts(self, reading: Reading) -> float | None:
         """Supply power at the clock, load, temperature and cooling of a reading; `None` where one is not known."""

@@ -16,9 +16,10 @@ from agent.board.injection import Injection
 from agent.board.record import read_record
 from agent.board.simulated import SimulatedBoard
 from policies.governor import GovernorState, decide
-from policies.outlook import Outlook
+from policies.outlook import DepthCost, Outlook
 from policies.policy import Policy
 from policies.power_model import switching
+from policies.predictive import PredictiveState, with_models
 from policies.reading import Action, Decision, Health, OperatingPoint, Reading
 from service.qualify import Outcome, Place, conclude, keep, report, rows
 from service.qualify_plan import COOLED, HEATING, LOWEST, STAGES, Drill
@@ -282,26 +283,46 @@ def place(folder: Path) -> Place:
 
 def test_the_record_keeps_how_it_ended_and_an_interrupted_run_leaves_it_alone(tmp_path: Path) -> None:
     outcome = run(SimulatedBoard("raspberry-pi-4"))
-    keep(outcome, place(tmp_path), {"power": [1.0]}, now=1.8e9)
+    keep(outcome, place(tmp_path), now=1.8e9)
     record = read_record(tmp_path, "Emulated Raspberry Pi 4").record
     assert record is not None
     assert record.qualification is not None
     assert record.qualification.passed
     assert record.qualification.modelled
     assert record.qualification.delta_t_kelvin == outcome.verdict.delta_t_kelvin
-    assert record.models == {"power": [1.0]}
+    state = with_models(PredictiveState(), record.models)
+    assert state.power.estimate == outcome.fitted.power.estimate
 
     outcome.drill.ended = "stopped"
-    keep(conclude(outcome.drill, wrong=1, lost=0), place(tmp_path), {}, now=1.9e9)
+    keep(conclude(outcome.drill, wrong=1, lost=0), place(tmp_path), now=1.9e9)
     assert read_record(tmp_path, "Emulated Raspberry Pi 4").record == record
 
     outcome.drill.ended = "too-hot"
-    keep(conclude(outcome.drill, wrong=0, lost=0), place(tmp_path), {}, now=1.9e9)
+    keep(conclude(outcome.drill, wrong=0, lost=0), place(tmp_path), now=1.9e9)
     again = read_record(tmp_path, "Emulated Raspberry Pi 4").record
     assert again is not None
     assert again.qualification is not None
     assert again.qualification.reasons == ("too-hot",)
-    assert again.models == {"power": [1.0]}, "what was learnt before stays"
+    assert again.models == record.models, "what was learnt before stays"
+
+
+def test_the_governor_predicts_from_the_first_reading_of_a_job_after_a_run(tmp_path: Path) -> None:
+    board = SimulatedBoard("raspberry-pi-4")
+    keep(run(board), place(tmp_path), now=1.8e9)
+    record = read_record(tmp_path, "Emulated Raspberry Pi 4").record
+    assert record is not None
+    board.advance(1.0, 0.0)
+    reading = board.read(10_000.0)
+    job = Outlook(costs=(DepthCost(0, 0.1, measured=True),), samples_left=10_000)
+    _, fresh = decide(POLICY, GovernorState(), reading, job)
+    learnt = GovernorState(predictive=with_models(PredictiveState(), record.models))
+    _, decision = decide(POLICY, learnt, reading, job)
+    assert not {rule for rule in named(fresh) if rule.startswith("predict.")}
+    assert {rule for rule in named(decision) if rule.startswith("predict.")}
+
+
+def named(decision: Decision) -> set[str]:
+    return {decision.rule, decision.frequency_rule, decision.depth_rule, *decision.notes}
 
 
 def test_people_see_a_summary_curves_and_a_picture() -> None:

@@ -77,7 +77,7 @@ async def short_run(folder: Path, seconds: float) -> Outcome:
         await drive(drill, load, wait, lambda _drill: None)
         board.restore()
         outcome = conclude(drill, wrong=load.wrong, lost=load.lost)
-        keep(outcome, Place(folder, read_model(emulated.roots), profile.name, profile.emulated), {}, time.time())
+        keep(outcome, Place(folder, read_model(emulated.roots), profile.name, profile.emulated), time.time())
         return outcome
     finally:
         await load.stop()
