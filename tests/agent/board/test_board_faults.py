@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from agent.board.profile import named_policy_text, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
@@ -337,47 +334,3 @@ def test_a_cap_that_another_program_sets_back_is_told_and_set_again(steered: Mak
     board.tick(apply=True)
     board.tick(apply=True)
     assert board.health("frequency-cap") is Health.OK
-
-
-WORDS = st.sampled_from(
-    ["", "0", "-1", "1", "53000", "-256000", "101", "9" * 30, "junk", "Battery", "Unknown", "\u00e9"]
-)
-
-
-def names_of(board: str) -> Iterable[str]:
-    return sorted(BOARDS[board]())
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sorted(BOARDS)), st.data())
-def test_whatever_files_say_a_reading_is_given_and_its_values_are_in_their_bounds(
-    tmp_path: Path, name: str, data: st.DataObject
-) -> None:
-    tree = BoardTree(tmp_path / "any" / name, BOARDS[name]())
-    roots = BoardRoots.of_tree(tree.folder)
-    board = SysfsBoard(roots, pick_profile(read_model(roots)))
-    board.read(0.0)
-    for changed in data.draw(st.lists(st.sampled_from(list(names_of(name))), max_size=8, unique=True)):
-        tree.set(changed, data.draw(WORDS))
-    state = GovernorState()
-    for second in (1.0, 2.0, 2.0, 30.0):
-        reading = board.read(second)
-        in_bounds(reading)
-        state, decision = decide(parse_policy(""), state, reading, Outlook())
-        if reading.temperature_celsius is None:
-            assert decision.action >= Action.SLOW
-    board.restore()
-
-
-def in_bounds(reading: Reading) -> None:
-    shares = (reading.charge, reading.utilisation, *dict(reading.pressure).values())
-    assert all(share is None or 0.0 <= share <= 1.0 for share in shares)
-    assert reading.temperature_celsius is None or -40.0 < reading.temperature_celsius < 150.0
-    assert reading.power_watts is None or 0.0 <= reading.power_watts <= 1000.0
-    assert reading.cooling_max >= 0
-    assert all(a < b for a, b in zip(reading.operating_points, reading.operating_points[1:], strict=False))
-    assert len(reading.operating_points) <= 128
-    health = dict(reading.health)
-    assert len(health) == len(reading.health)
-    assert (reading.temperature_celsius is None) == (health["temperature"] is not Health.OK)
-    assert dataclasses.asdict(reading)
