@@ -67,7 +67,7 @@ class SimulatedBoard:
         self._asked_fan, self._kernel_fan = 0, 0
         self._injection, self._injected_s = Injection(), 0.0
         self._busy_s, self._span_s = 0.0, 0.0
-        self._complained: frozenset[str] = frozenset()
+        self._complained = ""
         self.elapsed_s = 0.0
         """Seconds since the beginning."""
 
@@ -180,15 +180,18 @@ class SimulatedBoard:
         )
 
     def apply(self, decision: Decision) -> tuple[str, ...]:
-        """Set clock cap and fan; a lever that does not obey is complained about once."""
+        """Set clock cap and fan; a lever that does not obey is complained about once, until it has worked."""
         health = self._cap_health()
         top, cap = len(self.constants.points) - 1, decision.frequency_cap_hz
         asked = top if cap is None else self._row_below(cap)
         self._cap_index = self._cap_index if health is Health.REFUSED else asked
         self._asked_fan = min(max(decision.cooling_level, 0), self.constants.fan_levels)
-        wrong = frozenset({f"clock cap {health.value}"} if asked < top and health is not Health.OK else ())
-        new, self._complained = tuple(sorted(wrong - self._complained)), wrong
-        return new
+        if health is Health.OK:
+            self._complained = ""
+        elif asked < top and self._complained != health.value:
+            self._complained = health.value
+            return (f"clock cap {health.value}",)
+        return ()
 
     def restore(self) -> tuple[str, ...]:
         """Lift the clock cap and let the fan rest."""
