@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.board.physics import CONSTANTS, BoardPhysics, PhysicsState
+from agent.board.physics import CONSTANTS, CONVERTER_EFFICIENCY, BoardPhysics, PhysicsState
 from agent.board.profile import named_policy_text
 from policies.governor import GovernorState, decide
 from policies.outlook import Outlook
@@ -79,21 +79,38 @@ def test_large_steps_agree_with_fine_integration(
     assert physics.state.board_celsius == pytest.approx(true.board_celsius, abs=0.02)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
+    st.sampled_from(sorted(CONSTANTS)),
     st.floats(0, 1, allow_subnormal=False),
     st.floats(0, 1, allow_subnormal=False),
     st.integers(0, TOP),
     st.integers(0, 4),
     st.floats(0, 20, allow_subnormal=False),
 )
-def test_more_load_is_hotter_and_more_fan_cooler(one: float, other: float, index: int, fan: int, heat: float) -> None:
+def test_more_load_is_hotter_and_more_fan_cooler(
+    name: str, one: float, other: float, index: int, fan: int, heat: float
+) -> None:
     low, high = sorted((one, other))
-    slack = 1e-6
-    hot, cool = (BoardPhysics(PI4).step(300.0, load, index, fan, heat) for load in (high, low))
+    slack, parts = 1e-6, CONSTANTS[name]
+    hot, cool = (BoardPhysics(parts).step(300.0, load, index, fan, heat) for load in (high, low))
     assert hot.die_celsius >= cool.die_celsius - slack
-    aired = BoardPhysics(PI4).step(300.0, high, index, 4, heat)
+    aired = BoardPhysics(parts).step(300.0, high, index, 4, heat)
     assert aired.die_celsius <= hot.die_celsius + slack
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(CONSTANTS)), st.floats(0.05, 1), st.floats(0, 1), st.integers(0, TOP), st.integers(0, 4))
+def test_what_flows_out_of_the_cells_is_what_the_board_draws(
+    name: str, charge: float, load: float, index: int, fan: int
+) -> None:
+    physics = BoardPhysics(CONSTANTS[name], PhysicsState(charge=charge))
+    now = physics.step(1.0, load, index, fan, on_mains=False)
+    if now.alive:
+        out = physics.cell_volts() * physics.cell_amperes() * CONVERTER_EFFICIENCY
+        assert out == pytest.approx(now.watts, rel=1e-6)
+        assert 2.9 < physics.cell_volts() / CONSTANTS[name].cells < 4.2
+    assert now.charge <= charge
 
 
 def test_3000_mah_last_as_long_as_energy_says_and_then_the_board_is_off() -> None:
