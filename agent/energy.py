@@ -117,6 +117,8 @@ class EnergyMeter:
         if span < 0:
             self._last = before
             raise ValueError(f"monotonic time went back from {since_s} to {mono_s}")
+        if span == 0:
+            return
         if span > self._longest_gap_s or watts is None or since_watts is None:
             self.energy = replace(self.energy, gap_s=self.energy.gap_s + span, gaps=self.energy.gaps + 1)
             return

@@ -228,6 +228,7 @@ class Runner:
                 state = State(stage)
                 if state is not self.current.standing.state:
                     self.current = self._statuses.move(self.current, STAGE_EVENTS[state])
+                    self._steering.enter(self._clock.mono(), self.phase)
                 log.info("stage", stage=stage, detail=message.detail)
                 if self._worker is not None:
                     await self._worker.send(Go(stage))
@@ -254,8 +255,10 @@ class Runner:
         state = self.current.standing.state
         if message.event == "paused" and state is State.TRAINING:
             self.current = self._statuses.move(self.current, Event.PAUSE, message.rule, "training is paused")
+            self._steering.enter(self._clock.mono(), self.phase)
         elif message.event == "resumed" and state is State.PAUSED:
             self.current = self._statuses.move(self.current, Event.RESUME)
+            self._steering.enter(self._clock.mono(), self.phase)
         elif message.event == "checkpoint":
             self.current = self._journal.update(
                 self.current.id, self._clock.now(), energy_j=self._book_energy(self.current)
@@ -267,11 +270,13 @@ class Runner:
 
     def _book_energy(self, record: JobRecord) -> float:
         """Keep what the job spent, for another attempt; the joules."""
+        self._steering.enter(self._clock.mono(), self.phase or OTHER)
         self._energies.keep(record.id, self._steering.energy)
         return self._steering.joules
 
     def _told(self, record: JobRecord) -> dict[str, object]:
         """What the daemon knows of a job that ends, beside the worker's result."""
+        self._steering.enter(self._clock.mono(), OTHER)
         told = {"energy": self.energy_metrics(), "warnings": self._warnings, "memory_faults": self._memory_faults}
         governor = self._steering.governor_told() | self._obedience.told()
         told |= {"governor": governor, "sample_costs": self._outlooks.costs_told()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from agent.board.board import Board
-from agent.energy import COUNTED, TRAINING, Energy, EnergyMeter, energy_figures
+from agent.energy import COUNTED, LONGEST_GAP_S, TRAINING, Energy, EnergyMeter, energy_figures
 from agent.messages import Steer
 from policies.governor import GovernorState, decide
 from policies.outlook import Outlook
@@ -65,8 +65,7 @@ class Steering:
         for complaint in complaints:
             log.warning("lever refused", complaint=complaint)
         if phase:
-            power = self.reading.power_watts, self.reading.power_is_modelled, self.reading.power_source
-            self._meter.add(mono_s, power[0], modelled=power[1], source=power[2], state=phase)
+            self.enter(mono_s, phase)
         if working and (before.action, before.rule) != (self.decision.action, self.decision.rule):
             log.info("decision", action=self.decision.action.name, rule=self.decision.rule, **self._shown())
         if phase == TRAINING and self._stopwatch:
@@ -105,7 +104,10 @@ class Steering:
         """The present decision as an order to the worker."""
         decision = self.decision
         duty = decision.duty
-        return Steer(decision.action.name, duty, decision.least_depth_percent, decision.reverify, decision.rule)
+        return Steer(
+            decision.action.name, duty, decision.least_depth_percent, decision.reverify, decision.rule,
+            depth_until_samples=decision.depth_until_samples, depth_after_percent=decision.depth_after_percent,
+        )  # fmt: skip
 
     def restore(self) -> None:
         """Put back every limit that was changed."""
@@ -123,6 +125,15 @@ class Steering:
         self._meter = EnergyMeter(before=before)
         self._training_ticks, self._governor_s = 0, 0.0
         self._covered_before = before.spent(TRAINING).seconds
+
+    def enter(self, mono_s: float, phase: str) -> None:
+        """The job begins to do something else between two readings: from here its energy counts for `phase`.
+
+        Until the next reading the power is taken to be that of the latest.
+        """
+        reading = self.reading
+        watts = reading.power_watts if mono_s - reading.mono_s <= LONGEST_GAP_S else None
+        self._meter.add(mono_s, watts, modelled=reading.power_is_modelled, source=reading.power_source, state=phase)
 
     def count_operations(self, operations: float) -> None:
         """Arithmetic operations that training steps of the job did."""

@@ -70,6 +70,26 @@ def test_energy_is_told_by_state_and_source_and_training_alone_is_the_samples() 
     assert steering.joules == 59.0
 
 
+def test_training_that_falls_between_two_readings_counts_for_what_it_took() -> None:
+    steering = Steering(Shown(), Policy())
+    steering.start_energy(Energy())
+    ticks(steering, 0, 1, "other")
+    steering.enter(1.25, "training")
+    steering.enter(1.75, "other")
+    ticks(steering, 2, 2, "other")
+    assert steering.energy.states == {"other": Spent(6.0, 1.5), "training": Spent(2.0, 0.5)}
+
+
+def test_a_power_that_nobody_read_for_long_is_not_believed_between_readings() -> None:
+    steering = Steering(Shown(), Policy())
+    steering.start_energy(Energy())
+    ticks(steering, 0, 0)
+    for tenth in range(1, 100):
+        steering.enter(tenth / 10, "training")
+    assert steering.energy.spent().seconds == pytest.approx(5.0, abs=0.1)
+    assert steering.energy.gap_s == pytest.approx(4.9, abs=0.1)
+
+
 def test_what_earlier_attempts_spent_counts_and_their_time_is_none_of_the_governors() -> None:
     steering = Steering(Shown(), Policy(), iter(range(1000)).__next__)
     steering.start_energy(Energy({"training": Spent(100.0, 25.0)}, {"hwmon": 100.0}))
