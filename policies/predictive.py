@@ -31,7 +31,7 @@ from policies.thermal_model import ThermalModel
 
 SEARCH_S = 5.0
 """A search this often: heat moves in tens of seconds, and a search costs as much as many readings."""
-NEAR_KELVIN, LEFT_KELVIN = 0.5, 1.5
+NEAR_KELVIN, LEFT_KELVIN = 0.8, 2.0
 """Smoothed readings so near the limit switch all cooling on, whatever was predicted, until they are so far below it."""
 LEAST_WINDOWS = 12
 """Steady windows before the power model may be sure: a minute."""
@@ -41,8 +41,9 @@ SURE_SHARE, SURE_KELVIN = 0.10, 2.5
 """Largest standard errors of power and steady delta-T at full load with which the models count as sure."""
 UNSURE_FACTOR = 1.5
 """Once sure, they count so until the errors are this much larger."""
-SURE_SURPRISE, UNSURE_SURPRISE = 4.0, 9.0
-"""The same for errors of predictions, squared over the expected ones; 1 is expected."""
+SURE_SURPRISE = 4.0
+"""Errors of predictions, squared over the expected ones (1 is expected), above which they do not become sure.
+Where they are sure already, something new heats the board: all cooling on, while the offset follows."""
 BUSY_UP_S, BUSY_DOWN_S = 10.0, 300.0
 """The load of a job is believed higher at once and lower slowly: caution first."""
 LEAST_BUSY = 0.05
@@ -76,7 +77,7 @@ class PredictiveState:
     mono_s: float | None = None
     sure: bool = False
     near: bool = False
-    """Warmer than predicted: all cooling is on."""
+    """Near the limit, or not as predicted: all cooling is on."""
     choice: Choice | None = None
 
 
@@ -226,10 +227,9 @@ def _able(policy: Policy, reading: Reading) -> bool:
 def _sure(state: PredictiveState, reading: Reading) -> bool:
     power, thermal = state.power, state.thermal
     factor = UNSURE_FACTOR if state.sure else 1.0
-    surprise = max(power.estimate.surprise, thermal.estimate.surprise)
     if power.estimate.samples < LEAST_WINDOWS or thermal.learnt_s < LEAST_LEARNT_S:
         return False
-    if surprise > (UNSURE_SURPRISE if state.sure else SURE_SURPRISE):
+    if not state.sure and max(power.estimate.surprise, thermal.estimate.surprise) > SURE_SURPRISE:
         return False
     assert reading.ambient_celsius is not None
     points = tuple(sorted(reading.operating_points))
@@ -282,7 +282,10 @@ def _near(policy: Policy, state: PredictiveState, ambient_celsius: float) -> boo
     if state.thermal.filters is None:
         return state.near
     below = limit_kelvin(policy, ambient_celsius) - state.thermal.filters.smooth_delta
-    return below < (LEFT_KELVIN if state.near else NEAR_KELVIN)
+    surprise = state.thermal.estimate.surprise
+    if state.near:
+        return below < LEFT_KELVIN or surprise > SURE_SURPRISE / 2
+    return below < NEAR_KELVIN or surprise > SURE_SURPRISE
 
 
 def _bound(choice: Choice, reading: Reading, wanted: int, *, near: bool) -> Bound:
