@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help bench demo fuzz test test-ort test-ort-training check format container-test arm64-test kill-matrix clean
+.PHONY: help bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -67,6 +67,9 @@ format:  ## let ruff format the sources
 
 container-test:  ## build the image with buildah and run it (root, Debian; about 5 minutes)
 	packaging/container/test.sh
+
+systemd-test:  ## boot a systemd with temperd-powerd's units and kill what can be killed (root, cgroup v2; a minute)
+	packaging/systemd/test.sh
 
 arm64-test:  ## the engine's tests on an emulated Cortex-A72, losses compared (root, Debian, x86-64; about 15 minutes)
 	$(MAKE) .venv-ort/.installed EXTRA=ort
