@@ -89,6 +89,14 @@ class Steer:
     rule: str
     number: int = 0
     """Rises by one with each order of one job; 0: not counted."""
+    depth_until_samples: int = 0
+    """Once so many samples are done, `depth_after_percent` holds instead; 0: until another order."""
+    depth_after_percent: int = 0
+
+    def least_depth_after(self, samples: int) -> int:
+        """The least depth once so many samples of the job are done, in percent."""
+        over = 0 < self.depth_until_samples <= samples
+        return self.depth_after_percent if over else self.least_depth_percent
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,7 +260,7 @@ class Trainer:
             self._guard.verify_and_renew()
             self._world.verified()
             self._tell("verified")
-        depth, boundary = self._plan.frozen_layers(order.least_depth_percent)
+        depth, boundary = self._plan.frozen_layers(order.least_depth_after(self._at.samples))
         if boundary != self._run.frozen_layers:
             self._guard.verify()
             self._run.set_plan(self._plan.update(boundary))

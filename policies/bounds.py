@@ -23,3 +23,5 @@ class Bound:
     """Least share of the layers frozen, in percent."""
     cooling: float = 0.0
     """Least share of the highest cooling level."""
+    depth_until_samples: int = 0
+    """`depth` is asked for until so many samples of the job are done; 0: until another Decision."""

@@ -106,6 +106,7 @@ def _combine(bounds: list[Bound], reading: Reading, *, reverify: bool) -> Decisi
     bound = max(bounds, key=lambda x: (x.action, -x.duty, -x.ratio), default=none)
     clock = min(bounds, key=lambda x: x.ratio, default=none)
     deep = max(bounds, key=lambda x: x.depth, default=none)
+    lasting = max((x.depth for x in bounds if not x.depth_until_samples), default=0)
     rule = bound.rule if bound.action > Action.RUN else "run"
     return Decision(
         action=bound.action,
@@ -115,6 +116,8 @@ def _combine(bounds: list[Bound], reading: Reading, *, reverify: bool) -> Decisi
         duty=min((x.duty for x in bounds), default=FULL_DUTY),
         least_depth_percent=deep.depth,
         depth_rule=deep.rule if deep.depth > 0 else "plan",
+        depth_until_samples=deep.depth_until_samples if deep.depth > lasting else 0,
+        depth_after_percent=lasting,
         cooling_level=math.ceil(max((x.cooling for x in bounds), default=0.0) * reading.cooling_max),
         reverify=reverify,
         notes=tuple(x.rule for x in bounds if x.rule != rule),

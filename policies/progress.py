@@ -8,6 +8,8 @@ Distort Pretrained Features"); and once the learning rate falls, early layers mo
 
 from __future__ import annotations
 
+import math
+
 from policies.bounds import Bound
 from policies.freezing import HEAD_ONLY_PERCENT
 from policies.outlook import Outlook
@@ -30,19 +32,21 @@ def least_depth(policy: PredictivePolicy, outlook: Outlook) -> Bound | None:
         policy: `head_first_share` and `settled_share`.
         outlook: the job; without its length or its costs nothing is asked for.
     """
-    wanted = _wanted(policy, outlook)
+    wanted, until = _wanted(policy, outlook)
     if wanted <= outlook.plan_depth_percent or not _saves(outlook, wanted):
         return None
-    return Bound(RULE, Action.RUN, depth=wanted)
+    return Bound(RULE, Action.RUN, depth=wanted, depth_until_samples=until)
 
 
-def _wanted(policy: PredictivePolicy, outlook: Outlook) -> int:
-    if outlook.samples_left is None or outlook.samples_left + outlook.samples_done <= 0:
-        return 0
-    done = outlook.samples_done / (outlook.samples_left + outlook.samples_done)
-    if done < policy.head_first_share:
-        return HEAD_ONLY_PERCENT
-    return SETTLED_LEAST if done >= policy.settled_share else 0
+def _wanted(policy: PredictivePolicy, outlook: Outlook) -> tuple[int, int]:
+    """Depth in percent (0: as planned) and the samples done until which it is wanted (0: to the job's end)."""
+    total = (outlook.samples_left or 0) + outlook.samples_done
+    if outlook.samples_left is None or total <= 0:
+        return 0, 0
+    head_until = math.floor(policy.head_first_share * total)
+    if outlook.samples_done < head_until:
+        return HEAD_ONLY_PERCENT, head_until
+    return (SETTLED_LEAST if outlook.samples_done >= policy.settled_share * total else 0), 0
 
 
 def _saves(outlook: Outlook, wanted: int) -> bool:

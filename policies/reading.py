@@ -112,3 +112,7 @@ class Decision:
     """Memory is suspect: re-hash resident frozen weights before going on."""
     notes: tuple[str, ...] = field(default=())
     """Rules that also applied but were not the strictest."""
+    depth_until_samples: int = 0
+    """Once so many samples of the job are done, `depth_after_percent` holds, without waiting for another Decision:
+    steps of a head alone are so short that a job could be over before there is one. 0: no such end."""
+    depth_after_percent: int = 0

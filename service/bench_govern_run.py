@@ -184,10 +184,11 @@ class SimulatedJob:
             deadline_mono_s=deadline_mono_s,
         )
 
-    def work(self, seconds: float, least_depth: int) -> float:
+    def work(self, seconds: float, order: Decision) -> float:
         """Spend seconds at the top clock, to the epoch's end at most; the seconds that are left then."""
         if not self._left:
-            self._begin(least_depth)
+            over = 0 < order.depth_until_samples <= self.samples_done
+            self._begin(order.depth_after_percent if over else order.least_depth_percent)
         while self._left:
             if seconds < self._left[0]:
                 self._left[0] -= seconds
@@ -256,7 +257,7 @@ class Track:
             left = TICK_S * share
             while left > 0.0 and not job.finished:
                 epochs = len(milestones)
-                left = job.work(left, decision.least_depth_percent)
+                left = job.work(left, decision)
                 if job.epochs_done > epochs:  # some way into this tick: counted as at its end
                     now = Milestone(job.depths[-1], board.elapsed_s - began_s, board.joules - began_j)
                     milestones.append(now)

@@ -251,6 +251,18 @@ def test_a_job_learns_and_tells_of_itself() -> None:
     assert scene.naps == []
 
 
+def test_an_order_that_ends_with_a_sample_is_left_at_that_step_without_another_one() -> None:
+    scene = Scene()
+    head_first = replace(steer(depth=100), depth_until_samples=12, depth_after_percent=50)
+    scene.orders = lambda _: head_first
+    trainer, _ = trainer_in(scene)
+    trainer.train()
+    told = {seen.samples: seen.depth_percent for seen in scene.told if seen.event == "step"}
+    assert {samples for samples, depth in told.items() if depth == 100} == {6, 12}
+    assert {depth for samples, depth in told.items() if samples > 12} == {50}
+    assert trainer.position.depth_changes == 2
+
+
 def test_the_rate_warms_up_and_falls_along_half_a_cosine() -> None:
     scene = Scene()
     trainer, run = trainer_in(scene, replace(SPEC, epochs=10))

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.freezing import HEAD_ONLY_PERCENT
+from policies.governor import GovernorState, decide
 from policies.outlook import DepthCost, Outlook
-from policies.policy import DEPTH_LADDER
+from policies.policy import DEPTH_LADDER, Policy
 from policies.policy_predictive import PredictivePolicy
 from policies.progress import RULE, SETTLED_LEAST, least_depth
-from policies.reading import Action
+from policies.reading import Action, Reading
 
 COSTS = tuple(
     DepthCost(depth, seconds, measured=True)
@@ -73,3 +76,28 @@ def test_it_never_asks_for_less_than_the_plan_nor_for_a_depth_off_the_ladder(
     bound = least_depth(policy, Outlook(plan, costs, left, done))
     assert bound is None or (bound.depth > plan and bound.depth in DEPTH_LADDER)
     assert bound == least_depth(policy, Outlook(plan, costs, left, done))
+
+
+def test_the_head_learns_alone_until_a_sample_that_is_named_before_its_steps_begin() -> None:
+    bound = least_depth(POLICY, Outlook(0, COSTS, samples_left=1000))
+    assert bound is not None
+    assert bound.depth_until_samples == 100
+    settled = least_depth(POLICY, Outlook(0, COSTS, samples_left=400, samples_done=600))
+    assert settled is not None
+    assert settled.depth_until_samples == 0
+
+
+@pytest.mark.parametrize(("celsius", "after"), [(30.0, 0), (57.0, 50)])
+def test_a_decision_says_which_depth_holds_once_the_head_has_learnt(celsius: float, after: int) -> None:
+    reading = Reading(0.0, temperature_celsius=celsius, ambient_celsius=25.0)
+    _, decision = decide(Policy(), GovernorState(), reading, Outlook(0, COSTS, samples_left=1000))
+    assert (decision.least_depth_percent, decision.depth_rule) == (HEAD_ONLY_PERCENT, RULE)
+    assert decision.depth_until_samples == math.floor(1000 * Policy().predictive.head_first_share)
+    assert decision.depth_after_percent == after  # what heat asks for stays
+
+
+def test_fixed_rules_train_as_planned() -> None:
+    policy = dataclasses.replace(Policy(), predictive=PredictivePolicy(enabled=False))
+    reading = Reading(0.0, temperature_celsius=30.0, ambient_celsius=25.0)
+    _, decision = decide(policy, GovernorState(), reading, Outlook(0, COSTS, samples_left=1000))
+    assert (decision.least_depth_percent, decision.depth_until_samples) == (0, 0)

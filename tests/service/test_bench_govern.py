@@ -121,7 +121,8 @@ def test_a_job_takes_as_long_in_small_ticks_as_in_large_ones_and_never_trains_sh
         left = tick
         while left > 0.0 and not running.finished:
             spent -= left
-            left = running.work(left, wanted[min(running.epochs_done, len(wanted) - 1)])
+            depth = wanted[min(running.epochs_done, len(wanted) - 1)]
+            left = running.work(left, Decision(least_depth_percent=depth))
             spent += left
         assert before <= running.samples_done + 1e-9
         before = running.samples_done
