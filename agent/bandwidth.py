@@ -176,6 +176,25 @@ def bandwidth_told(model_bytes: int, budget_ms: float, measured: Measured | None
     }
 
 
+def at_pace(told: Mapping[str, object], busy_s: float, passes: int) -> dict[str, object]:
+    """`told` with what training really took of the memory's time.
+
+    A budget that the memory could meet may still be missed: bandwidth is necessary and not sufficient.
+
+    Args:
+        told: see `bandwidth_told`; empty where nothing was found out.
+        busy_s: time spent in training steps.
+        passes: over the parameters in that time.
+    """
+    if not told or passes <= 0 or busy_s <= 0:
+        return dict(told)
+    pass_s = busy_s / passes
+    pace = required_bandwidth(_number(told["model_bytes"]), OPERATIONS_PER_PARAMETER, pass_s)
+    budget_ms = told["budget_ms"]
+    met = None if budget_ms is None else pass_s * 1e3 <= _number(budget_ms)
+    return {**told, "pass_ms": pass_s * 1e3, "required_at_pace_bytes_per_s": pace, "budget_met": met}
+
+
 def admit(model_bytes: int, budget_ms: float, memory: MemoryBandwidth) -> dict[str, object]:
     """`bandwidth_told` of a job that the board's memory can serve (R10). A refusal is never on an old figure.
 

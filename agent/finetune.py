@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from agent.bandwidth import MemoryBandwidth, admit, measure
+from agent.bandwidth import MemoryBandwidth, admit, at_pace, measure
 from agent.board.cache import last_level_cache_bytes
 from agent.board.files import BoardRoots
 from agent.card import Target
@@ -332,7 +332,7 @@ class FineTune:
             "update": self._spec.update,
             "depth_trials": {str(trial.percent): trial.loss for trial in plan.trials},
             "macs_per_step_sample": plan.step_macs,
-            "bandwidth": self._bandwidth,
+            "bandwidth": at_pace(self._bandwidth, at.busy_s, plan.passes(self._spec.epochs)),
             "skipped": task.skipped()[0],
         }
 

@@ -107,6 +107,10 @@ class Plan:
         rung = self.rung(wanted)
         return rung.percent, rung.frozen_layers
 
+    def passes(self, epochs: int) -> int:
+        """Passes over the parameters that so many epochs take: one for each micro-batch."""
+        return epochs * self.steps * (self.batch // (self.micro_batch or self.batch))
+
     def rung(self, percent: int) -> Rung:
         """The shallowest rung that freezes at least `percent`."""
         return _at_least(self.ladder, percent)

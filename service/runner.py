@@ -124,10 +124,11 @@ class Runner:
         """The current job, as the governor sees it."""
         return self._outlooks.outlook()
 
-    def energy_metrics(self) -> dict[str, object]:
-        """The `energy` group of the telemetry for the current job."""
+    def energy_metrics(self, bandwidth: object = None) -> dict[str, object]:
+        """The `energy` group of the telemetry; `bandwidth` as a worker's last word has it, else as journaled."""
         told = self._steering.energy_metrics(self.progress.samples if self.progress else 0)
-        return told | {name: self._bandwidth().get(name) for name in BANDWIDTH_METRICS}
+        figures = bandwidth if isinstance(bandwidth, dict) else self._bandwidth()
+        return told | {name: figures.get(name) for name in BANDWIDTH_METRICS}
 
     async def run(self, record: JobRecord) -> JobRecord:
         """Run a job to its end, or to the daemon's.
@@ -274,17 +275,18 @@ class Runner:
         self._energies.keep(record.id, self._steering.energy)
         return self._steering.joules
 
-    def _told(self, record: JobRecord) -> dict[str, object]:
+    def _told(self, record: JobRecord, bandwidth: object) -> dict[str, object]:
         """What the daemon knows of a job that ends, beside the worker's result."""
         self._steering.enter(self._clock.mono(), OTHER)
-        told = {"energy": self.energy_metrics(), "warnings": self._warnings, "memory_faults": self._memory_faults}
+        energy = self.energy_metrics(bandwidth)
+        told = {"energy": energy, "warnings": self._warnings, "memory_faults": self._memory_faults}
         governor = self._steering.governor_told() | self._obedience.told()
         told |= {"governor": governor, "sample_costs": self._outlooks.costs_told()}
         deadline = self._outlooks.deadline_told(record)
         return told if deadline is None else told | {"deadline": deadline}
 
     def _finish(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
-        result = {**last.result, **self._told(record)}
+        result = {**last.result, **self._told(record, last.result.get("bandwidth"))}
         if isinstance(last, Finished):
             succeeded = last.outcome == "SUCCEEDED"
             event = Event.SUCCEED if succeeded else Event.ROLL_BACK

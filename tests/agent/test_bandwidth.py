@@ -23,6 +23,7 @@ from agent.bandwidth import (
     Measured,
     MemoryBandwidth,
     admit,
+    at_pace,
     bandwidth_told,
     measure,
     required_bandwidth,
@@ -176,3 +177,16 @@ def test_no_job_is_refused_on_an_old_figure(tmp_path: Path) -> None:
     told = admit(7_000_000, 20.0, memory_in(tmp_path, [replace(SLOW, bytes_per_s=2e9)]))
     assert told["measured_bytes_per_s"] == 2e9
     assert memory_in(tmp_path, []).known().bytes_per_s == 2e9, "the better of a boot is kept"
+
+
+@pytest.mark.parametrize(("budget_ms", "met"), [(20.0, True), (5.0, False), (0.0, None)])
+def test_a_result_tells_what_a_pass_really_took(budget_ms: float, met: bool | None) -> None:
+    told = at_pace(bandwidth_told(7_000_000, budget_ms, SLOW), 2.0, 200)
+    assert (told["pass_ms"], told["budget_met"]) == (10.0, met)
+    assert told["required_at_pace_bytes_per_s"] == pytest.approx(2.8e9)
+
+
+def test_without_figures_or_steps_nothing_is_told_of_a_pass() -> None:
+    planned = bandwidth_told(7_000_000, 20.0, SLOW)
+    assert at_pace({}, 2.0, 200) == {}
+    assert at_pace(planned, 0.0, 200) == at_pace(planned, 2.0, 0) == planned

@@ -38,6 +38,13 @@ def test_the_ladder_holds_every_depth_with_its_boundary_and_cost() -> None:
     assert [rung.frozen_layers for rung in ladder] == sorted(rung.frozen_layers for rung in ladder)
 
 
+def test_each_micro_batch_passes_over_the_parameters_once() -> None:
+    whole, halves = plan(), plan(dataclasses.replace(SPEC, micro_batch=8))
+    assert (whole.batch, whole.steps, halves.micro_batch) == (16, 7, 8)
+    assert (whole.passes(3), halves.passes(3)) == (3 * 7, 3 * 7 * 2)
+    assert whole.model_bytes == COSTS.weight_bytes()
+
+
 @pytest.mark.parametrize(
     ("similarity", "percent", "rule"),
     [

@@ -256,3 +256,13 @@ def test_what_energy_is_spent_on_follows_the_state(tmp_path: Path, journal: Jour
     assert phases == [
         ("other", False), ("other", False), ("training", True), ("paused", True), ("other", False),
     ]  # fmt: skip
+
+
+def test_a_job_refused_for_its_bandwidth_has_the_figures_in_its_energy_too(tmp_path: Path) -> None:
+    told = {"required_bytes_per_s": 2e9, "measured_bytes_per_s": 1e9}
+    refused = Failed("bandwidth", "too much", result={"bandwidth": told, "exit_code": 2})
+    result = concluded(tmp_path, State.PLANNING, None, refused).result or {}
+    assert result["bandwidth"] == told
+    energy = result["energy"]
+    assert isinstance(energy, dict)
+    assert (energy["required_bytes_per_s"], energy["measured_bytes_per_s"]) == (2e9, 1e9)
