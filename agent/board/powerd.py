@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -163,8 +164,7 @@ def _bound(path: Path, groups: list[str], *, open_to_all: bool) -> socket.socket
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.umask(0o177)  # nobody may connect before owner and mode are right
     try:
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-            path.unlink()  # the runtime folder's lock says that its owner is gone
+        _remove_abandoned(path)
         listener.bind(str(path))
         os.chown(path, -1, group)
         path.chmod(0o666 if open_to_all else 0o660)  # whoever connects is asked for his name all the same
@@ -175,6 +175,23 @@ def _bound(path: Path, groups: list[str], *, open_to_all: bool) -> socket.socket
     finally:
         os.umask(before)
     return listener
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the socket at `path` if nobody listens there any more.
+
+    Raises:
+        OSError: somebody does; whatever else is there stays too.
+    """
+    if not path.exists() or not stat.S_ISSOCK(path.lstat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise OSError(errno.EADDRINUSE, "another program listens there")
 
 
 def _passed() -> socket.socket:

@@ -206,6 +206,29 @@ def test_a_wrong_call_is_named(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
+def test_the_socket_of_a_program_that_lives_is_not_taken(
+    tree: LeverTree, capsys: pytest.CaptureFixture[str], kind: int
+) -> None:
+    path = tree.folder / "s"
+    with socket.socket(socket.AF_UNIX, kind) as other:
+        other.bind(str(path))
+        other.listen()
+        options = ["--socket", str(path), "--sys-root", str(tree.sys), "--runtime-dir", str(tree.run)]
+        assert powerd.main(options) == 2
+        assert "cannot listen here" in capsys.readouterr().err
+        assert path.exists()
+
+
+def test_a_file_in_the_sockets_place_stays(tree: LeverTree, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tree.folder / "s"
+    path.write_text("mine")
+    options = ["--socket", str(path), "--sys-root", str(tree.sys), "--runtime-dir", str(tree.run)]
+    assert powerd.main(options) == 2
+    assert "cannot listen here" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+
+
 def test_a_passed_socket_of_another_kind_is_refused(tree: LeverTree) -> None:
     child = passed_socket(tree, socket.SOCK_STREAM)
     said = child.communicate(timeout=20)[1]
