@@ -159,7 +159,7 @@ class Daemon:
         self._floor = max([self._floor, *(job.updated for job in self._journal.jobs(1))])
         self._board_name = profile.name
         board = SysfsBoard(roots, profile, self._state / "undo.json", board_config.powerd)
-        steering = self._steering = Steering(board, policies.policy, time.perf_counter)
+        steering = self._steering = Steering(board, policies.policy, time.thread_time)
         steering.restore()
         self._model = model
         self._learnt = Learnt(self._state, model, profile.name, steering)

@@ -27,7 +27,8 @@ class Steering:
     Args:
         board: to be steered.
         policy: thresholds.
-        stopwatch: seconds of any steady clock, to tell what the governor itself costs; `None`: it is not told.
+        stopwatch: seconds, of processor time or of a steady clock, to tell what the governor itself costs; `None`: it
+            is not told.
 
     Attributes:
         memory_faults: how often a worker found weights changed in memory since the daemon started.
