@@ -127,7 +127,7 @@ def _drifted(estimate: Estimate, prior: Prior, gains: list[float], spread: float
     if min(scale) == 1.0:
         return tuple(map(tuple, rows))
     # Scaling rows and columns alike keeps the matrix positive definite.
-    return tuple(tuple(rows[i][j] * scale[i] * scale[j] for j in size) for i in size)
+    return tuple(tuple(rows[i][j] * (scale[i] * scale[j]) for j in size) for i in size)
 
 
 def _projected(mean: list[float], covariance: Matrix, least: Sequence[float]) -> tuple[float, ...]:
