@@ -349,6 +349,14 @@ def _bench_verbs(kinds: Verbs) -> None:
     govern.add_argument("--epochs", type=int, default=12, metavar="N", help="epochs of the job (12)")
     govern.add_argument("--learning-rate", type=float, default=0.001, help="highest rate (0.001)")
     govern.add_argument("--seed", type=int, default=0, help="of the head and of the order of samples (0)")
+    figures = _verb(
+        kinds, "figures", "cli_figures:figures", config=False, text="The reference figures beside ours, as a page."
+    )
+    figures.add_argument("--from", dest="results", default="docs/figures", metavar="DIR", help="results (docs/figures)")
+    figures.add_argument("--run", action="store_true", help="measure the quick ones first, into DIR/quick.json")
+    figures.add_argument("--out", metavar="FILE.md", help="write the page there (default: print it)")
+    figures.add_argument("--model", default="efficientnet-lite0", help="for --run: ONNX file, or efficientnet-lite0")
+    figures.add_argument("--threads", type=int, default=2, help="for --run (2)")
     for verb in (train, freeze, govern):
         side = 64 if verb is govern else 96
         verb.add_argument("--batch", type=int, default=16, help="samples a step (16)")
