@@ -27,6 +27,7 @@ from tests.simulators.powerd_board import (
     eventually,
 )
 
+pytestmark = pytest.mark.storage  # no runtime is touched: once is enough
 VERB_ROWS = [
     ("hello", {}),
     ("throttled", {}),
@@ -82,7 +83,6 @@ def boots_as_found(folder: Path) -> None:
     assert sorted(path.name for path in tree.run.iterdir()) == []
 
 
-@pytest.mark.storage
 def test_killed_before_any_step_the_next_start_puts_everything_back(tmp_path: Path) -> None:
     LeverTree(tmp_path / "prepared")
     (tmp_path / "cells").mkdir()
