@@ -155,7 +155,11 @@ def test_a_table_that_is_none_is_refused(table: dict[str, object]) -> None:
         parse_energy(table)
 
 
-@given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3), st.floats(0.0, 50.0)), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=3), st.text(max_size=3), st.floats(0.0, 50.0, allow_subnormal=False)), max_size=60
+    )
+)
 def test_parts_make_the_whole_however_many_names_there_are(spans: list[tuple[str, str, float]]) -> None:
     meter = EnergyMeter()
     for second, (state, source, watts) in enumerate(spans):
