@@ -7,7 +7,7 @@ import itertools
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,17 @@ from policies.governor import GovernorState, decide
 from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Action, Health, Reading
-from tests.simulators.board_trees import BOARDS, UNREADABLE, BoardTree
+from tests.simulators.board_trees import (
+    BOARDS,
+    HWMON,
+    PI4_THROTTLED,
+    POWERCAP,
+    SUPPLY,
+    THERMAL,
+    UNREADABLE,
+    BoardTree,
+    Files,
+)
 
 WORDS = ("", "0", "-1", "1", "53000", "-256000", "101", "9" * 30, "junk", "Battery", "Unknown", "\u00e9")
 Change = tuple[str, str]
@@ -31,9 +41,70 @@ Change = tuple[str, str]
 ACCIDENTS = ("removed", "folder", "loop", "dangling", "unreadable")
 
 
+UNREAD = (
+    "mode",
+    "policy",
+    "_policies",
+    "_driver",
+    "_governor",
+    "_cpus",
+    "scaling_min_freq",
+    "boot_id",
+    "rpm",
+    "pwm1",
+    "fan1_input",
+)
+"""Endings of files that are there, and that no reading looks at."""
+
+
+def everything() -> Files:
+    """A board that has every kind of sensor at once."""
+    others = {**BOARDS["battery-board"](), **BOARDS["raspberry-pi-4"]()}
+    files = {name: text for name, text in others.items() if name.startswith((SUPPLY, POWERCAP, PI4_THROTTLED))}
+    air = {f"{THERMAL}/thermal_zone20/type": "ambient-thermal", f"{THERMAL}/thermal_zone20/temp": "22500"}
+    alarm = {f"{HWMON}/hwmon20/name": "rpi_volt", f"{HWMON}/hwmon20/in0_lcrit_alarm": "0"}
+    return {**BOARDS["jetson-orin-nano"](), **files, **air, **alarm}
+
+
+MADE: Mapping[str, Callable[[], Files]] = {**BOARDS, "everything": everything}
+
+
+@cache
+def read_files(name: str) -> Mapping[str, list[str]]:
+    """The files of a board that a reading looks at, by the last part of their names."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(MADE[name]()):
+        if not file.endswith(UNREAD) and "trip_point" not in file:
+            found.setdefault(Path(file).name, []).append(file)
+    return found
+
+
+VALUES = (
+    *("temp", "capacity", "cur_state", "max_state", "in1_input", "curr1_input", "energy_uj", "voltage_now", "status"),
+    *(
+        "scaling_cur_freq",
+        "scaling_max_freq",
+        "scaling_available_frequencies",
+        "cpuinfo_max_freq",
+        "stat",
+        "meminfo",
+        "cpu",
+    ),
+)
+NUMBERS = ("0", "-1", "1", "101", "53000", "-256000", "150000", "999999999", "9" * 18, "9" * 30)
+
+
 def changes(name: str) -> st.SearchStrategy[list[Change]]:
-    files = sorted(BOARDS[name]())
-    return st.lists(st.tuples(st.sampled_from(files), st.sampled_from((*WORDS, *ACCIDENTS))), max_size=8)
+    """Numbers where numbers are, and anything anywhere."""
+    files = read_files(name)
+
+    def in_a_file(lasts: list[str], what: tuple[str, ...]) -> st.SearchStrategy[Change]:
+        file = st.sampled_from(lasts).flatmap(lambda last: st.sampled_from(files[last]))
+        return st.tuples(file, st.sampled_from(what))
+
+    numbers = in_a_file([last for last in VALUES if last in files], NUMBERS)
+    anything = in_a_file(sorted(files), (*WORDS, *ACCIDENTS))
+    return st.lists(st.one_of(numbers, numbers, anything), min_size=4, max_size=16)
 
 
 def happen(tree: BoardTree, file: str, what: str) -> None:
@@ -50,18 +121,23 @@ def happen(tree: BoardTree, file: str, what: str) -> None:
 @cache
 def _kept_trees() -> tuple[tempfile.TemporaryDirectory[str], dict[str, BoardTree]]:
     folder = tempfile.TemporaryDirectory(prefix="temperd-boards-")
-    return folder, {name: BoardTree(Path(folder.name, name), files()) for name, files in BOARDS.items()}
+    return folder, {name: BoardTree(Path(folder.name, name), files()) for name, files in MADE.items()}
 
 
 @contextmanager
-def mended_later(name: str) -> Iterator[BoardTree]:
-    """A tree that is laid out once; what happened to it is undone at the end."""
-    tree = _kept_trees()[1][name]
-    yield tree
-    for file, text in BOARDS[name]().items():
-        path = tree.folder / file
-        if path.is_symlink() or not path.is_file() or path.read_text("utf-8") != f"{text}\n":
-            tree.set(file, text)
+def changing(name: str) -> Iterator[tuple[BoardTree, Callable[[list[Change]], None]]]:
+    """A tree that is laid out once, and a way to let things happen to it, which are undone at the end."""
+    tree, touched = _kept_trees()[1][name], set[str]()
+
+    def change(row: list[Change]) -> None:
+        for file, what in row:
+            touched.add(file)
+            happen(tree, file, what)
+
+    yield tree, change
+    whole = MADE[name]()
+    for file in touched:
+        tree.set(file, whole[file])
 
 
 def board_of(tree: BoardTree) -> SysfsBoard:
@@ -69,17 +145,17 @@ def board_of(tree: BoardTree) -> SysfsBoard:
     return SysfsBoard(roots, pick_profile(read_model(roots)))
 
 
-NAMES = st.sampled_from(sorted(BOARDS))
+NAMES = st.sampled_from(sorted(MADE))
 
 
-@settings(max_examples=60, deadline=None)
-@given(NAMES, st.data())
-def test_a_reading_is_always_given_and_its_values_are_in_their_bounds(name: str, data: st.DataObject) -> None:
-    with mended_later(name) as tree:
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_a_reading_is_always_given_and_its_values_are_in_their_bounds(data: st.DataObject) -> None:
+    name = "everything"
+    with changing(name) as (tree, change):
         board = board_of(tree)
         board.read(0.0)
-        for file, what in data.draw(changes(name)):
-            happen(tree, file, what)
+        change(data.draw(changes(name)))
         state = GovernorState()
         for second in (1.0, 2.0, 2.0, 30.0):
             reading = board.read(second)
@@ -117,14 +193,13 @@ UNREMEMBERED = (
 """Values that depend on the files of now alone."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(NAMES, st.data())
 def test_what_a_board_keeps_of_its_folders_does_not_change_what_it_reads_later(name: str, data: st.DataObject) -> None:
-    with mended_later(name) as tree:
+    with changing(name) as (tree, change):
         board = board_of(tree)
         board.read(0.0)
-        for file, what in data.draw(changes(name)):
-            happen(tree, file, what)
+        change(data.draw(changes(name)))
         board.read(1.0)
         reading = board.read(1.0 + RESCAN_S)
         expected = SysfsBoard(BoardRoots.of_tree(tree.folder), board.profile).read(1.0 + RESCAN_S)

@@ -313,6 +313,25 @@ def test_an_empty_bay_is_no_battery(make: MakeBoard) -> None:
     assert "charge" not in dict(reading.health)
 
 
+@pytest.mark.parametrize("most", ["0", "-1", "junk"])
+def test_a_fan_without_levels_is_none(make: MakeBoard, most: str) -> None:
+    tree, board = make("raspberry-pi-5")
+    tree.set(f"{THERMAL}/cooling_device0/max_state", most)
+    reading = board.read(0.0)
+    assert (reading.cooling_max, reading.cooling_level) == (0, None)
+
+
+def test_the_level_is_that_of_the_strongest_fan(make: MakeBoard) -> None:
+    tree, board = make("raspberry-pi-5")
+    for key, text in {"type": "rpi-poe-fan", "max_state": "255", "cur_state": "100"}.items():
+        tree.set(f"{THERMAL}/cooling_device1/{key}", text)
+    reading = board.read(0.0)
+    assert (reading.cooling_max, reading.cooling_level) == (255, 100)
+    board.apply(Decision(cooling_level=128))
+    levels = [tree.get(f"{THERMAL}/cooling_device{number}/cur_state") for number in (0, 1)]
+    assert levels == ["4", "128"]
+
+
 def test_memory_errors_are_counted(make: MakeBoard) -> None:
     tree, _ = make("mini-pc")
     tree.set("sys/devices/system/edac/mc/mc0/ce_count", "3")
