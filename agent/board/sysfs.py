@@ -121,8 +121,10 @@ class SysfsBoard:
         """
         for policy in self._clocks.policies(self._mono_s):
             self._levers.hold_down(policy.path / "scaling_max_freq", policy.cap_khz(decision.frequency_cap_hz))
-        for fan in self._cooling.read(self._mono_s)[0]:
-            self._levers.hold_up(fan.path / "cur_state", min(decision.cooling_level, fan.most))
+        fans, _ = self._cooling.read(self._mono_s)
+        for fan in fans:  # the level is one of the strongest: the same share of each
+            share = -(-decision.cooling_level * fan.most // fans[0].most)
+            self._levers.hold_up(fan.path / "cur_state", min(share, fan.most))
         if not self._firmware.there:
             self._mailbox.ask()
         return self._levers.complaints()

@@ -321,15 +321,15 @@ def test_a_fan_without_levels_is_none(make: MakeBoard, most: str) -> None:
     assert (reading.cooling_max, reading.cooling_level) == (0, None)
 
 
-def test_the_level_is_that_of_the_strongest_fan(make: MakeBoard) -> None:
+def test_the_level_is_that_of_the_strongest_fan_and_the_same_share_of_each(make: MakeBoard) -> None:
     tree, board = make("raspberry-pi-5")
     for key, text in {"type": "rpi-poe-fan", "max_state": "255", "cur_state": "100"}.items():
         tree.set(f"{THERMAL}/cooling_device1/{key}", text)
     reading = board.read(0.0)
     assert (reading.cooling_max, reading.cooling_level) == (255, 100)
-    board.apply(Decision(cooling_level=128))
-    levels = [tree.get(f"{THERMAL}/cooling_device{number}/cur_state") for number in (0, 1)]
-    assert levels == ["4", "128"]
+    for asked, levels in ((110, ["2", "110"]), (128, ["3", "128"]), (255, ["4", "255"])):
+        board.apply(Decision(cooling_level=asked))
+        assert [tree.get(f"{THERMAL}/cooling_device{number}/cur_state") for number in (0, 1)] == levels
 
 
 def test_memory_errors_are_counted(make: MakeBoard) -> None:
