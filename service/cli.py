@@ -17,7 +17,7 @@ from agent.errors import ConfigError, TemperdError
 DEFAULT_CONFIG = "/etc/temperd/temperd.toml"
 EXIT_CONFIG = 78  # EX_CONFIG: systemd must not restart a daemon that cannot start
 
-_SENT = ("fine-tune", "cancel", "pause", "resume", "scrub", "set-policy")
+_SENT = ("fine-tune", "cancel", "pause", "resume", "scrub", "set-policy", "qualify")
 _EPILOG = """\
 exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused (not trusted), 78 the daemon's configuration is wrong
 first steps on a new machine:
@@ -261,8 +261,8 @@ def _laptop_verbs(verbs: Verbs) -> None:
     send = _verb(kinds, "send", "cli_fleet:send", config=False, text="Sign a command and send it to one board.")
     send.add_argument("device", help="the board's name")
     send.add_argument("type", choices=_SENT, help="what to do")
-    text = "TOML file of a job; a job's id; a policy: file, name of one that ships, or reset"
-    send.add_argument("argument", metavar="SPEC|JOB|POLICY", nargs="?", default="", help=text)
+    text = "TOML file of a job; a job's id; minutes to qualify; a policy: file, one that ships, or reset"
+    send.add_argument("argument", metavar="SPEC|JOB|POLICY|MINUTES", nargs="?", default="", help=text)
     send.add_argument("--key", metavar="FILE", required=True, help="console key, NAME.key")
     send.add_argument("--broker", default="localhost", metavar="HOST[:PORT]", help="MQTT broker (localhost:1883)")
     send.add_argument("--tenant", default="default")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import sys
 import time
 import tomllib
@@ -22,6 +23,7 @@ from service.commands import (
     FINE_TUNE,
     MAX_ENVELOPE_BYTES,
     MAX_LIFETIME_S,
+    QUALIFY,
     SCRUB,
     SET_POLICY,
     Request,
@@ -32,6 +34,7 @@ from service.config import NAME, Mqtt
 from service.console_link import ConsoleLink
 from service.device_link import Address
 from service.logs import configure
+from service.qualify_plan import LEAST_MINUTES, MOST_MINUTES
 
 CONNECT_S = 10.0
 SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, which come at once
@@ -99,11 +102,22 @@ def _arguments(kind: str, argument: str) -> dict[str, object]:
         if argument:
             raise SpecError(f"scrub takes no argument, not {argument!r}")
         return {}
+    if kind == QUALIFY:
+        return _qualify_arguments(argument)
     if kind == SET_POLICY:
         return _policy_arguments(argument)
     if not COMMAND_ID.fullmatch(argument):
         raise SpecError(f"{argument!r} is no job id", fix="A job has the id that `fleet send` printed")
     return {"job": argument}
+
+
+def _qualify_arguments(argument: str) -> dict[str, object]:
+    """Minutes of the run, the board's default where none are given."""
+    if not argument:
+        return {}
+    if not re.fullmatch("[0-9]{1,2}", argument) or not LEAST_MINUTES <= int(argument) <= MOST_MINUTES:
+        raise SpecError(f"qualify takes minutes, {LEAST_MINUTES} to {MOST_MINUTES}, not {argument[:64]!r}")
+    return {"minutes": int(argument)}
 
 
 def _policy_arguments(argument: str) -> dict[str, object]:

@@ -24,6 +24,7 @@ from agent.errors import CommandError, SpecError
 from agent.spec import FineTuneSpec, parse_spec
 from policies.policy import MAX_POLICY_BYTES
 from policies.strict import TableError, build, limits
+from service.qualify_plan import DEFAULT_MINUTES, LEAST_MINUTES, MOST_MINUTES
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -40,12 +41,12 @@ COMMAND_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}
 _MAX_ID_MS = (1 << 48) - 1
 
 FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB = "fine-tune", "cancel", "pause", "resume", "scrub"
-SET_POLICY = "set-policy"
+SET_POLICY, QUALIFY = "set-policy", "qualify"
 COLLECT_REPORT = "collect-report"
-SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY)
+SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY, QUALIFY)
 KNOWN = (
     *SUPPORTED,
-    *("evaluate", "promote", "rollback", "qualify", "update-agent", "update-system"),
+    *("evaluate", "promote", "rollback", "update-agent", "update-system"),
     COLLECT_REPORT,
 )
 WITHOUT_CLOCK = frozenset({CANCEL, PAUSE, COLLECT_REPORT})
@@ -114,6 +115,11 @@ class Command(Request):
         build(_NoArguments, self.args)
 
     @property
+    def minutes(self) -> int:
+        """Length of the run that a qualify command asks for."""
+        return build(_QualifyArguments, self.args).minutes
+
+    @property
     def policy(self) -> PolicyArguments:
         """Arguments of a set-policy command."""
         return build(PolicyArguments, self.args)
@@ -140,6 +146,11 @@ class PolicyArguments:
 @dataclass(frozen=True, slots=True)
 class _NoArguments:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class _QualifyArguments:
+    minutes: int = field(default=DEFAULT_MINUTES, metadata=limits(LEAST_MINUTES, MOST_MINUTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +341,7 @@ _ARGUMENTS: Mapping[str, Callable[[Command], object]] = {
     FINE_TUNE: attrgetter("spec"),
     SCRUB: attrgetter("nothing"),
     SET_POLICY: attrgetter("policy"),
+    QUALIFY: attrgetter("minutes"),
     **dict.fromkeys((CANCEL, PAUSE, RESUME), attrgetter("job")),
 }
 """What reads the arguments of each supported command."""

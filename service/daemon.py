@@ -31,6 +31,8 @@ from service.live import remove_live, runtime_folder, write_live
 from service.logs import logger
 from service.policy_file import PolicyFile
 from service.policy_watch import PolicyWatch
+from service.qualify import Place
+from service.qualify_command import QualifyShop
 from service.runner import Runner, Workshop
 from service.scrub import ScrubShop
 from service.state_lock import state_lock
@@ -173,6 +175,7 @@ class Daemon:
         desk = self._desk = Desk(
             *(self._journal, steering, policies, uplink, self._trusted, device, clock, shop),
             scrub_shop=scrub_shop,
+            qualify_shop=QualifyShop(Place(self._state, model, profile.name, profile.emulated), os.cpu_count() or 1),
             policy_by_command=allowed,
         )
         self._policy_watch = PolicyWatch(policies, profile.points, desk.policy_changed, self._announce)
@@ -298,7 +301,7 @@ class Daemon:
         while True:
             runner = desk.runner
             self._policy_watch.tick(self._steering.reading.operating_points)
-            working = runner.current is not None or desk.scrubs.running
+            working = runner.current is not None or desk.scrubs.running or desk.qualifications.running
             self._steering.tick(self._mono(), working=working, phase=runner.phase, outlook=runner.outlook)
             self._learnt.tick(self._mono(), working=runner.current is not None)
             await runner.steer()

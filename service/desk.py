@@ -14,13 +14,14 @@ from agent.spec import FineTuneSpec, spec_table
 from policies.battery import is_short, order_jobs
 from policies.policy import Policy
 from policies.reading import Action
-from service.commands import CANCEL, FINE_TUNE, PAUSE, SCRUB, SET_POLICY, Command, Refusal, open_command
+from service.commands import CANCEL, FINE_TUNE, PAUSE, QUALIFY, SCRUB, SET_POLICY, Command, Refusal, open_command
 from service.device_link import Incoming
 from service.job import TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal, Verdict
 from service.logs import bind, logger
 from service.policy_commands import PolicyCommands
 from service.policy_file import PolicyFile
+from service.qualify_command import Qualifications, QualifyShop
 from service.runner import PATIENT, Runner, Workshop
 from service.scrub import Scrubs, ScrubShop
 from service.statuses import Clock, Statuses, Uplink
@@ -48,6 +49,7 @@ class Desk:
         clock: see `Clock`.
         shop: how workers are made.
         scrub_shop: how scrubs are made.
+        qualify_shop: how stress runs are made.
         policy_by_command: whether consoles may set the policy.
     """
 
@@ -63,6 +65,7 @@ class Desk:
         shop: Workshop,
         *,
         scrub_shop: ScrubShop,
+        qualify_shop: QualifyShop,
         policy_by_command: bool = True,
     ) -> None:
         self._journal, self._steering, self._policies = journal, steering, policies
@@ -73,6 +76,9 @@ class Desk:
         self._news = asyncio.Event()
         self.runner = Runner(journal, self._statuses, steering, clock, shop, self._held, self._canceled)
         self.scrubs = Scrubs(journal, self._statuses, steering, policies.policy, clock, scrub_shop)
+        self.qualifications = Qualifications(
+            journal, self._statuses, steering, clock, qualify_shop, lambda: policies.policy
+        )
         self._policy_commands = PolicyCommands(
             journal, self._statuses, policies, allowed=policy_by_command, changed=self.policy_changed
         )
@@ -121,6 +127,9 @@ class Desk:
         elif command.type == SCRUB:
             self.scrubs.ask(command)
             self.wake()
+        elif command.type == QUALIFY:
+            self.qualifications.ask(command)
+            self.wake()
         elif command.type == SET_POLICY:
             self._policy_commands.take(command)
         else:
@@ -131,7 +140,7 @@ class Desk:
         record = self._journal.job(command.id)
         if record is not None:
             self._statuses.publish(record)
-        elif not (self.scrubs.repeat(command.id) or self._policy_commands.repeat(command.id)):
+        elif not any(room.repeat(command.id) for room in (self.scrubs, self.qualifications, self._policy_commands)):
             status, _, reason = (self._journal.outcome(command.id) or "succeeded").partition(":")
             self._statuses.publish_plain(command.type, command.id, status, reason, "")
 
@@ -178,11 +187,13 @@ class Desk:
         """Publish some of the statuses that the broker has not confirmed; call again until none is left."""
         self._statuses.publish_pending()
         self.scrubs.publish_pending()
+        self.qualifications.publish_pending()
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """After a start: jobs that had a worker are due another attempt."""
+        """After a start: jobs that had a worker are due another attempt; a stress run that was cut short has failed."""
+        self.qualifications.recover()
         for record in self._journal.interrupted():
             moved = self._statuses.move(record, Event.RESTART, "restarted", "the daemon was restarted")
             log.warning("job interrupted", job_id=record.id, was=record.standing.state, now=moved.standing.state)
@@ -194,9 +205,12 @@ class Desk:
         self._news.set()
 
     async def work(self) -> None:
-        """Run jobs and scrubs, one at a time, until the runner is stopped."""
+        """Run jobs, scrubs and stress runs, one at a time, until the runner is stopped."""
         while not self.runner.stopping:
             try:
+                if self.qualifications.due():
+                    await self.qualifications.run()
+                    continue
                 record = self._next()
                 if record is not None and self.scrubs.due_before_job():
                     await self.scrub_first()

@@ -32,6 +32,7 @@ class Steering:
 
     Attributes:
         memory_faults: how often a worker found weights changed in memory since the daemon started.
+        drill: a stress run's own orders, made of each reading and of what the governor decided; `None`: no such run.
     """
 
     def __init__(self, board: Board, policy: Policy, stopwatch: Callable[[], float] | None = None) -> None:
@@ -39,6 +40,7 @@ class Steering:
         self._state = GovernorState()
         self._acting = False
         self.memory_faults = 0
+        self.drill: Callable[[Reading, Decision], Decision] | None = None
         self.reading = Reading(mono_s=0.0)
         self.decision = Decision()
         self._meter = EnergyMeter()
@@ -57,6 +59,8 @@ class Steering:
         self._look(mono_s)
         before = self.decision
         self._state, self.decision = decide(self._policy, self._state, self.reading, outlook)
+        if self.drill is not None:
+            self.decision = self.drill(self.reading, self.decision)
         complaints: tuple[str, ...] = ()
         if working:
             complaints = self._board.apply(self.decision)

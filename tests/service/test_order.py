@@ -17,6 +17,8 @@ from service.commands import new_id
 from service.desk import Desk
 from service.journal import JobRecord, Journal
 from service.policy_file import PolicyFile
+from service.qualify import Place
+from service.qualify_command import QualifyShop
 from service.runner import Workshop
 from service.scrub import ScrubShop
 from service.statuses import Clock
@@ -56,7 +58,9 @@ class Bench:
         shop = Workshop(refuse_worker, 0, lambda _message, _record: None, lambda _job: None)
         scrubs = ScrubShop(refuse_scrub, lambda: None, lambda: None)
         self.desk = Desk(
-            *(self.journal, self.steering, self.policies, Silence(), dict, "board-1", clock, shop), scrub_shop=scrubs
+            *(self.journal, self.steering, self.policies, Silence(), dict, "board-1", clock, shop),
+            scrub_shop=scrubs,
+            qualify_shop=QualifyShop(Place(folder, "", "generic", emulated=False), 1),
         )
         self.names: dict[str, str] = {}
         for number, depth in enumerate(("25", "75", "0", "head", "auto")):

@@ -1,0 +1,223 @@
+"""The command qualify: journaled first, run once, told to its end, never run again by itself after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.board.record import read_record
+from agent.board.simulated import SimulatedBoard
+from agent.errors import SpecError
+from policies.outlook import Outlook
+from policies.policy import Policy
+from policies.reading import Action, Decision
+from service import qualify_command
+from service.cli_fleet import _arguments
+from service.commands import QUALIFY, Command, new_id
+from service.journal import Journal, Verdict
+from service.qualify import Place
+from service.qualify_command import Qualifications, QualifyShop
+from service.statuses import Clock, Statuses
+from service.steering import Steering
+
+NOW = 1_800_000_000
+MODEL = "Raspberry Pi 4 Model B Rev 1.4"
+
+
+class Bench:
+    """A daemon's qualifications on a board in memory whose time passes as fast as it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: list[dict[str, Any]] = []
+        self.confirm = False
+        self.mono_s = 0.0
+        self.board = SimulatedBoard("raspberry-pi-4")
+        self.steering = Steering(self.board, Policy())
+        self.journal = Journal.open(self.folder / "journal.sqlite", 0.0).journal
+        self.start()
+
+    def restart(self) -> None:
+        """The daemon goes, and comes again on the journal that is there."""
+        self.journal.close()
+        self.journal = Journal.open(self.folder / "journal.sqlite", 0.0).journal
+        self.start()
+
+    def start(self) -> None:
+        clock = Clock(lambda: float(NOW), lambda: self.mono_s, lambda: True)
+        shop = QualifyShop(Place(self.folder, MODEL, "raspberry-pi-4", emulated=False), 1)
+        statuses = Statuses(self.journal, self, clock)
+        self.runs = Qualifications(self.journal, statuses, self.steering, clock, shop, Policy)
+
+    def publish_status(self, kind: str, _id: str, status: Mapping[str, object]) -> asyncio.Future[bool] | None:
+        assert kind == QUALIFY
+        self.seen.append(dict(status))
+        if not self.confirm:
+            return None
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(True)
+        return done
+
+    def command(self, at: int = 0, **args: object) -> Command:
+        command_id = new_id((NOW + at) * 1000, lambda count: b"\1" * count)
+        return Command(command_id, "board-1", QUALIFY, NOW + at, NOW + 600, args, digest=f"{at}")
+
+    async def whole_run(self) -> None:
+        """The run, with the governor's ticks beside it."""
+        run = asyncio.ensure_future(self.runs.run())
+        try:
+            while not run.done():
+                self.tick()
+                await asyncio.sleep(0)
+        finally:
+            await run
+
+    def tick(self) -> None:
+        self.mono_s += 1.0
+        drilled = self.steering.drill is not None
+        self.steering.tick(self.mono_s, working=drilled, phase="", outlook=Outlook())
+        order = self.steering.decision
+        self.board.advance(1.0, 1.0 if drilled and order.action is Action.RUN else 0.0)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_run_is_journaled_carried_out_told_and_recorded(bench: Bench) -> None:
+    command = bench.command(minutes=1)
+    bench.runs.ask(command)
+    assert bench.runs.due()
+    assert bench.journal.judge(command.id, command.digest) is Verdict.REPEAT
+    asyncio.run(bench.whole_run())
+    assert [status["status"] for status in bench.seen][:2] == ["accepted", "running"]
+    last = bench.seen[-1]
+    assert last["status"] in ("succeeded", "failed")
+    assert last["reason_code"] in ("", "not-qualified")
+    assert [status["version"] for status in bench.seen] == [1, 2, 3]
+    assert last["result"]["ended"] == "done"
+    assert last["result"]["seconds"] == pytest.approx(60.0, abs=3.0)
+    assert not bench.runs.running
+    assert not bench.runs.due()
+    record = read_record(bench.folder, MODEL).record
+    assert record is not None
+    assert record.qualification is not None
+    assert record.qualification.passed == (last["status"] == "succeeded")
+
+
+def test_while_it_runs_the_drill_steers_and_afterwards_the_governor(bench: Bench) -> None:
+    bench.runs.ask(bench.command(minutes=1))
+    rules = set()
+
+    async def watch() -> None:
+        run = asyncio.ensure_future(bench.runs.run())
+        while not run.done():
+            bench.tick()
+            rules.add(bench.steering.decision.rule)
+            await asyncio.sleep(0)
+        await run
+
+    asyncio.run(watch())
+    assert "qualify" in rules
+    bench.tick()
+    assert bench.steering.decision.rule != "qualify"
+
+
+def test_a_second_command_is_refused_while_one_is_at_hand(bench: Bench) -> None:
+    bench.runs.ask(bench.command())
+    second = bench.command(at=1)
+    bench.runs.ask(second)
+    assert (bench.seen[-1]["status"], bench.seen[-1]["reason_code"]) == ("rejected", "busy")
+    assert bench.journal.outcome(second.id) == "rejected:busy"
+
+
+def test_a_run_that_was_cut_short_has_failed_and_is_not_run_again(bench: Bench) -> None:
+    bench.runs.ask(bench.command())
+
+    async def cut() -> None:
+        run = asyncio.ensure_future(bench.runs.run())
+        for _ in range(10_000):
+            bench.tick()
+            await asyncio.sleep(0)
+            if bench.steering.drill is not None:
+                break
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    asyncio.run(cut())
+    assert bench.steering.drill is None, "a canceled run lets go of the levers"
+    bench.restart()
+    bench.runs.recover()
+    assert (bench.seen[-1]["status"], bench.seen[-1]["reason_code"]) == ("failed", "restarted")
+    assert not bench.runs.due()
+    assert read_record(bench.folder, MODEL).record is None
+
+
+def test_one_that_waited_still_waits_after_a_restart(bench: Bench) -> None:
+    bench.runs.ask(bench.command())
+    bench.restart()
+    bench.runs.recover()
+    assert bench.runs.due()
+
+
+def test_it_waits_while_training_would_be_paused(bench: Bench) -> None:
+    bench.runs.ask(bench.command())
+    bench.steering.decision = Decision(action=Action.PAUSE, rule="battery.pause")
+    assert not bench.runs.due()
+
+
+def test_an_end_is_published_until_the_broker_has_it(bench: Bench) -> None:
+    command = bench.command()
+    bench.runs.ask(command)
+    bench.restart()
+    bench.journal.remember(
+        qualify_command.LAST, bench.journal.recall(qualify_command.LAST).replace("accepted", "running")
+    )
+    bench.restart()
+    bench.runs.recover()
+    told = len(bench.seen)
+    bench.runs.publish_pending()
+    assert len(bench.seen) == told + 1
+
+    async def confirm() -> None:
+        bench.confirm = True
+        bench.runs.publish_pending()
+        await asyncio.sleep(0)
+
+    asyncio.run(confirm())
+    told = len(bench.seen)
+    bench.runs.publish_pending()
+    assert len(bench.seen) == told
+    assert not bench.runs.repeat(command.id), "the journal's outcome answers from now on"
+    assert bench.journal.outcome(command.id) == "failed:restarted"
+
+
+def test_a_record_that_cannot_be_written_fails_the_command(bench: Bench) -> None:
+    bench.runs._shop = bench.runs._shop._replace(place=elsewhere(bench, "missing"))
+    bench.runs.ask(bench.command(minutes=1))
+    asyncio.run(bench.whole_run())
+    last = bench.seen[-1]
+    assert (last["status"], last["reason_code"]) == ("failed", "disk")
+
+
+def elsewhere(bench: Bench, folder: str) -> Place:
+    """A place whose folder is not there: the record cannot be written."""
+    return bench.runs._shop.place._replace(state=bench.folder / folder)
+
+
+@pytest.mark.parametrize("argument", ["0", "61", "ten", "-1", "1.5", "99999999999999999999", "\u0661"])
+def test_consoles_send_possible_minutes_only(argument: str) -> None:
+    with pytest.raises(SpecError, match="minutes"):
+        _arguments(QUALIFY, argument)
+
+
+def test_what_a_console_sends_is_what_the_board_reads(bench: Bench) -> None:
+    for argument, minutes in (("3", 3), ("", 10)):
+        assert dataclasses.replace(bench.command(), args=_arguments(QUALIFY, argument)).minutes == minutes
