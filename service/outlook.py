@@ -36,8 +36,12 @@ class Outlooks:
         self.begin(None)
 
     def begin(self, record: JobRecord | None) -> None:
-        """Follow `record` from here; nothing where it is `None`."""
+        """Follow `record` from here; nothing where it is `None`.
+
+        How much is left of a job that was planned before is not known until its worker says where it goes on.
+        """
         self._record = record
+        self._goes_on = record is not None and record.plan is not None
         self._steps = StepTimes()
         self._samples_left: int | None = None
         self._loss: float | None = None
@@ -54,7 +58,8 @@ class Outlooks:
         plan = (record.plan or {}).get("plan")
         self._plan = plan if isinstance(plan, dict) else {}
         self._kept = self._remembered.get(self._key()) if self._plan else {}
-        self._samples_left = self._whole(0, 0)
+        if not self._goes_on:
+            self._samples_left = self._whole(0, 0)
 
     def follow(self, message: Progress, reading: Reading) -> None:
         """A step or an epoch was told, under the clock of `reading`."""

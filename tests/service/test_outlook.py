@@ -273,7 +273,10 @@ def test_the_clocks_share_is_one_where_it_is_not_known(reading: Reading, share: 
 
 def test_samples_left_count_down_to_nothing(journal: Journal) -> None:
     ahead = outlooks(journal)
-    ahead.begin(job(journal))
+    record = job(journal)
+    ahead.begin(replace(record, plan=None))
+    assert ahead.outlook().samples_left is None
+    ahead.planned(record)
     assert ahead.outlook().samples_left == 4 * 10 * 16
     ahead.follow(step(3, 10.0), TOP)
     assert (ahead.outlook().samples_left, ahead.outlook().samples_done) == ((40 - 3) * 16, 48)
@@ -281,6 +284,17 @@ def test_samples_left_count_down_to_nothing(journal: Journal) -> None:
     assert ahead.outlook().samples_left == 0
     ahead.end()
     assert ahead.outlook().samples_left is None
+
+
+def test_a_job_that_goes_on_is_at_no_beginning(journal: Journal) -> None:
+    """Else a depth that belongs to the beginning of a job would be asked for in its middle."""
+    ahead = outlooks(journal)
+    record = job(journal)
+    ahead.begin(record)
+    ahead.planned(record)  # with a smaller micro-batch
+    assert (ahead.outlook().samples_left, ahead.outlook().samples_done) == (None, 0)
+    ahead.follow(step(3, 10.0, epoch=2, samples=368), TOP)
+    assert (ahead.outlook().samples_left, ahead.outlook().samples_done) == ((40 - 23) * 16, 368)
 
 
 @pytest.mark.parametrize(("metric", "told"), [("accuracy", 0.75), ("auc", 0.75), ("mae", -0.75)])
