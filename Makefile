@@ -44,6 +44,9 @@ bench:  ## speed and memory of training beside PyTorch and onnxruntime-training 
 	.venv-bench-ort-training/bin/python -m pip install -q --disable-pip-version-check -e ".[ort-training]"
 	@touch $@
 
+reference-figures: $(VENV)/.installed  ## the quick figures anew, then docs/reference-figures.md from docs/figures
+	$(BIN)/temperd bench figures --run --out docs/reference-figures.md $(ARGS)
+
 kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk: the number of cells of each flow
 	$(BIN)/python -m pytest -s tests/e2e/test_kill_matrix.py $(ARGS)
 
