@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix clean
+.PHONY: help bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix reference-figures clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
