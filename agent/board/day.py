@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.board.kernel_governors import KernelSteered
-from agent.board.physics import CONSTANTS
+from agent.board.physics import COLDEST_AIR_CELSIUS, CONSTANTS, WARMEST_AIR_CELSIUS
 from agent.board.profile import named_policy_text, named_profile
 from agent.board.simulated import SimulatedBoard
 from agent.errors import TemperdError
@@ -30,7 +30,6 @@ from policies.reading import Action, Decision, Reading
 DAY_S = 86_400
 HOUR_S = 3600
 WARMEST_HOUR = 15.0
-COLDEST_AIR, WARMEST_AIR = -40.0, 85.0  # what industrial boards are rated for
 DELTA_BOUND_KELVIN, DELTA_PAUSE_KELVIN = 30.0, 35.0  # R7's two marks
 HOT_CELSIUS = 80.0  # Raspberry Pi firmware throttles from here on
 NO_RULES = ("run", "unlimited", "plan")
@@ -264,8 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="as JSON")
     asked = parser.parse_args(arguments)
     coldest, warmest = asked.ambient - abs(asked.swing), asked.ambient + abs(asked.swing)
-    if not (coldest >= COLDEST_AIR and warmest <= WARMEST_AIR):  # NaN is outside too
-        parser.error("--ambient and --swing must keep the air between -40 and 85 °C")
+    if not (coldest >= COLDEST_AIR_CELSIUS and warmest <= WARMEST_AIR_CELSIUS):  # NaN is outside too
+        parser.error(
+            f"--ambient and --swing must keep the air between {COLDEST_AIR_CELSIUS:g} and {WARMEST_AIR_CELSIUS:g} °C"
+        )
     if not 0.0 < asked.hours <= DAY_S / HOUR_S:
         parser.error("--hours must be above 0 and at most 24")
     try:

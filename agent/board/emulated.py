@@ -25,7 +25,14 @@ from agent.board.injection import Injection
 from agent.board.injection_file import InjectionFile, strict_json_table
 from agent.board.kernel_governors import POLL_S, TRIPS, KernelState, look
 from agent.board.load import WorkerLoad
-from agent.board.physics import BoardPhysics, Constants, PhysicsState, named_constants
+from agent.board.physics import (
+    COLDEST_AIR_CELSIUS,
+    WARMEST_AIR_CELSIUS,
+    BoardPhysics,
+    Constants,
+    PhysicsState,
+    named_constants,
+)
 from agent.board.tree import READ_ONLY, BoardTree, Shown
 from agent.errors import ArtifactError, TemperdError
 from policies.strict import TableError, build
@@ -48,12 +55,24 @@ class EmulatedBoard:
         load: whose CPU time heats it.
         speed: how much faster than real its heat and its battery flow.
         kernel_fan: the kernel's own governor switches the fan at its trips too.
+        ambient_celsius: temperature of the air; `None`: as saved, or 22 °C.
     """
 
-    def __init__(self, tree: Path, profile: str, load: WorkerLoad, speed: float, *, kernel_fan: bool = False) -> None:
+    def __init__(
+        self,
+        tree: Path,
+        profile: str,
+        load: WorkerLoad,
+        speed: float,
+        *,
+        kernel_fan: bool = False,
+        ambient_celsius: float | None = None,
+    ) -> None:
         self._folder, self._load, self._speed, self._kernel_fan = tree, load, speed, kernel_fan
         self._constants: Constants = named_constants(profile)
         self._physics = BoardPhysics(self._constants, self._saved_state())
+        if ambient_celsius is not None:
+            self._physics.state = dataclasses.replace(self._physics.state, ambient_celsius=ambient_celsius)
         self._tree = BoardTree(tree, profile, self._constants)
         self._file, self._injection = InjectionFile(tree / "inject.json", _say), Injection()
         self._rounds = 0
@@ -214,14 +233,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default="raspberry-pi-4", help="name of the board to emulate")
     parser.add_argument("--load-of", type=int, required=True, help="process whose descendants are the load")
     parser.add_argument("--speed", type=float, default=1.0, help="how much faster heat and battery flow")
+    parser.add_argument("--ambient", type=float, help="temperature of the air in °C")
     parser.add_argument("--kernel-fan", action="store_true", help="the kernel's fan trips of that board work too")
     asked = parser.parse_args(arguments)
     if not 0.0 < asked.speed <= FASTEST:
         parser.error(f"--speed must be above 0 and at most {FASTEST}")
+    if asked.ambient is not None and not COLDEST_AIR_CELSIUS <= asked.ambient <= WARMEST_AIR_CELSIUS:
+        parser.error(f"--ambient must lie between {COLDEST_AIR_CELSIUS:g} and {WARMEST_AIR_CELSIUS:g} °C")
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)  # waited for, so that none arrives between stop and resume
     load = WorkerLoad(asked.load_of, len(os.sched_getaffinity(0)))
     try:
-        run(EmulatedBoard(asked.tree, asked.profile, load, asked.speed, kernel_fan=asked.kernel_fan), load)
+        board = EmulatedBoard(
+            asked.tree,
+            asked.profile,
+            load,
+            asked.speed,
+            kernel_fan=asked.kernel_fan,
+            ambient_celsius=asked.ambient,
+        )
+        run(board, load)
     except TemperdError as error:
         _say(str(error))
         return error.exit_code

@@ -19,6 +19,8 @@ from policies.strict import limits
 LONGEST_STEP_S = 2.0
 """Within a step heat flows by the exact solution; only the leakage is held, at the mean of the die's temperatures."""
 LONGEST_SPAN_S = 3600.0  # a suspended host must not cost an hour of arithmetic
+COLDEST_AIR_CELSIUS, WARMEST_AIR_CELSIUS = -40.0, 85.0
+"""Air in °C that industrial boards are rated for."""
 MOST_FLOWS = 256  # different (fan level, span) pairs remembered: a steady rhythm has a handful
 
 # Lithium-ion cells of 3000 mAh (R6); resistance, converter, charger and cut-off are assumed.
@@ -112,7 +114,7 @@ def named_constants(name: str) -> Constants:
 class PhysicsState:
     """What the board has in it."""
 
-    ambient_celsius: float = field(default=22.0, metadata=limits(-40.0, 85.0))
+    ambient_celsius: float = field(default=22.0, metadata=limits(COLDEST_AIR_CELSIUS, WARMEST_AIR_CELSIUS))
     die_celsius: float = field(default=30.0, metadata=limits(-40.0, 200.0))
     board_celsius: float = field(default=28.0, metadata=limits(-40.0, 200.0))
     charge: float = field(default=0.8, metadata=limits(0.0, 1.0))

@@ -221,8 +221,17 @@ def test_with_its_own_trips_the_kernel_switches_the_fan(tmp_path: Path) -> None:
     tree.mkdir()
     (tree / "state.json").write_text('{"die_celsius": 70, "board_celsius": 68}')
     command = [sys.executable, "-m", "agent.board.emulated", "--tree", str(tree), "--profile", "raspberry-pi-5"]
-    emulator = subprocess.Popen([*command, "--load-of", str(os.getpid()), "--kernel-fan"])
+    emulator = subprocess.Popen([*command, "--load-of", str(os.getpid()), "--kernel-fan", "--ambient", "35"])
     fan = tree / "sys/class/thermal/cooling_device0/cur_state"
     until(lambda: fan.exists() and fan.read_text() == "3\n", "the third fan level at 70 °C")
+    assert (tree / "sys/class/thermal/thermal_zone1/temp").read_text() == "35000\n"
     emulator.terminate()
     assert emulator.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("wrong", [["--ambient", "99"], ["--ambient", "nan"], ["--speed", "0"], ["--speed", "101"]])
+def test_what_no_board_can_be_is_refused(wrong: list[str]) -> None:
+    command = [sys.executable, "-m", "agent.board.emulated", "--tree", "x", "--load-of", "1", *wrong]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 2
+    assert "must" in done.stderr
