@@ -38,7 +38,8 @@ LEAST_WINDOWS = 12
 LEAST_LEARNT_S = 240.0
 """History before the thermal model may be sure: several times its filters' time constant."""
 SURE_SHARE, SURE_KELVIN = 0.10, 2.5
-"""Largest standard errors of power and steady delta-T at full load with which the models count as sure."""
+"""Largest standard errors of power and steady delta-T, under load at the present clock and fan, for models to count
+as sure."""
 UNSURE_FACTOR = 1.5
 """Once sure, they count so until the errors are this much larger."""
 SURE_SURPRISE = 4.0
@@ -184,11 +185,12 @@ def choose(
     """
     if not _able(policy, reading):
         return dataclasses.replace(state, choice=None, sure=False), None
-    sure = _sure(state, reading)
+    sure = _sure(policy, state, reading)
     if not sure:
         return dataclasses.replace(state, choice=None, sure=False), None
     cap = min((bound.ratio for bound in bounds), default=1.0)
-    wanted = max([outlook.plan_depth_percent, *(bound.depth for bound in bounds)])
+    # A depth that soon ends says nothing of the job's length.
+    wanted = max([outlook.plan_depth_percent, *(bound.depth for bound in bounds if not bound.depth_until_samples)])
     choice = state.choice
     if choice is None or _stale(choice, reading, cap, wanted):
         choice = _searched(policy, state, reading, outlook, Moment(reading.mono_s, cap, wanted, None, choice))
@@ -224,7 +226,7 @@ def _able(policy: Policy, reading: Reading) -> bool:
     )
 
 
-def _sure(state: PredictiveState, reading: Reading) -> bool:
+def _sure(policy: Policy, state: PredictiveState, reading: Reading) -> bool:
     power, thermal = state.power, state.thermal
     factor = UNSURE_FACTOR if state.sure else 1.0
     if power.estimate.samples < LEAST_WINDOWS or thermal.learnt_s < LEAST_LEARNT_S:
@@ -234,8 +236,9 @@ def _sure(state: PredictiveState, reading: Reading) -> bool:
     assert reading.ambient_celsius is not None
     points = tuple(sorted(reading.operating_points))
     share = fan_share(reading)
-    switched = switching(points, points[-1].frequency_hz, state.busy)
-    limit = 30.0  # where the errors are looked at: a usual delta-T at full load
+    # At the clock there is: of others the search knows the errors, and goes as far from here as they allow.
+    switched = switching(points, reading.frequency_hz or points[-1].frequency_hz, state.busy)
+    limit = max(limit_kelvin(policy, reading.ambient_celsius), 0.0)  # the errors count where the limit is
     watts, error = power.watts(switched, share, reading.ambient_celsius + limit)
     if not error <= SURE_SHARE * factor * watts:
         return False

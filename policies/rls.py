@@ -3,7 +3,8 @@
 The textbook recursion for coefficients that wander (Ljung, System Identification, 2nd ed., section 11.2: a Kalman
 filter for the coefficients), with three guards that an estimator left alone for months needs: no coefficient becomes
 less certain than it was before the first sample, an outlier pulls only as far as a believable error would, and a
-coefficient that leaves its bounds is projected back along the covariance. Exponential forgetting is not used: in a
+coefficient that leaves its bounds is projected back along the covariance for those who ask, while the recursion goes on
+from where it was: a projection that fed back would pull all others after it. Exponential forgetting is not used: in a
 steady state it forgets what the steady state does not show.
 """
 
@@ -41,7 +42,7 @@ class Prior:
 
     def start(self) -> Estimate:
         """The estimate that has seen nothing."""
-        return Estimate(self.mean, diagonal(self.deviation))
+        return Estimate(self.mean, diagonal(self.deviation), self.mean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Estimate:
 
     mean: tuple[float, ...] = field(metadata=limits(longest=MOST_COEFFICIENTS))
     covariance: Matrix = field(metadata=limits(longest=MOST_COEFFICIENTS))
+    free: tuple[float, ...] = field(metadata=limits(longest=MOST_COEFFICIENTS))
+    """The mean as it would be without bounds."""
     samples: int = field(default=0, metadata=limits(0, MOST_SAMPLES))
     surprise: float = field(default=1.0, metadata=limits(0.0, OUTLIER_ERRORS**2))
     """Smoothed squared error over the expected one; about 1 or less when all is well."""
@@ -63,7 +66,7 @@ class Estimate:
         """Whether an update can have left it: of the prior's shape, in its bounds, and no less certain."""
         size = len(prior.mean)
         return (
-            len(self.mean) == len(self.covariance) == size
+            len(self.mean) == len(self.free) == len(self.covariance) == size
             and all(len(row) == size for row in self.covariance)
             and all(a >= least for a, least in zip(self.mean, prior.least, strict=True))
             and all(0.0 < self.covariance[i][i] <= 1.001 * prior.deviation[i] ** 2 for i in range(size))
@@ -104,15 +107,16 @@ def update(estimate: Estimate, prior: Prior, regressors: Sequence[float], value:
     if not (math.isfinite(spread) and spread > 0.0 and math.isfinite(value)):
         return estimate
     bound = OUTLIER_ERRORS * math.sqrt(spread)
-    error = value - sum(a * x for a, x in zip(estimate.mean, regressors, strict=True))
+    error = value - sum(a * x for a, x in zip(estimate.free, regressors, strict=True))
     error = min(max(error, -bound), bound)
-    mean = [a + gain * error / spread for a, gain in zip(estimate.mean, gains, strict=True)]
+    free = tuple(a + gain * error / spread for a, gain in zip(estimate.free, gains, strict=True))
     covariance = _drifted(estimate, prior, gains, spread)
-    if not all(map(math.isfinite, mean)) or not all(covariance[i][i] > 0.0 for i in range(len(mean))):
+    mean = _projected(free, covariance, prior.least)
+    if not all(map(math.isfinite, (*free, *mean))) or not all(covariance[i][i] > 0.0 for i in range(len(mean))):
         return estimate
     surprise = estimate.surprise + SURPRISE_WEIGHT * (error * error / spread - estimate.surprise)
     samples = min(estimate.samples + 1, MOST_SAMPLES)
-    return Estimate(_projected(mean, covariance, prior.least), covariance, samples, max(surprise, 0.0))
+    return Estimate(mean, covariance, free, samples, max(surprise, 0.0))
 
 
 def _drifted(estimate: Estimate, prior: Prior, gains: list[float], spread: float) -> Matrix:
@@ -130,11 +134,22 @@ def _drifted(estimate: Estimate, prior: Prior, gains: list[float], spread: float
     return tuple(tuple(rows[i][j] * (scale[i] * scale[j]) for j in size) for i in size)
 
 
-def _projected(mean: list[float], covariance: Matrix, least: Sequence[float]) -> tuple[float, ...]:
-    for i, low in enumerate(least):
-        if mean[i] < low:
-            shift = (low - mean[i]) / covariance[i][i]
-            mean = [a + row[i] * shift for a, row in zip(mean, covariance, strict=True)]
+def _projected(free: tuple[float, ...], covariance: Matrix, least: Sequence[float]) -> tuple[float, ...]:
+    """The most likely coefficients given that those below their bound lie on it (a Gaussian, conditioned)."""
+    if all(a >= low for a, low in zip(free, least, strict=True)):
+        return free
+    mean, rows, size = list(free), [list(row) for row in covariance], range(len(free))
+    for _ in size:  # one more is set on its bound in each round
+        below = [i for i in size if mean[i] < least[i] and rows[i][i] > 0.0]
+        if not below:
+            break
+        i = max(below, key=lambda k: (least[k] - mean[k]) / math.sqrt(rows[k][k]))
+        column = [row[i] / rows[i][i] for row in rows]
+        shift = least[i] - mean[i]
+        mean = [a + share * shift for a, share in zip(mean, column, strict=True)]
+        old = rows[i]
+        rows = [[a - share * b for a, b in zip(row, old, strict=True)] for row, share in zip(rows, column, strict=True)]
+        mean[i], rows[i][i] = least[i], 0.0
     return tuple(max(a, low) for a, low in zip(mean, least, strict=True))
 
 

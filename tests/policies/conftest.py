@@ -35,7 +35,7 @@ def _state(name: str, ambient_celsius: float, *, fan: bool, ambient_sensor: bool
     return excite(board, fan=fan)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def learnt() -> Callable[..., PredictiveState]:
     """What ten minutes teach of a board, by its name, ambient, and whether fan and ambient sensor are there."""
 
@@ -47,7 +47,7 @@ def learnt() -> Callable[..., PredictiveState]:
     return of
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def teach() -> Callable[..., PredictiveState]:
     """The ten minutes themselves, for a board of one's own."""
     return excite

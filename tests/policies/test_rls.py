@@ -64,6 +64,21 @@ def test_a_bounded_coefficient_stays_in_its_bounds_and_the_other_makes_up_for_it
     assert estimate.mean[1] == pytest.approx(3.0 - 0.5 * 2.5, abs=0.3)  # the best constant over 0..5
 
 
+def test_what_lies_on_its_bound_comes_back_when_the_samples_do() -> None:
+    estimate = taught(line(-0.5, 3.0, 20) + line(0.8, 0.0, 2000, seed=3), replace(PRIOR, drift=(0.05, 0.05)))
+    assert estimate.mean == pytest.approx((0.8, 0.0), abs=0.2)
+
+
+def test_two_coefficients_below_their_bounds_leave_the_third_where_it_fits_best() -> None:
+    prior = Prior((1.0,) * 3, (2.0,) * 3, (0.0, 0.0, FREE), (0.0,) * 3)
+    estimate, chance = prior.start(), random.Random(0)
+    for _ in range(500):
+        x, y = chance.uniform(0.0, 5.0), chance.uniform(0.0, 5.0)
+        estimate = update(estimate, prior, (x, y, 1.0), 10.0 - 0.5 * x - 0.2 * y, 0.1)
+    assert estimate.mean[:2] == (0.0, 0.0)
+    assert estimate.mean[2] == pytest.approx(10.0 - 0.5 * 2.5 - 0.2 * 2.5, abs=0.3)
+
+
 def test_an_outlier_pulls_no_further_than_a_believable_error() -> None:
     calm = taught(line(0.7, 2.0, 50))
     shot = update(calm, PRIOR, (1.0, 1.0), 1e9, 0.1)
@@ -120,15 +135,25 @@ def test_what_is_no_number_teaches_nothing(value: float) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        Estimate((1.0,), diagonal((1.0,))),
-        Estimate((1.0, 1.0), ((1.0, 0.0), (0.0,))),
-        Estimate((-1.0, 1.0), diagonal((1.0, 1.0))),
-        Estimate((1.0, 1.0), diagonal((1.0, 3.0))),
-        Estimate((1.0, 1.0), diagonal((1.0, 0.0))),
-        Estimate((1.0, 1.0), ((1.0, 2.0), (2.0, 1.0))),
-        Estimate((1.0, 1.0), ((1.0, 0.5), (0.4, 1.0))),
+        Estimate((1.0,), diagonal((1.0,)), (1.0,)),
+        Estimate((1.0, 1.0), diagonal((1.0, 1.0)), (1.0,)),
+        Estimate((1.0, 1.0), ((1.0, 0.0), (0.0,)), (1.0, 1.0)),
+        Estimate((-1.0, 1.0), diagonal((1.0, 1.0)), (1.0, 1.0)),
+        Estimate((1.0, 1.0), diagonal((1.0, 3.0)), (1.0, 1.0)),
+        Estimate((1.0, 1.0), diagonal((1.0, 0.0)), (1.0, 1.0)),
+        Estimate((1.0, 1.0), ((1.0, 2.0), (2.0, 1.0)), (1.0, 1.0)),
+        Estimate((1.0, 1.0), ((1.0, 0.5), (0.4, 1.0)), (1.0, 1.0)),
     ],
-    ids=["short", "ragged", "below its bound", "less sure than its start", "certain", "no covariance", "not symmetric"],
+    ids=[
+        "short",
+        "short without bounds",
+        "ragged",
+        "below its bound",
+        "less sure than its start",
+        "certain",
+        "no covariance",
+        "not symmetric",
+    ],
 )
 def test_an_estimate_that_no_update_leaves_does_not_fit(broken: Estimate) -> None:
     assert not broken.fits(PRIOR)
