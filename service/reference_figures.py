@@ -97,5 +97,5 @@ def _foot(results: Results) -> list[str]:
 WRITTEN_BY = {
     "qualify": "temperd qualify --json",
     "quick": "temperd bench figures --run",
-    "job": "temperd fine-tune JOB.toml --json",
+    "job": "temperd fine-tune JOB.toml --json (here: the job of temperd demo)",
 }

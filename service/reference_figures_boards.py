@@ -151,6 +151,27 @@ def changes(results: Results) -> list[Figure]:
     return [Figure(f"{span(found, 'clock_changes_a_minute', 2, sign=False)} a minute", MODELLED, "govern")]
 
 
+def overhead(results: Results) -> list[Figure]:
+    """What the governor costs a job."""
+    governor = ((results.get("job") or {}).get("result") or {}).get("governor") or {}
+    if governor.get("share") is None:
+        return []
+    text = f"{100 * governor['share']:.2f} % over {governor['ticks']} readings of an emulated board"
+    return [Figure(text, MEASURED, "job")]
+
+
+def obedience(results: Results) -> list[Figure]:
+    """How soon a worker obeys."""
+    governor = ((results.get("job") or {}).get("result") or {}).get("governor") or {}
+    if governor.get("obey_s_max") is None:
+        return []
+    text = (
+        f"{governor['obey_s_median']:.2f} s, at most {governor['obey_s_max']:.2f} s in {governor['orders']} orders; "
+        f"longest step {governor['longest_step_s']:.2f} s"
+    )
+    return [Figure(text, MEASURED, "job")]
+
+
 def power_error(results: Results) -> list[Figure]:
     """How well the power model foretells what was hidden from it."""
     rows = (results.get("quick") or {}).get("qualify")
