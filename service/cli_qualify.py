@@ -84,7 +84,8 @@ async def run(config: Config, seconds: float, *, quiet: bool) -> tuple[Outcome, 
             profile = pick_profile(model) if config.board.profile == "auto" else named_profile(config.board.profile)
             place = Place(state, model, profile.name, profile.emulated)
             policy = PolicyFile(state, config.policy.file, profile.policy_name).policy
-            board = _tried(SysfsBoard(roots, profile, state / "undo.json"), model or profile.name)
+            levers = SysfsBoard(roots, profile, state / "undo.json", config.board.powerd)
+            board = _tried(levers, model or profile.name)
             drill = Drill(policy, seconds, time.monotonic())
             load = await StressLoad.start(len(os.sched_getaffinity(0)))
             trial = Trial(board, drill, load)

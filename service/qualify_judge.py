@@ -150,7 +150,7 @@ def _judge_clock(verdict: Verdict, drill: Drill) -> None:
     for index in {tick.stage for tick in capped}:
         for tick in stage_half(drill, index):
             if tick.reading.frequency_hz is not None and tick.order.frequency_cap_hz is not None:
-                top = max(point.frequency_hz for point in tick.reading.operating_points)
+                top = max((point.frequency_hz for point in tick.reading.operating_points), default=0)
                 total += 1
                 obeyed += tick.reading.frequency_hz <= tick.order.frequency_cap_hz + CLOCK_TOLERANCE * top
     if total and obeyed < OBEYED_SHARE * total:

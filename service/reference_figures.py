@@ -72,7 +72,8 @@ This page is written by a command from the results in [figures](figures), do not
     {COMMAND}
 
 `measured`: on the machine named at the end. `modelled`: reckoned for a simulated board, whose constants are published
-or assumed ([boards.md](boards.md)). `counted`: exact, from graphs or layouts. A figure without a result says so.
+or assumed ([emulated-board.md](emulated-board.md)). `counted`: exact, from graphs or layouts. A figure without a result
+says so.
 
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,7 @@ def test_a_bare_board_is_judged_by_its_temperature_alone() -> None:
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 POINTS = tuple(OperatingPoint(mhz * 10**6, 0.8) for mhz in (600, 1200, 1800))
+SENSORS = ("temperature", "frequency-cap", "cooling")
 MAYBE = st.none() | st.floats(-50, 150)
 
 
@@ -233,7 +235,13 @@ MAYBE = st.none() | st.floats(-50, 150)
             temperature_celsius=MAYBE,
             ambient_celsius=MAYBE,
             operating_points=st.sampled_from(((), POINTS)),
+            frequency_hz=st.none() | st.integers(1, 5_000_000_000),
             cooling_max=st.integers(0, 255),
+            cooling_level=st.none() | st.integers(0, 255),
+            power_watts=st.none() | st.floats(0, 1000),
+            power_source=st.sampled_from(("", "model", "hwmon")),
+            utilisation=st.none() | st.floats(0, 1),
+            health=st.lists(st.tuples(st.sampled_from(SENSORS), st.sampled_from(Health)), max_size=3).map(tuple),
             throttled=st.booleans(),
             charge=st.none() | st.floats(0, 1),
             on_mains=st.none() | st.booleans(),
@@ -261,7 +269,11 @@ def test_whatever_is_read_the_drill_asks_for_nothing_a_board_has_not_and_stops_w
             assert order == decision
     outcome = conclude(drill, wrong=0, lost=0)
     assert outcome.verdict.passed <= (drill.ended == "done"), "no unfinished run passes"
-    report(outcome, Place(Path(), "x", "generic", emulated=False))
+    told = report(outcome, Place(Path(), "x", "generic", emulated=False))
+    json.dumps(told, allow_nan=False)
+    picture(drill, outcome.fitted, 30.0, "x")
+    assert summary(outcome.verdict, rows(drill))
+    assert lines(drill)
 
 
 def test_the_stages_heat_cool_and_move_every_lever() -> None:
