@@ -18,12 +18,17 @@ from agent.board.files import read_int
 from agent.board.profile import pick_profile
 from agent.board.record import FILE_NAME, read_record
 from agent.board.sysfs import SysfsBoard, read_model
+from agent.errors import BoardError
 from agent.worker_stress import share_of
 from policies.policy import Policy
+from policies.reading import Decision, Reading
 from service import cli
+from service.cli_qualify import PLAIN_EVERY, _shown, _write, exit_code
 from service.emulation import EmulatedBoardProcess
 from service.live import runtime_folder
 from service.qualify import Outcome, Place, Trial, conclude, drive, keep
+from service.qualify_fit import Fit
+from service.qualify_judge import Verdict
 from service.qualify_load import StressLoad
 from service.qualify_plan import COOLED, LOWEST, STAGES, Drill
 from service.state_lock import state_lock
@@ -151,6 +156,35 @@ def test_without_a_temperature_nothing_is_stressed(tmp_path: Path, capsys: pytes
     (tmp_path / "temperd.toml").write_text(text)
     assert cli.main(["qualify", "--config", str(tmp_path / "temperd.toml")]) == 1
     assert "no temperature can be read" in capsys.readouterr().err
+
+
+def test_without_a_terminal_the_run_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    drill = Drill(Policy(), 60.0, 0.0)
+    with _shown(quiet=False) as show:
+        for second in range(2 * PLAIN_EVERY):
+            drill.step(Reading(float(second), temperature_celsius=30.0, ambient_celsius=20.0), Decision(), 0)
+            show(drill)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2
+    assert "delta-T 10" in told[-1]
+    with _shown(quiet=True) as show:
+        show(drill)
+    assert not capsys.readouterr().out
+
+
+def test_a_chart_that_cannot_be_written_is_the_disks_fault(tmp_path: Path) -> None:
+    with pytest.raises(BoardError, match="chart cannot be written"):
+        _write(tmp_path / "missing" / "board.svg", "<svg/>")
+
+
+@pytest.mark.parametrize(("ended", "reasons", "code"), [("done", 0, 0), ("done", 1, 1), ("stopped", 1, 130)])
+def test_the_exit_code_tells_the_verdict(ended: str, reasons: int, code: int) -> None:
+    drill = Drill(Policy(), 60.0, 0.0)
+    drill.ended = ended
+    verdict = Verdict()
+    for number in range(reasons):
+        verdict.fail(f"x{number}", "")
+    assert exit_code(Outcome(drill, Fit(), verdict)) == code
 
 
 @pytest.mark.parametrize(
