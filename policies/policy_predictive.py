@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from policies.strict import limits
+from policies.strict import TableError, limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,17 @@ class PredictivePolicy:
     """How far ahead the temperature is predicted."""
     dwell_s: float = field(default=60.0, metadata=limits(1.0, 3600.0))
     """An operating point is kept at least this long, unless a bound asks for less."""
-    head_first_share: float = field(default=0.1, metadata=limits(0.0, 0.5))
+    head_first_share: float = field(default=0.08, metadata=limits(0.0, 0.5))
     """Share of a job's samples with which the head learns alone, before what the plan lets learn; 0: none."""
-    settled_share: float = field(default=0.5, metadata=limits(0.0, 1.0))
-    """Share of a job's samples after which early layers are frozen again, three quarters of all; 1: never."""
+    settled_share: float = field(default=0.4, metadata=limits(0.0, 1.0))
+    """Share of a job's samples after which half of the layers are frozen, or three quarters where half were planned;
+    1: never."""
+    late_share: float = field(default=0.7, metadata=limits(0.0, 1.0))
+    """Share of a job's samples after which three quarters of the layers are frozen; 1: never."""
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that goes back."""
+        if self.late_share < self.settled_share:
+            raise TableError(
+                "late_share", f"must not be below settled_share ({self.settled_share}), is {self.late_share}"
+            )

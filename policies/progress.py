@@ -1,9 +1,9 @@
-"""The freeze depth over a job: the head first, then what the plan froze, and deeper again once features have settled.
+"""The freeze depth over a job: the head first, then what the plan froze, then deeper and deeper.
 
 A job whose plan lets early layers learn needs them to learn for a while, not all the time. A fresh head on fixed
 features costs next to nothing and keeps its first, wrong gradients away from them (Kumar et al. 2022, "Fine-Tuning can
-Distort Pretrained Features"); and once the learning rate falls, early layers move least and cost most (Brock et al.
-2017, "FreezeOut"). A frozen prefix runs once a sample. docs/govern.md has what both save, and what else was tried.
+Distort Pretrained Features"); and as the learning rate falls, early layers move least and cost most (Brock et al. 2017,
+"FreezeOut"). A frozen prefix runs once a sample. docs/govern.md has what this saves, and what else was tried.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from policies.policy_predictive import PredictivePolicy
 from policies.reading import Action
 
 RULE = "predict.progress"
-SETTLED_LEAST = 75
-"""Depth after the features have settled. Where the plan froze as much or more, nothing is gained."""
+HALF, LATEST = 50, 75
+"""Depths of the last two stages. Where the plan froze three quarters or more, only the head goes first."""
 LEAST_SAVING = 0.15
 """A deeper boundary must make a sample cheaper by this share: what crosses it has to be made once for all samples."""
 
@@ -29,7 +29,7 @@ def least_depth(policy: PredictivePolicy, outlook: Outlook) -> Bound | None:
     It depends on how far the job is and on nothing else, so it goes on unchanged after a restart.
 
     Args:
-        policy: `head_first_share` and `settled_share`.
+        policy: `head_first_share`, `settled_share` and `late_share`.
         outlook: the job; without its length or its costs nothing is asked for.
     """
     wanted, until = _wanted(policy, outlook)
@@ -46,7 +46,11 @@ def _wanted(policy: PredictivePolicy, outlook: Outlook) -> tuple[int, int]:
     head_until = math.floor(policy.head_first_share * total)
     if outlook.samples_done < head_until:
         return HEAD_ONLY_PERCENT, head_until
-    return (SETTLED_LEAST if outlook.samples_done >= policy.settled_share * total else 0), 0
+    if outlook.samples_done >= policy.late_share * total:
+        return LATEST, 0
+    if outlook.samples_done >= policy.settled_share * total:
+        return (HALF if outlook.plan_depth_percent < HALF else LATEST), 0
+    return 0, 0
 
 
 def _saves(outlook: Outlook, wanted: int) -> bool:

@@ -27,7 +27,6 @@ BOUNDS = {
     "threads": (1, 64),
     "rounds": (1, 100),
     "epochs": (1, 200),
-    "seed": (0, (1 << 31) - 1),
     "mib": (1, 4095),  # a sealed file holds a little less than 4 GiB
     "readings": (10, 100_000),  # a minute at half a millisecond each
 }
@@ -146,13 +145,14 @@ def govern(options: argparse.Namespace) -> int:
     if off or not plans:
         raise SpecError(f"depths are some of {', '.join(map(str, DEPTH_LADDER))}", where=f"--depths {options.depths}")
     boards = names(options.boards, tuple(CONSTANTS), "--boards") or list(CONSTANTS)
+    seeds = tuple(numbers(options.seeds, 0, MAX_SEED, "--seeds"))
     course = Course(
-        options.model, options.size, options.batch, options.epochs, options.learning_rate, options.seed, options.threads
+        options.model, options.size, options.batch, options.epochs, options.learning_rate, seeds[0], options.threads
     )
-    study = bench_govern.Study(course, tuple(plans), tuple(boards))
+    study = bench_govern.Study(course, seeds, tuple(plans), tuple(boards))
     with tempfile.TemporaryDirectory(prefix="temperd-bench-") as folder:
         data = options.data or str(demo_setup.scanned_digits(Path(folder), *bench_govern.DIGITS)[0])
-        images = load(data, options.size, bench_govern.HELD_OUT, options.seed, bench_govern.MOST_SAMPLES)
+        images = load(data, options.size, bench_govern.HELD_OUT, seeds[0], bench_govern.MOST_SAMPLES)
     report: dict[str, object] = {
         "bench": "govern",
         "machine": machine(),

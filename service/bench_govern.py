@@ -50,6 +50,7 @@ class Study:
 
     Attributes:
         course: what is trained.
+        seeds: of head and order of samples; accuracies are means over them.
         plans: planned freeze depths, in percent.
         boards: simulated boards.
         ambients: temperatures of the air, in degrees Celsius.
@@ -58,6 +59,7 @@ class Study:
     """
 
     course: Course
+    seeds: tuple[int, ...]
     plans: tuple[int, ...]
     boards: tuple[str, ...] = tuple(sorted(CONSTANTS))
     ambients: tuple[int, ...] = AMBIENTS
@@ -70,13 +72,15 @@ class Bench:
 
     def __init__(self, study: Study, images: Images, tell: Callable[[str], None]) -> None:
         self._study, self._tell = study, tell
-        self._learning = Learning(study.course, images)
+        self._samples = len(images.y_train)
+        self._learning = [Learning(dataclasses.replace(study.course, seed=seed), images) for seed in study.seeds]
         tell("measuring what an epoch costs here at each depth")
-        self.costs = self._learning.costs()
+        self.costs = self._learning[0].costs()
 
     def close(self) -> None:
-        """Release the network."""
-        self._learning.close()
+        """Release the networks."""
+        for learning in self._learning:
+            learning.close()
 
     def plan(self, plan: int) -> dict[str, object]:
         """All figures for one planned depth."""
@@ -102,8 +106,13 @@ class Bench:
         }
 
     def _accuracies(self, depths: Depths) -> list[float]:
-        """Held-out accuracy after each epoch, by real training."""
-        return [self._learning.after(depths[: epoch + 1]).accuracy for epoch in range(len(depths))]
+        """Held-out accuracy after each epoch, by real training: mean over the seeds."""
+        return [statistics.fmean(run) for run in zip(*self._runs(depths), strict=True)]
+
+    def _runs(self, depths: Depths) -> list[list[float]]:
+        """The same for each seed."""
+        sofar = [depths[: epoch + 1] for epoch in range(len(depths))]
+        return [[learning.after(some).accuracy for some in sofar] for learning in self._learning]
 
     def _judged(
         self, plan: int, goal: float, board: str, ambient: int, governor: str, without: str = "", *, charge: bool = True
@@ -129,13 +138,13 @@ class Bench:
         seen = track.seen
         return {
             "samples": round(seen.samples),
-            "jobs": seen.samples / (self._learning.samples * self._learning.epochs),
+            "jobs": seen.samples / (self._samples * self._study.course.epochs),
             "minutes": seen.seconds / 60,
             "charge_left": track.board.truth.charge,
         }
 
     def _job(self, plan: int, board: str) -> SimulatedJob:
-        return SimulatedJob(self.costs, plan, self._learning.epochs, self._learning.samples, SLOWDOWN[board])
+        return SimulatedJob(self.costs, plan, self._study.course.epochs, self._samples, SLOWDOWN[board])
 
     def _track(self, board: str, ambient: int, governor: str, without: str) -> Track:
         """A board at rest, its fan off until somebody asks for it, with its governor."""
@@ -144,15 +153,19 @@ class Bench:
         return Track(made, _governor(made, policy, governor, without), policy)
 
     def _reached(self, job: Sequence[Milestone], goal: float) -> Row:
-        """The last job of a run: when it was as accurate as the planned one, and what it cost until then."""
+        """The last job of a run: from which epoch on it was as accurate as the planned one, and the cost until then."""
         curve = self._accuracies(tuple(epoch.depth_percent for epoch in job))
-        found = next((epoch for epoch, accuracy in zip(job, curve, strict=True) if accuracy >= goal), None)
+        place = stays_from(curve, goal)
+        found = None if place is None else job[place]
+        touched = next((epoch for epoch, accuracy in zip(job, curve, strict=True) if accuracy >= goal), None)
         return {
             "depths": [epoch.depth_percent for epoch in job],
             "accuracies": curve,
             "accuracy": curve[-1],
+            "accuracy_by_seed": [run[-1] for run in self._runs(tuple(epoch.depth_percent for epoch in job))],
             "joules_to_equal": found.joules if found else None,
             "seconds_to_equal": found.seconds if found else None,
+            "joules_to_touch": touched.joules if touched else None,
         }
 
     def _ablation(self, plan: int, goal: float, rows: Sequence[Row]) -> list[Row]:
@@ -211,7 +224,8 @@ def measure(study: Study, images: Images, tell: Callable[[str], None]) -> dict[s
     finally:
         bench.close()
     return {
-        **dataclasses.asdict(study.course),
+        **{key: value for key, value in dataclasses.asdict(study.course).items() if key != "seed"},
+        "seeds": list(study.seeds),
         "train_samples": len(images.y_train),
         "held_out_samples": len(images.y_test),
         "costs": [dataclasses.asdict(cost) for cost in bench.costs],
@@ -224,7 +238,7 @@ def _governor(board: SimulatedBoard, policy: Policy, name: str, without: str) ->
     if name == KERNEL:
         return KernelGovernor(board)
     if without == "depth":
-        planned = dataclasses.replace(policy.predictive, head_first_share=0.0, settled_share=1.0)
+        planned = dataclasses.replace(policy.predictive, head_first_share=0.0, settled_share=1.0, late_share=1.0)
         policy = dataclasses.replace(policy, predictive=planned)
     elif without == "dwell":
         policy = dataclasses.replace(policy, predictive=dataclasses.replace(policy.predictive, dwell_s=1.0))
@@ -257,6 +271,15 @@ def _seen(seen: Watched) -> Row:
     }
 
 
+def stays_from(curve: Sequence[float], goal: float) -> int | None:
+    """The first epoch from which on the accuracy never falls below the goal again; `None` if the last one is below.
+
+    What is promoted is what stands at the end, so an early epoch that was good by chance counts for nothing.
+    """
+    below = next((place for place in range(len(curve) - 1, -1, -1) if curve[place] < goal), -1)
+    return None if below == len(curve) - 1 else below + 1
+
+
 def compared(rows: Sequence[Row]) -> list[Row]:
     """Prediction against the better of the other two, for each board and air."""
     cells: dict[tuple[str, int], dict[str, Row]] = {}
@@ -273,6 +296,7 @@ def _compared(found: Mapping[str, Row]) -> Row:
     return {
         "joules_percent": _percent(ours["joules_to_equal"], [row["joules_to_equal"] for row in others]),
         "seconds_percent": _percent(ours["seconds_to_equal"], [row["seconds_to_equal"] for row in others]),
+        "joules_to_touch_percent": _percent(ours["joules_to_touch"], [row["joules_to_touch"] for row in others]),
         "joules_a_job_percent": _percent(ours["joules_a_job"], [row["joules_a_job"] for row in others]),
         "accuracy_points": 100 * (ours["accuracy"] - kernel["accuracy"]),
         "samples_a_charge": ours["charge"]["samples"] / kernel["charge"]["samples"],

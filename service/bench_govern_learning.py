@@ -30,7 +30,7 @@ from service.bench_files import bench_graph, layers_at
 
 CHUNK = 64
 WARM_UP_SHARE = 0.05  # as a job's
-KEPT_STATES = 24  # of some 40 MB each: a run that leaves an old one begins at a state that is kept, not at the start
+KEPT_STATES = 12  # of some 40 MB each: a run that leaves an old one begins at a state that is kept, not at the start
 KEPT_EVERY = 4  # epochs between two states that outlast those of single epochs
 COST_ROUNDS = 5
 RULE = Preprocess(IMAGENET_SCALE, IMAGENET_OFFSET)
@@ -117,16 +117,6 @@ class Learning:
         self._at: Depths = ()
         self._boundary: tuple[bytes, list[Float32], list[Float32]] | None = None
         self.epochs_trained = 0
-
-    @property
-    def samples(self) -> int:
-        """Training samples of an epoch."""
-        return len(self._images.y_train)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of the job."""
-        return self._course.epochs
 
     def close(self) -> None:
         """Release the run."""

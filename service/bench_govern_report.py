@@ -22,7 +22,7 @@ def show(report: Row) -> None:
     title = (
         f"\n{report['model']}, {report['train_samples']} + {report['held_out_samples']} samples of {report['size']} px"
     )
-    print(f"{title}, batch {report['batch']}, {report['epochs']} epochs, seed {report['seed']}")
+    print(f"{title}, batch {report['batch']}, {report['epochs']} epochs, seeds {report['seeds']}")
     print(f"  {'frozen':<8}{'steps s':>9}{'judging s':>11}{'frozen part s':>15}   an epoch, here; the part's once kept")
     for cost in report["costs"]:
         frozen = "head" if cost["depth_percent"] == 100 else f"{cost['depth_percent']} %"  # noqa: PLR2004 - percent

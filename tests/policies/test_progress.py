@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from policies.freezing import HEAD_ONLY_PERCENT
 from policies.governor import GovernorState, decide
 from policies.outlook import DepthCost, Outlook
-from policies.policy import DEPTH_LADDER, Policy
+from policies.policy import DEPTH_LADDER, Policy, PolicyError, parse_policy
 from policies.policy_predictive import PredictivePolicy
-from policies.progress import RULE, SETTLED_LEAST, least_depth
+from policies.progress import HALF, LATEST, RULE, least_depth
 from policies.reading import Action, Reading
 
 COSTS = tuple(
     DepthCost(depth, seconds, measured=True)
     for depth, seconds in ((0, 0.004), (25, 0.003), (50, 0.002), (75, 0.001), (100, 0.0001))
 )
-POLICY = PredictivePolicy(head_first_share=0.1, settled_share=0.5)
+POLICY = PredictivePolicy(head_first_share=0.1, settled_share=0.4, late_share=0.7)
 
 
 def depth_at(done: int, plan: int = 0, policy: PredictivePolicy = POLICY, costs: tuple[DepthCost, ...] = COSTS) -> int:
@@ -27,10 +27,19 @@ def depth_at(done: int, plan: int = 0, policy: PredictivePolicy = POLICY, costs:
     return 0 if bound is None else bound.depth
 
 
-def test_the_head_first_then_the_plan_then_deeper_again() -> None:
-    assert [depth_at(done) for done in (0, 99, 100, 499, 500, 999, 1000)] == [
-        HEAD_ONLY_PERCENT, HEAD_ONLY_PERCENT, 0, 0, SETTLED_LEAST, SETTLED_LEAST, SETTLED_LEAST
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("plan", "depths"),
+    [
+        (0, [HEAD_ONLY_PERCENT, 0, HALF, LATEST]),
+        (25, [HEAD_ONLY_PERCENT, 0, HALF, LATEST]),
+        (50, [HEAD_ONLY_PERCENT, 0, LATEST, LATEST]),
+        (75, [HEAD_ONLY_PERCENT, 0, 0, 0]),
+        (100, [0, 0, 0, 0]),
+    ],
+)
+def test_the_head_first_then_the_plan_then_deeper_and_deeper(plan: int, depths: list[int]) -> None:
+    for (first, last), depth in zip(((0, 99), (100, 399), (400, 699), (700, 1000)), depths, strict=True):
+        assert (depth_at(first, plan), depth_at(last, plan)) == (depth, depth)
 
 
 def test_it_names_its_rule_and_slows_nothing() -> None:
@@ -39,13 +48,8 @@ def test_it_names_its_rule_and_slows_nothing() -> None:
     assert (bound.rule, bound.action, bound.ratio, bound.duty, bound.cooling) == (RULE, Action.RUN, 1.0, 1.0, 0.0)
 
 
-def test_a_plan_as_deep_is_left_alone() -> None:
-    assert depth_at(900, plan=75) == 0
-    assert depth_at(0, plan=100) == 0
-
-
-def test_both_phases_can_be_switched_off() -> None:
-    never = PredictivePolicy(head_first_share=0.0, settled_share=1.0)
+def test_every_stage_can_be_switched_off() -> None:
+    never = PredictivePolicy(head_first_share=0.0, settled_share=1.0, late_share=1.0)
     assert [depth_at(done, policy=never) for done in (0, 400, 999)] == [0, 0, 0]
 
 
@@ -64,15 +68,15 @@ def test_a_depth_that_saves_too_little_is_not_asked_for() -> None:
     done=st.integers(0, 10_000),
     left=st.one_of(st.none(), st.integers(0, 10_000)),
     plan=st.sampled_from(DEPTH_LADDER),
-    seconds=st.lists(st.floats(1e-6, 10.0), min_size=0, max_size=5),
-    head=st.floats(0.0, 0.5),
-    settled=st.floats(0.0, 1.0),
+    seconds=st.lists(st.floats(1e-6, 10.0, allow_subnormal=False), min_size=0, max_size=5),
+    head=st.floats(0.0, 0.5, allow_subnormal=False),
+    shares=st.tuples(st.floats(0.0, 1.0, allow_subnormal=False), st.floats(0.0, 1.0, allow_subnormal=False)),
 )
 def test_it_never_asks_for_less_than_the_plan_nor_for_a_depth_off_the_ladder(
-    done: int, left: int | None, plan: int, seconds: list[float], head: float, settled: float
+    done: int, left: int | None, plan: int, seconds: list[float], head: float, shares: tuple[float, float]
 ) -> None:
     costs = tuple(DepthCost(depth, cost) for depth, cost in zip(DEPTH_LADDER, seconds, strict=False))
-    policy = PredictivePolicy(head_first_share=head, settled_share=settled)
+    policy = PredictivePolicy(head_first_share=head, settled_share=min(shares), late_share=max(shares))
     bound = least_depth(policy, Outlook(plan, costs, left, done))
     assert bound is None or (bound.depth > plan and bound.depth in DEPTH_LADDER)
     assert bound == least_depth(policy, Outlook(plan, costs, left, done))
@@ -101,3 +105,8 @@ def test_fixed_rules_train_as_planned() -> None:
     reading = Reading(0.0, temperature_celsius=30.0, ambient_celsius=25.0)
     _, decision = decide(policy, GovernorState(), reading, Outlook(0, COSTS, samples_left=1000))
     assert (decision.least_depth_percent, decision.depth_until_samples) == (0, 0)
+
+
+def test_a_schedule_that_goes_back_is_refused_with_the_key() -> None:
+    with pytest.raises(PolicyError, match="late_share"):
+        parse_policy("[predictive]\nsettled_share = 0.8\n")

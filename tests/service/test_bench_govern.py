@@ -16,7 +16,7 @@ from agent.engine.ir import serialize
 from agent.images import Images
 from policies.policy import DEPTH_LADDER
 from policies.reading import Action, Decision
-from service.bench_govern import GOVERNORS, PREDICTIVE, WITHOUT, Study, compared, measure
+from service.bench_govern import GOVERNORS, PREDICTIVE, WITHOUT, Study, compared, measure, stays_from
 from service.bench_govern_learning import Course, EpochCost, Learning, runs_prefix
 from service.bench_govern_report import chart, show
 from service.bench_govern_run import (
@@ -111,7 +111,12 @@ def test_the_frozen_part_runs_when_the_boundary_came_here(sequence: tuple[int, .
     assert runs_prefix(sequence) is runs
 
 
-@given(wanted=depths, tick=st.floats(0.01, 5.0), slowdown=st.floats(0.5, 10.0), plan=st.sampled_from(DEPTH_LADDER))
+@given(
+    wanted=depths,
+    tick=st.floats(0.01, 5.0, allow_subnormal=False),
+    slowdown=st.floats(0.5, 10.0, allow_subnormal=False),
+    plan=st.sampled_from(DEPTH_LADDER),
+)
 def test_a_job_takes_as_long_in_small_ticks_as_in_large_ones_and_never_trains_shallower_than_planned(
     wanted: tuple[int, ...], tick: float, slowdown: float, plan: int
 ) -> None:
@@ -188,7 +193,9 @@ def test_qualifying_leaves_a_board_cool_and_without_limits() -> None:
 
 @pytest.fixture(scope="module")
 def report(model: str, images: Images) -> dict[str, object]:
-    study = Study(course(model), plans=(0,), boards=("edge-22w",), ambients=(25,), mains_s=30.0, charge=0.3)
+    study = Study(
+        course(model), seeds=(0, 1), plans=(0,), boards=("edge-22w",), ambients=(25,), mains_s=30.0, charge=0.3
+    )
     machine: dict[str, object] = {"processor": "any", "cores": 1}
     return {"machine": machine, **measure(study, images, lambda _: None)}
 
@@ -218,18 +225,33 @@ def test_the_picture(report: dict[str, object]) -> None:
 
 
 @settings(deadline=None)
-@given(ours=st.floats(1, 1e6), kernel=st.floats(1, 1e6), rules=st.one_of(st.none(), st.floats(1, 1e6)))
+@given(
+    ours=st.floats(1, 1e6, allow_subnormal=False),
+    kernel=st.floats(1, 1e6, allow_subnormal=False),
+    rules=st.one_of(st.none(), st.floats(1, 1e6, allow_subnormal=False)),
+)
 def test_prediction_is_held_against_the_better_of_the_others(ours: float, kernel: float, rules: float | None) -> None:
     def row(governor: str, joules: float | None) -> dict[str, object]:
         return {
             "board": "b", "ambient_celsius": 25, "governor": governor, "joules_to_equal": joules,
-            "seconds_to_equal": joules, "joules_a_job": joules or 1.0, "accuracy": 0.9, "charge": {"samples": 10},
+            "seconds_to_equal": joules, "joules_to_touch": joules, "joules_a_job": joules or 1.0, "accuracy": 0.9,
+            "charge": {"samples": 10},
         }  # fmt: skip
 
     (found,) = compared([row("kernel", kernel), row("rules", rules), row(PREDICTIVE, ours)])
     better = kernel if rules is None else min(kernel, rules)
     assert found["joules_percent"] == pytest.approx(100 * (ours / better - 1))
     assert found["samples_a_charge"] == 1.0
+
+
+@given(curve=st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=1, max_size=8))
+def test_equal_accuracy_is_reached_where_it_is_not_lost_again(curve: list[float]) -> None:
+    place = stays_from(curve, 0.5)
+    if place is None:
+        assert curve[-1] < 0.5
+    else:
+        assert min(curve[place:]) >= 0.5
+        assert place == 0 or curve[place - 1] < 0.5
 
 
 @pytest.mark.parametrize(
@@ -239,7 +261,7 @@ def test_prediction_is_held_against_the_better_of_the_others(ours: float, kernel
         (["--boards=toaster"], "--boards"),
         (["--epochs=0"], "--epochs"),
         (["--learning-rate=2"], "--learning-rate"),
-        (["--seed=-1"], "--seed"),
+        (["--seeds=-1"], "--seeds"),
     ],
 )
 def test_bad_options_are_named(options: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
