@@ -93,14 +93,16 @@ class Search:
 
     def _best(self, prospects: list[Prospect]) -> tuple[Prospect, str]:
         thrifty = best(self._grid, prospects, self._limit, _thrift)
-        if thrifty is None:
-            return coolest(self._grid, self._limit), DELTA_T
+        if thrifty is None:  # of what is cool enough nothing is known well: the least step away from what is
+            return best(self._grid, prospects, self._limit, _speed, known=False) or coolest(
+                self._grid, self._limit
+            ), DELTA_T
         free = max(prospects, key=_thrift)
         rule = ENERGY if free.setting == thrifty.setting else DELTA_T
-        near = [x for x in prospects if x.rate > thrifty.rate and _about_as_thrifty(x, thrifty, SAME_ENERGY)]
-        thrifty = best(self._grid, near, self._limit, _speed) or thrifty
         if self._charge_binds(thrifty):
             return thrifty, CHARGE
+        near = [x for x in prospects if x.rate > thrifty.rate and _about_as_thrifty(x, thrifty, SAME_ENERGY)]
+        thrifty = best(self._grid, near, self._limit, _speed) or thrifty
         need = self._needed_rate()
         if need is None or thrifty.rate >= need * SPARE:
             return thrifty, rule

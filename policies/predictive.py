@@ -42,6 +42,10 @@ SURE_SHARE, SURE_KELVIN = 0.10, 2.5
 as sure."""
 UNSURE_FACTOR = 1.5
 """Once sure, they count so until the errors are this much larger."""
+DOUBT_S = 60.0
+"""Models that were sure may be unsure for so long: the setting may be a new one, and a minute teaches much of it."""
+UNSURE_DWELLS = 3.0
+"""Dwells for which models that were sure before have to wait to be so again."""
 SURE_SURPRISE = 4.0
 """Errors of predictions, squared over the expected ones (1 is expected), above which they do not become sure.
 Where they are sure already, something new heats the board: all cooling on, while the offset follows."""
@@ -77,6 +81,10 @@ class PredictiveState:
     """Of the latest Decision."""
     mono_s: float | None = None
     sure: bool = False
+    doubt_since_s: float | None = None
+    """Since when the errors are too large for models that were sure; `None`: they are not."""
+    unsure_since_s: float | None = None
+    """When the models were last sure; `None`: never."""
     near: bool = False
     """Near the limit, or not as predicted: all cooling is on."""
     choice: Choice | None = None
@@ -185,9 +193,9 @@ def choose(
     """
     if not _able(policy, reading):
         return dataclasses.replace(state, choice=None, sure=False), None
-    sure = _sure(policy, state, reading)
-    if not sure:
-        return dataclasses.replace(state, choice=None, sure=False), None
+    state = _judged(state, reading.mono_s, sure=_sure(policy, state, reading))
+    if not state.sure:
+        return dataclasses.replace(state, choice=None), None
     cap = min((bound.ratio for bound in bounds), default=1.0)
     # A depth that soon ends says nothing of the job's length.
     wanted = max([outlook.plan_depth_percent, *(bound.depth for bound in bounds if not bound.depth_until_samples)])
@@ -195,8 +203,7 @@ def choose(
     if choice is None or _stale(choice, reading, cap, wanted):
         choice = _searched(policy, state, reading, outlook, Moment(reading.mono_s, cap, wanted, None, choice))
     near = _near(policy, state, reading.ambient_celsius or 0.0)
-    after = dataclasses.replace(state, choice=choice, sure=True, near=near)
-    return after, _bound(choice, reading, wanted, near=near)
+    return dataclasses.replace(state, choice=choice, near=near), _bound(choice, reading, wanted, near=near)
 
 
 def _known(reading: Reading) -> tuple[tuple[str, Health], ...]:
@@ -226,10 +233,24 @@ def _able(policy: Policy, reading: Reading) -> bool:
     )
 
 
+def _judged(state: PredictiveState, mono_s: float, *, sure: bool) -> PredictiveState:
+    """Models that were sure stay so for `DOUBT_S`: a new setting is learnt within that."""
+    if sure or not state.sure:
+        return dataclasses.replace(state, sure=sure, doubt_since_s=None)
+    since_s = mono_s if state.doubt_since_s is None else state.doubt_since_s
+    if 0.0 <= mono_s - since_s < DOUBT_S:
+        return dataclasses.replace(state, doubt_since_s=since_s)
+    return dataclasses.replace(state, sure=False, doubt_since_s=None, unsure_since_s=mono_s)
+
+
 def _sure(policy: Policy, state: PredictiveState, reading: Reading) -> bool:
     power, thermal = state.power, state.thermal
     factor = UNSURE_FACTOR if state.sure else 1.0
     if power.estimate.samples < LEAST_WINDOWS or thermal.learnt_s < LEAST_LEARNT_S:
+        return False
+    # Not at once again: the fixed rules' clock is another one, and models may be sure at one and not at the other.
+    lost_s = None if state.sure or state.unsure_since_s is None else reading.mono_s - state.unsure_since_s
+    if lost_s is not None and 0.0 <= lost_s < UNSURE_DWELLS * policy.predictive.dwell_s:
         return False
     if not state.sure and max(power.estimate.surprise, thermal.estimate.surprise) > SURE_SURPRISE:
         return False

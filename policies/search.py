@@ -26,6 +26,8 @@ DUTIES = (0.75, 0.5, 0.25)
 """Tried from the first where even the lowest point with all cooling is too warm."""
 SIGMAS = 2.0
 """Standard errors added to a prediction before it is held against the limit."""
+KNOWN_SHARE = 0.12
+"""Largest standard error of a power that is chosen: beyond, samples per joule are a guess."""
 RUNAWAY_KELVIN = 100.0
 RUNAWAY_GAIN = 0.7
 """A kelvin that makes so many more is as good as a runaway: a small error in the leakage is one."""
@@ -106,6 +108,10 @@ class Grid:
                 return Prospect(setting, watts, delta, rate)
         return Prospect(setting, watts, math.inf, rate)
 
+    def known(self, prospect: Prospect) -> bool:
+        """Whether its power is known well enough to be compared."""
+        return self._watts_error(prospect) <= KNOWN_SHARE * prospect.watts
+
     def highest_kelvin(self, prospect: Prospect) -> float:
         """Its delta-T with `SIGMAS` standard errors; inf where it is too near a runaway."""
         if prospect.delta_kelvin == math.inf:
@@ -114,7 +120,7 @@ class Grid:
         celsius = self.ambient_celsius + prospect.delta_kelvin
         switched = switching(self.points, setting.frequency_hz, self.busy * setting.duty)
         heat = prospect.watts - self.power.fan_watts(share)
-        error = self.thermal.error_kelvin(heat, share, self.power.watts(switched, share, celsius)[1], after_s)
+        error = self.thermal.error_kelvin(heat, share, self._watts_error(prospect), after_s)
         warmer = self.power.expected_watts(switched, share, leaking(celsius + 1.0)) - prospect.watts
         gain = self.thermal.delta_kelvin(heat + warmer, share, after_s) - prospect.delta_kelvin
         return prospect.delta_kelvin + SIGMAS * error / (1.0 - gain) if gain < RUNAWAY_GAIN else math.inf
@@ -133,16 +139,31 @@ class Grid:
             return math.inf
         return max(self.samples_left / rate, self.horizon_s)
 
+    def _watts_error(self, prospect: Prospect) -> float:
+        setting, celsius = prospect.setting, self.ambient_celsius + prospect.delta_kelvin
+        switched = switching(self.points, setting.frequency_hz, self.busy * setting.duty)
+        return self.power.watts(switched, self._share(setting), celsius)[1]
+
     def _share(self, setting: Setting) -> float:
         return setting.level / self.levels if self.levels > 0 else 0.0
 
 
 def best(
-    grid: Grid, prospects: Iterable[Prospect], limit_kelvin: float, score: Callable[[Prospect], float]
+    grid: Grid,
+    prospects: Iterable[Prospect],
+    limit_kelvin: float,
+    score: Callable[[Prospect], float],
+    *,
+    known: bool = True,
 ) -> Prospect | None:
-    """Of those that stay at or below `limit_kelvin` the one with the highest `score`, the first of equals."""
+    """Of those that stay at or below `limit_kelvin` the one with the highest `score`, the first of equals.
+
+    With `known` only those whose power is known well; `None`: there is none.
+    """
     for prospect in sorted(prospects, key=score, reverse=True):
-        if prospect.delta_kelvin <= limit_kelvin and grid.highest_kelvin(prospect) <= limit_kelvin:
+        if prospect.delta_kelvin > limit_kelvin or (known and not grid.known(prospect)):
+            continue
+        if grid.highest_kelvin(prospect) <= limit_kelvin:
             return prospect
     return None
 

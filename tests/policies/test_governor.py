@@ -14,6 +14,7 @@ from policies.governor import RULES, GovernorState, decide, load_state
 from policies.outlook import Outlook
 from policies.policy import DEPTH_LADDER, Policy, parse_policy
 from policies.reading import Action, Decision, OperatingPoint, Reading
+from policies.strict import TableError
 
 POLICY = Policy()
 POINTS = tuple(OperatingPoint(mhz * 1_000_000, 0.8) for mhz in range(600, 1801, 100))
@@ -168,6 +169,20 @@ def test_rules_are_documented() -> None:
     documented = set(re.findall(r"^\| `([a-z]+\.[a-z0-9-]+)` \|", text, re.MULTILINE))
     freezing = {f"freezing.similarity-{x}" for x in (75, 50, 25, 0, "unknown")}
     assert documented == set(RULES) | freezing
+
+
+def test_a_state_from_before_the_prediction_loads() -> None:
+    state = run_states([COOL])
+    table = dataclasses.asdict(state)
+    del table["predictive"]
+    assert load_state(table) == replace(state, predictive=GovernorState().predictive)
+
+
+def test_a_state_whose_models_are_none_is_refused() -> None:
+    table = json.loads(json.dumps(dataclasses.asdict(GovernorState())))
+    table["predictive"]["power"]["estimate"]["mean"] = [1.0]
+    with pytest.raises(TableError, match="power"):
+        load_state(table)
 
 
 def celsius() -> st.SearchStrategy[float | None]:

@@ -281,6 +281,31 @@ def test_a_board_never_learnt_becomes_sure_while_it_trains() -> None:
     assert max(deltas) <= 30.0
 
 
+@pytest.mark.parametrize("ambient_sensor", [True, False])
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_without_ten_minutes_of_stress_it_feels_its_way(name: str, ambient_sensor: bool) -> None:
+    board = SimulatedBoard(name, seed=5, ambient_sensor=ambient_sensor)
+    decisions, deltas, _ = closed_loop(board, PredictiveState(), 1200, job=replace(JOB, plan_depth_percent=0))
+    assert max(deltas) <= 30.0
+    assert changes(decisions) <= 6
+    assert any(rule.startswith("predict.") for rule in (*decisions[-1].notes, decisions[-1].frequency_rule))
+
+
+def test_models_that_lost_their_sureness_wait_before_they_speak_again(learnt: Learnt) -> None:
+    state, _ = choose(POLICY, learnt(PI4), reading_of(PI4), JOB, [])
+    assert state.sure
+    forgot = replace(state, power=PredictiveState().power)
+    spoke = []
+    for second in range(300):
+        forgot, bound = choose(POLICY, forgot, reading_of(PI4, mono_s=10_001.0 + second), JOB, [])
+        if second == 100:
+            forgot = replace(forgot, power=state.power)
+        spoke.append(bound is not None)
+    assert spoke[:60] == [True] * 60  # in doubt for a minute
+    assert spoke[60:240] == [False] * 180  # then three dwells
+    assert spoke[240:] == [True] * 60
+
+
 def test_heat_from_outside_is_met_with_cooling_and_followed(teach: Learnt) -> None:
     board = SimulatedBoard(PI4, seed=4)
     state = teach(board)
