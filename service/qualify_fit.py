@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from policies import power_model, thermal_model
 from policies.power_model import PowerModel, fan_share, switching
-from policies.predictive import PredictiveState, models_of, with_models
+from policies.predictive import LEAST_WINDOWS, PredictiveState, models_of, with_models
 from policies.reading import Health, Reading
 from policies.strict import TableError
 from policies.thermal_model import ThermalModel
 
 LEAST_READINGS = 30
-"""Fewer steady readings than half a minute's fix no model with ten unknowns."""
+"""Half a minute's: fewer fix no model and tell no error."""
 ROUNDS = 30  # of the fixed point of heat and leakage; each takes its error down by some factor of ten
 HOTTEST_CELSIUS = 125.0  # beyond, silicon is out of its rating and leakage runs away
 
@@ -46,13 +46,12 @@ class Fit:
 
     power: PowerModel = field(default_factory=PowerModel)
     thermal: ThermalModel = field(default_factory=ThermalModel)
-    meter_readings: int = 0
     heat_readings: int = 0
 
     @property
     def known_power(self) -> bool:
-        """There was a meter, and it was read often enough."""
-        return self.power.estimate.samples > 0 and self.meter_readings >= LEAST_READINGS
+        """There was a meter, and enough steady time to learn from it."""
+        return self.power.estimate.samples >= LEAST_WINDOWS
 
     @property
     def known_heat(self) -> bool:
@@ -124,6 +123,23 @@ class Fit:
         gone = (later - end) / (begin - end) if begin != end else 1.0
         return Heat(die, per_watt, steady, PROBE_S / -math.log(gone)) if 0.0 < gone < 1.0 else None
 
+    def cooling(self, watts: float, share: float) -> tuple[float, float] | None:
+        """(kelvin, standard error) by which full cooling keeps the board cooler in the long run.
+
+        Args:
+            watts: power at full cooling.
+            share: cooling level that is compared, over the highest.
+
+        Returns:
+            `None` where the heat model is not known.
+        """
+        if not self.known_heat:
+            return None
+        heat = max(watts - self.power.fan_watts(1.0), 0.0)
+        effect = self.thermal.delta_kelvin(heat, share) - self.thermal.delta_kelvin(heat, 1.0)
+        error = math.hypot(*(self.thermal.error_kelvin(heat, level, 0.0) for level in (share, 1.0)))
+        return (effect, error) if math.isfinite(effect) and math.isfinite(error) else None
+
     def replayed(self, readings: Sequence[Reading]) -> list[tuple[float, float]]:
         """(monotonic time, delta-T) as the heat model alone foretells them from the first reading and the power."""
         heats = {share: self.heat(share) for share in set(map(fan_share, readings))}
@@ -158,8 +174,7 @@ def fit(readings: Iterable[Reading]) -> Fit:
         delta = reading.delta_t_celsius
         thermal = thermal_model.learn(thermal, reading.mono_s, delta, watts, fan_share(reading), baseline=baseline)
         heated += watts is not None and delta is not None
-    metered = sum(reading.power_source in power_model.SOURCES for reading in kept)
-    return Fit(power, thermal, metered, heated)
+    return Fit(power, thermal, heated)
 
 
 def power_error(fitted: Fit, readings: Iterable[Reading]) -> float | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from policies.power_model import fan_share
 from policies.reading import Health
 from service.qualify_fit import Fit, heat_error_kelvin, power_error
 from service.qualify_plan import COOLED, HEATING, LOWEST, STAGES, Drill, Tick
@@ -19,9 +19,10 @@ OBEYED_SHARE = 0.8  # of the readings of a capped stage: the clock at or below t
 CLOCK_TOLERANCE = 0.01  # of the top clock: measured clocks are rounded
 SLOWER = 0.95
 """Work at the lowest clock must be below this share of that at the top clock, or the cap changed a number only."""
-FAN_KELVIN = 1.5
-"""How much cooler than the course before foretold the board must be with cooling. A straight line over-estimates a
-board that warms up without any by up to 0.7 K here (emulated boards)."""
+SURE_ERRORS = 2.0
+"""Standard errors by which full cooling must make a difference in the long run, or the fan is not believed to turn."""
+MOST_FAN_ERROR_KELVIN = 4.0
+"""With a larger standard error nothing is said: the cooling of a small board makes some 10 K of difference."""
 MOST_POWER_ERROR = 0.10
 MOST_HEAT_ERROR_KELVIN = 3.0  # a tenth of the 30 K that the governor has to hold
 LEAST_READINGS = 3  # of a stage from which anything is concluded
@@ -47,7 +48,7 @@ class Verdict:
     """The same in the long run, by the fitted models: modelled."""
     ambient_celsius: float | None = None
     fan_effect_kelvin: float | None = None
-    """How much cooler than foretold by the warming before, with full cooling."""
+    """How much cooler full cooling keeps the board in the long run than the level found, by the fitted model."""
     slowed_to: float | None = None
     """Work at the lowest clock over that at the top clock."""
     power_error: float | None = None
@@ -80,7 +81,7 @@ def judge(drill: Drill, fitted: Fit, *, wrong: int, lost: int) -> Verdict:
     _judge_heat(verdict, drill)
     _judge_sensors(verdict, drill)
     _judge_clock(verdict, drill)
-    _judge_cooling(verdict, drill)
+    _judge_cooling(verdict, drill, fitted)
     _judge_models(verdict, drill, fitted)
     if wrong:
         verdict.fail("wrong-results", f"{wrong} results of the load were wrong: core, cache or memory err under heat")
@@ -163,9 +164,8 @@ def _judge_clock(verdict: Verdict, drill: Drill) -> None:
             verdict.fail("cap-without-effect", text)
 
 
-def _judge_cooling(verdict: Verdict, drill: Drill) -> None:
+def _judge_cooling(verdict: Verdict, drill: Drill, fitted: Fit) -> None:
     before = [tick for tick in drill.ticks if STAGES[tick.stage].name == HEATING]
-    after = [tick for tick in drill.ticks if STAGES[tick.stage].name == COOLED]
     if not before or not before[-1].reading.cooling_max:
         verdict.untested.append("cooling: this board has none that can be switched")
         return
@@ -175,16 +175,14 @@ def _judge_cooling(verdict: Verdict, drill: Drill) -> None:
         why = "may not be written" if Health.REFUSED in states else "was at its highest level before the run asked"
         verdict.untested.append(f"cooling: {why}")
         return
-    line = _line(before[-max(len(before) // 3, LEAST_READINGS) :])
-    third = after[len(after) // 3 : 2 * len(after) // 3]
-    if line is None or len(third) < LEAST_READINGS:
-        verdict.untested.append("cooling: too few readings with it")
+    watts = [tick.reading.power_watts for tick in second_half(drill, COOLED) if tick.reading.power_watts is not None]
+    found = fitted.cooling(statistics.fmean(watts), fan_share(last)) if watts else None
+    if found is None or found[1] > MOST_FAN_ERROR_KELVIN:
+        verdict.untested.append("cooling: what it does could not be told; a longer run tells more")
         return
-    slope, level = line
-    gaps = [level + slope * t.at_s - d for t in third if (d := t.reading.delta_t_celsius) is not None]
-    verdict.fan_effect_kelvin = statistics.fmean(gaps) if gaps else None
-    if verdict.fan_effect_kelvin is not None and verdict.fan_effect_kelvin < FAN_KELVIN:
-        text = f"full cooling made {verdict.fan_effect_kelvin:.1f} K of difference: does the fan turn?"
+    verdict.fan_effect_kelvin, error = found
+    if verdict.fan_effect_kelvin < SURE_ERRORS * error:
+        text = f"full cooling makes {verdict.fan_effect_kelvin:.1f} ± {error:.1f} K of difference: does the fan turn?"
         verdict.fail("fan-without-effect", text)
 
 
@@ -193,7 +191,7 @@ def _judge_models(verdict: Verdict, drill: Drill, fitted: Fit) -> None:
     steady = [tick.reading for index in range(len(STAGES)) for tick in stage_half(drill, index)]
     verdict.power_error = power_error(fitted, steady)
     if verdict.power_error is None:
-        verdict.untested.append("power model: no meter, or it was read too seldom")
+        verdict.untested.append("power model: no meter, or too little steady time to learn from it")
     elif verdict.power_error > MOST_POWER_ERROR:
         verdict.fail("power-model", f"the fitted power is {verdict.power_error:.0%} off the meter's on average")
     verdict.heat_error_kelvin = heat_error_kelvin(fitted, readings)
@@ -234,12 +232,3 @@ def _rate(drill: Drill, name: str) -> float | None:
     if len(ticks) < LEAST_READINGS or ticks[-1].at_s <= ticks[0].at_s:
         return None
     return (ticks[-1].products - ticks[0].products) / (ticks[-1].at_s - ticks[0].at_s)
-
-
-def _line(ticks: Sequence[Tick]) -> tuple[float, float] | None:
-    """Slope in kelvin a second and level of delta-T over time."""
-    points = [(tick.at_s, delta) for tick in ticks if (delta := tick.reading.delta_t_celsius) is not None]
-    if len(points) < LEAST_READINGS or points[0][0] == points[-1][0]:
-        return None
-    slope, level = statistics.linear_regression(*zip(*points, strict=True))
-    return slope, level

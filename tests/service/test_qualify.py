@@ -93,11 +93,25 @@ def steady_truth(board: SimulatedBoard) -> float:
 # --- what fails ------------------------------------------------------------------------------------------------------
 
 
-def test_a_fan_that_does_not_turn_is_found_out() -> None:
-    board = SimulatedBoard("raspberry-pi-4")
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_fan_that_does_not_turn_is_found_out(name: str) -> None:
+    board = SimulatedBoard(name)
     board._physics.constants = dataclasses.replace(board.constants, fan_gain=0.0)
     outcome = run(board)
     assert "fan-without-effect" in codes(outcome)
+
+
+@pytest.mark.parametrize(("name", "minutes"), [*itertools.product(BOARDS, (1, 2, 3, 5, 7))])
+def test_a_short_run_fails_no_sound_board_but_says_what_it_could_not_tell(name: str, minutes: int) -> None:
+    verdict = run(SimulatedBoard(name), seconds=60.0 * minutes).verdict
+    assert verdict.passed, verdict.reasons
+    assert verdict.untested or minutes > 1
+
+
+def test_a_board_too_warm_with_its_fan_off_is_tried_with_it_on() -> None:
+    outcome = run(SimulatedBoard("raspberry-pi-4", start_fan=0), seconds=3600.0)
+    assert HEATING in outcome.drill.cut
+    assert outcome.verdict.passed, outcome.verdict.reasons
 
 
 def test_a_board_that_grows_too_hot_is_stopped_before_the_pause_trip_is_left_behind() -> None:
