@@ -31,7 +31,7 @@ from agent.web import LONGEST_RETRY_AFTER_SECONDS, MAX_FAILURES
 from tests.agent.test_trust import MODEL, World, card, published, running, status
 from tests.simulators.kill_matrix import fault_matrix, kill_matrix
 
-pytestmark = pytest.mark.storage
+pytestmark = pytest.mark.once
 
 YEAR_S = 365 * 86400.0
 NAME = "efficientnet-lite0"

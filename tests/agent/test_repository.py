@@ -23,7 +23,7 @@ from agent.repository_source import FolderSource
 from tests.simulators.kill_matrix import fault_matrix, kill_matrix
 from tests.simulators.publication import MODEL, NAME, Publication, card, now
 
-pytestmark = pytest.mark.storage
+pytestmark = pytest.mark.once
 
 
 def made(folder: Path, sticks: int = 0, threshold: int = 1) -> Publication:

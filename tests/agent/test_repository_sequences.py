@@ -16,7 +16,7 @@ from agent.repository_root import refresh, rotate, sign
 from agent.repository_source import FolderSource
 from tests.simulators.publication import MODEL, NAME, Publication, card, now
 
-pytestmark = pytest.mark.storage
+pytestmark = pytest.mark.once
 
 STICKS = {0, 1, 2}
 actions = st.one_of(

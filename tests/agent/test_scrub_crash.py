@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.storage
+pytestmark = pytest.mark.once
 
 
 @pytest.mark.parametrize(("scenario", "least"), [("mend", 100), ("make parity", 60), ("lose", 20)])

@@ -13,7 +13,7 @@ from agent.slots import read_status
 from agent.store import Store
 from tests.simulators.kill_matrix import fault_matrix
 
-pytestmark = pytest.mark.storage
+pytestmark = pytest.mark.once
 
 KEY = bytes(range(32))
 FROZEN, OTHER = bytes(range(256)) * 20, bytes(range(255)) * 20

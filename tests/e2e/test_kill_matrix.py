@@ -36,7 +36,7 @@ from service.journal import Journal
 from tests.simulators.kill_matrix import kill_matrix
 from tests.simulators.stored_board import BASE, MODEL_B, Board, flip
 
-pytestmark = pytest.mark.storage
+pytestmark = pytest.mark.once
 
 KEY, NEXT_KEY = bytes(range(32)), bytes(range(1, 33))
 ONE, TWO, THREE = b"model one" * 9000, b"model two" * 20_000, b"model three"

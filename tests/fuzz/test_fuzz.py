@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_edits import edited
 from fuzz_targets import Accepted, Target, targets
 
-pytestmark = pytest.mark.storage
+pytestmark = pytest.mark.once
 NAMES = sorted(targets())
 
 

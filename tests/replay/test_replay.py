@@ -26,7 +26,7 @@ from service.journal import Journal
 STATES_PER_CALL = 8  # some 3,000 states in all
 
 pytestmark = [
-    pytest.mark.storage,
+    pytest.mark.once,
     pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt install strace"),
 ]
 

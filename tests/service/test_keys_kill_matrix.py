@@ -15,7 +15,7 @@ from agent.store import Store
 from service.cli import main
 from tests.simulators.kill_matrix import fault_matrix, kill_matrix
 
-pytestmark = pytest.mark.storage
+pytestmark = pytest.mark.once
 
 MODELS = (b"the model before", b"the model " * 2000)
 CHECKPOINT = b"weights and moments"

@@ -32,7 +32,7 @@ from tests.simulators.powerd_board import (
     eventually,
 )
 
-pytestmark = pytest.mark.storage  # no runtime is touched: once is enough
+pytestmark = pytest.mark.once
 NOBODY = 65534
 OK, REFUSED, OVERRIDDEN = Health.OK, Health.REFUSED, Health.OVERRIDDEN
 

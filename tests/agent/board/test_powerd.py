@@ -15,7 +15,7 @@ from agent.board.powerd_server import MAX_CONNECTIONS, REQUEST_BURST, Peer
 from agent.board.powerd_wire import VERBS, Refusal
 from tests.simulators.powerd_board import CAP, CAP4, FAN, FOUND, TABLE, Client, LeverTree, SteppedHelper, as_user
 
-pytestmark = pytest.mark.storage  # no runtime is touched: once is enough
+pytestmark = pytest.mark.once
 NOBODY = 65534
 
 

@@ -27,7 +27,7 @@ from tests.simulators.powerd_board import (
     eventually,
 )
 
-pytestmark = pytest.mark.storage  # no runtime is touched: once is enough
+pytestmark = pytest.mark.once
 VERB_ROWS = [
     ("hello", {}),
     ("throttled", {}),

@@ -1,0 +1,29 @@
+"""Which tests touch no runtime: CI tries them once, instead of once beside each runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FOLDERS = ("policies", "agent/board", "service", "vectors")
+BESIDE_THE_RUNTIME = ("bench", "logs", "outlook", "runner")
+"""Tests of the service that start a worker, or time one."""
+ARTIFACTS = ("card", "download", "durable", "keys", "parity", "sealed", "strict_json", "vectors", "web")
+
+
+def _touches_no_runtime(path: Path) -> bool:
+    if not path.is_relative_to(HERE):
+        return False
+    where, name = path.parent.relative_to(HERE).as_posix(), path.stem.removeprefix("test_")
+    if where == "agent":
+        return name.startswith(ARTIFACTS)
+    return where in FOLDERS and not (where == "service" and name.startswith(BESIDE_THE_RUNTIME))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them."""
+    for item in items:
+        if _touches_no_runtime(item.path):
+            item.add_marker(pytest.mark.once)
