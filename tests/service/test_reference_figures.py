@@ -99,6 +99,33 @@ def test_json_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["id"] for row in told][: len(ROWS)] == [row.name for row in ROWS]
 
 
+def test_results_of_other_benches_fill_their_rows() -> None:
+    def row(governor: str, over: float) -> dict[str, object]:
+        return {"governor": governor, "above_delta_s": over, "clock_changes_a_minute": 0.25}
+
+    compared = {"joules_percent": -30.0, "seconds_percent": None, "samples_a_charge": 1.6}
+    plan = {"plan_percent": 50, "rows": [row("kernel", 900.0), row("predictive", 0.0)], "compared": [compared]}
+    run = {
+        "passed": False,
+        "reasons": [{"code": "delta-t", "text": ""}],
+        "delta_t_kelvin": 31.24,
+        "board": "Pi",
+        "modelled": False,
+    }
+    drawn = page({"govern": {"plans": [plan]}, "qualify": run})
+    for told in (
+        "the kernel alone: above 30 K for 900 s a run on average, at most 900 s",
+        "prediction: above 30 K for 0 s",
+        "energy to equal accuracy -30 % on 1 boards and airs, planned depth 50 %",
+        "samples a charge, planned depth 50 %: 1.60x",
+        "0.25 a minute",
+        "a run on Pi: not passed: delta-t, 31.2 K",
+        "measured (`qualify`)",
+    ):
+        assert told in drawn
+    assert "time to equal accuracy" not in drawn, "what was not reached is not told"
+
+
 # --- the modelled and the quick ones ---------------------------------------------------------------------------------
 
 
