@@ -23,9 +23,9 @@ from service.config import Config, load_config
 from service.emulation import EmulatedBoardProcess
 from service.live import runtime_folder
 from service.policy_file import PolicyFile
-from service.qualify import Outcome, Place, Trial, conclude, drive, keep, report, rows
+from service.qualify import Outcome, Trial, conclude, drive, keep, report, rows
 from service.qualify_load import StressLoad
-from service.qualify_plan import LEAST_MINUTES, MOST_MINUTES, Drill
+from service.qualify_plan import LEAST_MINUTES, MOST_MINUTES, Drill, Place
 from service.qualify_view import line, lines, picture, summary
 from service.state_lock import state_lock
 

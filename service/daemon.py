@@ -31,8 +31,8 @@ from service.live import remove_live, runtime_folder, write_live
 from service.logs import logger
 from service.policy_file import PolicyFile
 from service.policy_watch import PolicyWatch
-from service.qualify import Place
 from service.qualify_command import QualifyShop
+from service.qualify_plan import Place
 from service.runner import Runner, Workshop
 from service.scrub import ScrubShop
 from service.state_lock import state_lock

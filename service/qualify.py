@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from agent.board.board import Board
@@ -17,20 +16,9 @@ from service.logs import logger
 from service.qualify_fit import Fit, fit
 from service.qualify_judge import LEAST_READINGS, Verdict, judge, stage_half
 from service.qualify_load import StressLoad
-from service.qualify_plan import STAGES, Drill
+from service.qualify_plan import STAGES, Drill, Place
 
 log = logger("qualify")
-
-
-class Place(NamedTuple):
-    """The board that is tried."""
-
-    state: Path
-    """Folder of the record."""
-    model: str
-    """Its device-tree model."""
-    profile: str
-    emulated: bool
 
 
 class Outcome(NamedTuple):

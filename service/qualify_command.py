@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent.errors import BoardError, TemperdError
 from policies.policy import Policy
@@ -19,11 +19,13 @@ from policies.strict import build
 from service.commands import QUALIFY, Command
 from service.journal import Journal
 from service.logs import logger
-from service.qualify import Outcome, Place, conclude, drive, keep, report
 from service.qualify_load import StressLoad
-from service.qualify_plan import Drill
+from service.qualify_plan import Drill, Place
 from service.statuses import Clock, Statuses
 from service.steering import Steering
+
+if TYPE_CHECKING:
+    from service.qualify import Outcome
 
 LOOK_S = 0.5  # the governor makes the steps, once a second; the load follows them
 WAITING, RUNNING = "accepted", "running"
@@ -145,6 +147,8 @@ class Qualifications:
         minutes = self._asked.minutes
         self._change(RUNNING)
         log.info("stress run begins", minutes=minutes)
+        from service.qualify import keep  # noqa: PLC0415 - a board that is never stressed does not pay for the arithmetic
+
         try:
             outcome = await self._driven(minutes * 60.0)
             models = keep(outcome, self._shop.place, self._clock.now())
@@ -157,6 +161,8 @@ class Qualifications:
         self._conclude(outcome)
 
     async def _driven(self, seconds: float) -> Outcome:
+        from service.qualify import conclude, drive  # noqa: PLC0415 - see `run`
+
         load = await StressLoad.start(self._shop.cores)
         drill = Drill(self._policy(), seconds, self._clock.mono())
         self._steering.drill = lambda reading, decision: drill.step(reading, decision, load.products)
@@ -174,6 +180,8 @@ class Qualifications:
         return conclude(drill, wrong=load.wrong, lost=lost)
 
     def _conclude(self, outcome: Outcome) -> None:
+        from service.qualify import report  # noqa: PLC0415 - see `run`
+
         verdict = outcome.verdict
         log.info("stress run ended", passed=verdict.passed, delta_t_kelvin=verdict.delta_t_kelvin)
         told = "; ".join(f"{reason.code}: {reason.text}" for reason in verdict.reasons)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 from policies.dvfs import cap_hz
 from policies.policy import Policy
@@ -11,6 +13,17 @@ from policies.reading import Action, Decision, Reading
 
 LEAST_MINUTES, MOST_MINUTES = 1, 60  # below, no stage outlasts a die's time constants; above, an hour of full heat
 DEFAULT_MINUTES = 10  # R8
+
+
+class Place(NamedTuple):
+    """The board that is tried."""
+
+    state: Path
+    """Folder of the record."""
+    model: str
+    """Its device-tree model."""
+    profile: str
+    emulated: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from service.commands import new_id
 from service.desk import Desk
 from service.journal import JobRecord, Journal
 from service.policy_file import PolicyFile
-from service.qualify import Place
 from service.qualify_command import QualifyShop
+from service.qualify_plan import Place
 from service.runner import Workshop
 from service.scrub import ScrubShop
 from service.statuses import Clock

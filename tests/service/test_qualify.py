@@ -22,8 +22,8 @@ from policies.policy import Policy
 from policies.power_model import switching
 from policies.predictive import PredictiveState, with_models
 from policies.reading import Action, Decision, Health, OperatingPoint, Reading
-from service.qualify import Outcome, Place, conclude, keep, report, rows
-from service.qualify_plan import COOLED, HEATING, LOWEST, STAGES, Drill
+from service.qualify import Outcome, conclude, keep, report, rows
+from service.qualify_plan import COOLED, HEATING, LOWEST, STAGES, Drill, Place
 from service.qualify_view import curve, line, lines, picture, summary
 
 BOARDS = ("raspberry-pi-4", "raspberry-pi-5", "jetson-orin-nano", "edge-22w")

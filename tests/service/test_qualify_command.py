@@ -20,8 +20,8 @@ from service import qualify_command
 from service.cli_fleet import _arguments
 from service.commands import QUALIFY, Command, new_id
 from service.journal import Journal, Verdict
-from service.qualify import Place
 from service.qualify_command import Qualifications, QualifyShop
+from service.qualify_plan import Place
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 

@@ -26,11 +26,11 @@ from service import cli
 from service.cli_qualify import PLAIN_EVERY, _shown, _write, exit_code
 from service.emulation import EmulatedBoardProcess
 from service.live import runtime_folder
-from service.qualify import Outcome, Place, Trial, conclude, drive, keep
+from service.qualify import Outcome, Trial, conclude, drive, keep
 from service.qualify_fit import Fit
 from service.qualify_judge import Verdict
 from service.qualify_load import StressLoad
-from service.qualify_plan import COOLED, LOWEST, STAGES, Drill
+from service.qualify_plan import COOLED, LOWEST, STAGES, Drill, Place
 from service.state_lock import state_lock
 
 ROOT = Path(__file__).parents[2]
