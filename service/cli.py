@@ -208,6 +208,7 @@ def _keys_verbs(verbs: Verbs) -> None:
     stress = _verb(verbs, "qualify", "cli_qualify:qualify")
     stress.add_argument("--minutes", type=int, default=10, metavar="N", help="length of the run, 1 to 60 (10)")
     stress.add_argument("--chart", metavar="FILE.svg", help="also draw the run")
+    stress.add_argument("--last", action="store_true", help="only show how the last run ended; also beside a daemon")
     _policy_verbs(_group(verbs, "policy", "thresholds: check a file, show what is in force"))
     kinds = _group(verbs, "keys", "identities and trust")
     kinds.required = False

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.board.profile import named_profile, pick_profile
+from agent.board.profile import EMULATED_PREFIX, named_profile, pick_profile
+from agent.board.record import read_record
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
 from agent.durable import make_folder
 from agent.errors import BoardError, SpecError
@@ -41,6 +44,8 @@ def qualify(options: argparse.Namespace) -> int:
         raise SpecError(f"{options.minutes} is outside {LEAST_MINUTES}..{MOST_MINUTES}", where="--minutes")
     config = load_config(config_path(options))
     logs.configure("error" if options.json else "warning", config.log.format)
+    if options.last:
+        return _show_last(options, config)
     quiet = bool(options.json)
     outcome, place, limit = asyncio.run(run(config, options.minutes * 60.0, quiet=quiet))
     if options.chart:
@@ -51,6 +56,33 @@ def qualify(options: argparse.Namespace) -> int:
     else:
         print("\n".join(summary(outcome.verdict, rows(outcome.drill))))
     return exit_code(outcome)
+
+
+def _show_last(options: argparse.Namespace, config: Config) -> int:
+    """How the last run ended, from the board's record.
+
+    Raises:
+        BoardError: there was none on this board, or its record cannot be used.
+    """
+    board, state = config.board, Path(config.device.state_dir)
+    if board.emulated:
+        model = EMULATED_PREFIX + named_profile(board.emulated).models[0]
+    else:
+        model = read_model(BoardRoots(Path(board.sys_root), Path(board.proc_root)))
+    found = read_record(state, model)
+    if found.record is None or found.record.qualification is None:
+        what = found.complaint or "this board was not qualified yet"
+        raise BoardError(what, where=str(state), fix="Run `temperd qualify`", reason="not-qualified")
+    last = found.record.qualification
+    if options.json:
+        say_json({"board": found.record.board, "profile": found.record.profile, **dataclasses.asdict(last)})
+    else:
+        when = datetime.fromtimestamp(last.unix_s, UTC).isoformat(timespec="seconds")
+        delta = "" if last.delta_t_kelvin is None else f", delta-T {last.delta_t_kelvin:.1f} K"
+        how = " (modelled)" if last.modelled else ""
+        verdict = "passed" if last.passed else f"NOT PASSED: {', '.join(last.reasons)}"
+        print(f"{found.record.board or found.record.profile}, {when}: {verdict}{delta}{how}")
+    return 0 if last.passed else NOT_PASSED
 
 
 def exit_code(outcome: Outcome) -> int:

@@ -16,7 +16,7 @@ import pytest
 
 from agent.board.files import read_int
 from agent.board.profile import pick_profile
-from agent.board.record import FILE_NAME, read_record
+from agent.board.record import FILE_NAME, BoardRecord, Qualification, read_record, write_record
 from agent.board.sysfs import SysfsBoard, read_model
 from agent.errors import BoardError
 from agent.worker_stress import share_of
@@ -132,6 +132,26 @@ def test_ctrl_c_puts_the_limits_back_and_leaves_no_load_and_no_record(config: Pa
     assert read_int(tree / FAN) == 1
     assert read_int(tree / CAP) == 1_800_000
     assert not (state / FILE_NAME).exists()
+
+
+def test_the_last_run_is_shown_beside_a_daemon(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = config.parent / "state"
+    state.mkdir()
+    asked = ["qualify", "--last", "--config", str(config)]
+    assert cli.main(asked) == 1
+    assert "not qualified yet" in capsys.readouterr().err
+    write_record(
+        state, BoardRecord("Emulated Raspberry Pi 4", "raspberry-pi-4", Qualification(True, 1.8e9, 600.0, 17.0))
+    )
+    with state_lock(state, "no matter"):
+        assert cli.main(asked) == 0
+    assert "2027-01-15T08:00:00+00:00: passed, delta-T 17.0 K" in capsys.readouterr().out
+    failed = Qualification(False, 1.8e9, 600.0, reasons=("too-hot",), modelled=True)
+    write_record(state, BoardRecord("Emulated Raspberry Pi 4", "raspberry-pi-4", failed))
+    assert cli.main(asked) == 1
+    assert "NOT PASSED: too-hot (modelled)" in capsys.readouterr().out
+    assert cli.main([*asked, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["reasons"] == ["too-hot"]
 
 
 def test_the_daemon_and_a_run_do_not_share_a_board(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
