@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.errors import BoardError, TemperdError
 from policies.policy import Policy
 from policies.reading import Action
-from policies.strict import build
+from policies.strict import TableError, build
 from service.commands import QUALIFY, Command
 from service.journal import Journal
 from service.logs import logger
@@ -156,9 +156,17 @@ class Qualifications:
             log.error("stress run failed", reason=error.code, why=str(error))  # noqa: TRY400 - said whole
             self._end("failed", error.code, str(error), None)
             return
-        if models:
-            self._steering.take_learnt(models)
+        self._teach(models)
         self._conclude(outcome)
+
+    def _teach(self, models: dict[str, object]) -> None:
+        """Let the governor go on from the models of the run; it has seen the same readings, so none is lost without."""
+        if not models:
+            return
+        try:
+            self._steering.take_learnt(models)
+        except TableError as error:
+            log.warning("what the stress run taught is not used", why=str(error))
 
     async def _driven(self, seconds: float) -> Outcome:
         from service.qualify import conclude, drive  # noqa: PLC0415 - see `run`

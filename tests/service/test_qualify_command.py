@@ -105,6 +105,9 @@ def test_a_run_is_journaled_carried_out_told_and_recorded(bench: Bench) -> None:
     assert last["result"]["seconds"] == pytest.approx(60.0, abs=3.0)
     assert not bench.runs.running
     assert not bench.runs.due()
+    bench.restart()
+    bench.runs.publish_pending()
+    assert bench.seen[-1] == last, "until the broker has it, restarts or not"
     record = read_record(bench.folder, MODEL).record
     assert record is not None
     assert record.qualification is not None
