@@ -36,12 +36,12 @@ DIE, RISE, RISE_BLOWN, LOSS, LOSS_BLOWN, SINK, SINK_BLOWN, LATE = range(8)
 
 _MEAN = (0.8, 0.022, 0.006, 0.008, 0.008, 0.0, 0.0, 0.0)
 _LEAST = (0.0, 0.0, 0.0, 1e-4, 0.0, -math.inf, -math.inf, -math.inf)
-_DRIFT = (4e-5, 4e-5, 4e-5, 4e-5, 4e-5, 4e-3, 4e-5, 4e-5)
-PRIOR = Prior(_MEAN, (0.8, 0.03, 0.02, 0.01, 0.02, 0.005, 0.005, 1.0), _LEAST, _DRIFT)
+_AGEING = (4e-5,) * 5
+PRIOR = Prior(_MEAN, (0.8, 0.03, 0.02, 0.01, 0.02, 0.002, 0.002, 1.0), _LEAST, (*_AGEING, 1e-2, 4e-5, 4e-5))
 """Credit-card sized computers weigh 30 to 500 g with their heat sink, cool down within 1 to 10 minutes in still air,
-two or three times as fast with a fan; a die is 0.2 to 2 K/W away from its board; the offset is a kelvin. Drift: 0.2 %
-of that an hour (dust, paste), of the offset 24 % (the sun; it is followed within minutes). All assumed."""
-BASELINE_PRIOR = Prior(_MEAN, (0.8, 0.03, 0.02, 0.01, 0.02, 0.05, 0.05, 1.0), _LEAST, _DRIFT)
+two or three times as fast with a fan; a die is 0.2 to 2 K/W away from its board; the offset is half a kelvin. Drift:
+0.2 % of that an hour (dust, paste), of the offset 60 % (the sun; it is followed within minutes). All assumed."""
+BASELINE_PRIOR = Prior(_MEAN, (0.8, 0.03, 0.02, 0.01, 0.02, 0.05, 0.05, 1.0), _LEAST, (*_AGEING, 4e-4, 4e-5, 4e-5))
 """Where delta-T counts from a resting baseline: a board at rest is up to 15 K above its room."""
 FILTER_S = 60.0
 """T: below a board's time constant, so that it is seen, and far above the die's, which is left out."""

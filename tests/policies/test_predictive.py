@@ -291,6 +291,21 @@ def test_without_ten_minutes_of_stress_it_feels_its_way(name: str, ambient_senso
     assert any(rule.startswith("predict.") for rule in (*decisions[-1].notes, decisions[-1].frequency_rule))
 
 
+@pytest.mark.parametrize("name", [PI4, "jetson-orin-nano"])
+def test_without_a_fan_the_clock_alone_keeps_it_cool(name: str) -> None:
+    board = SimulatedBoard(name, ambient_celsius=40.0, start_fan=0)
+    governor, deltas = GovernorState(), []
+    for _ in range(1500):
+        reading = replace(board.read(board.elapsed_s), cooling_max=0, cooling_level=None)
+        governor, decision = decide(POLICY, governor, reading, JOB)
+        board.apply(decision)
+        board.advance(1.0, decision.duty)
+        deltas.append(board.truth.die_celsius - board.ambient_celsius)
+    assert max(deltas) <= 30.0
+    assert decision.frequency_rule == "predict.delta-t"
+    assert decision.action is Action.RUN
+
+
 def test_models_that_lost_their_sureness_wait_before_they_speak_again(learnt: Learnt) -> None:
     state, _ = choose(POLICY, learnt(PI4), reading_of(PI4), JOB, [])
     assert state.sure
