@@ -123,9 +123,9 @@ def test_fan_share(level: int | None, most: int, share: float) -> None:
         st.builds(
             replace,
             st.just(TOP),
-            power_watts=st.none() | st.floats(),
-            utilisation=st.none() | st.floats(),
-            temperature_celsius=st.none() | st.floats(),
+            power_watts=st.none() | st.floats(allow_subnormal=False),
+            utilisation=st.none() | st.floats(allow_subnormal=False),
+            temperature_celsius=st.none() | st.floats(allow_subnormal=False),
             frequency_hz=st.none() | st.integers(-1, 10**12),
             cooling_level=st.none() | st.integers(-1, 10),
         ),

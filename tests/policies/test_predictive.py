@@ -411,7 +411,7 @@ class TestRecord:
         assert build(Models, models_of(PredictiveState())).learnt_s == 0.0
 
 
-ANY = st.floats()
+ANY = st.floats(allow_subnormal=False)
 CELSIUS = st.none() | st.floats(-20.0, 130.0, allow_subnormal=False)
 
 
@@ -436,7 +436,7 @@ CELSIUS = st.none() | st.floats(-20.0, 130.0, allow_subnormal=False)
         min_size=1,
         max_size=8,
     ),
-    st.none() | st.floats(-1e9, 1e9),
+    st.none() | st.floats(-1e9, 1e9, allow_subnormal=False),
     st.none() | st.integers(0, 10**12),
 )
 def test_absurd_readings_neither_crash_nor_unlock(
@@ -459,9 +459,9 @@ def test_absurd_readings_neither_crash_nor_unlock(
     st.sampled_from(sorted(CONSTANTS)),
     st.floats(-20.0, 130.0, allow_subnormal=False),
     st.floats(-20.0, 130.0, allow_subnormal=False),
-    st.floats(-10.0, 50.0),
-    st.floats(2.0, 30.0),
-    st.none() | st.floats(0.0, 1e5),
+    st.floats(-10.0, 50.0, allow_subnormal=False),
+    st.floats(2.0, 30.0, allow_subnormal=False),
+    st.none() | st.floats(0.0, 1e5, allow_subnormal=False),
 )
 def test_hotter_is_never_faster(
     learnt: Learnt, name: str, one: float, other: float, ambient: float, limit: float, deadline: float | None
@@ -478,7 +478,15 @@ def test_hotter_is_never_faster(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(40.0, 54.0), st.floats(5.0, 7.0), st.floats(0.8, 1.0)), min_size=65, max_size=90),
+    st.lists(
+        st.tuples(
+            st.floats(40.0, 54.0, allow_subnormal=False),
+            st.floats(5.0, 7.0, allow_subnormal=False),
+            st.floats(0.8, 1.0, allow_subnormal=False),
+        ),
+        min_size=65,
+        max_size=90,
+    ),
 )
 def test_no_chatter_within_the_dwell(learnt: Learnt, rows: list[tuple[float, float, float]]) -> None:
     state, settings_seen = learnt(PI4), []

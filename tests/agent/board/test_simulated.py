@@ -189,7 +189,9 @@ def test_an_unknown_board_is_refused() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(NAMES), st.integers(0, 2**32), st.lists(st.tuples(st.floats(0, 30), st.floats(-1, 2)), max_size=5)
+    st.sampled_from(NAMES),
+    st.integers(0, 2**32),
+    st.lists(st.tuples(st.floats(0, 30, allow_subnormal=False), st.floats(-1, 2, allow_subnormal=False)), max_size=5),
 )
 def test_any_load_gives_a_possible_board(name: str, seed: int, loads: list[tuple[float, float]]) -> None:
     board = SimulatedBoard(name, seed=seed, on_mains=False)
