@@ -342,7 +342,9 @@ def _has_job(outlook: Outlook) -> bool:
 
 def _drawn(state: PredictiveState, reading: Reading) -> ChargeUse:
     use, charge, watts = state.battery, reading.charge, reading.power_watts
-    if reading.on_mains is not False or charge is None or watts is None or not 0.0 <= watts <= power_model.MOST_WATTS:
+    if reading.on_mains is not False or charge is None or watts is None:
+        return ChargeUse(use.joules_full)
+    if not (0.0 <= charge <= 1.0 and 0.0 <= watts <= power_model.MOST_WATTS):  # NaN, too
         return ChargeUse(use.joules_full)
     if use.from_charge is None or state.mono_s is None or charge > use.from_charge:
         return ChargeUse(use.joules_full, charge)

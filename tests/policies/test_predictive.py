@@ -451,7 +451,8 @@ def test_absurd_readings_neither_crash_nor_unlock(
         assert decision.action >= without.action
         assert decision.duty <= without.duty
         assert decision.cooling_level >= without.cooling_level or reading.cooling_max < 0
-        assert json.loads(json.dumps(dataclasses.asdict(state.predictive.thermal.estimate), allow_nan=False))
+        table = json.loads(json.dumps(dataclasses.asdict(state.predictive), allow_nan=False))
+        assert build(PredictiveState, table) == state.predictive
 
 
 @settings(max_examples=40, deadline=None)
