@@ -10,6 +10,7 @@ from policies.dvfs import TABLE_TOLERANCE
 from policies.outlook import DepthCost, Outlook
 from policies.policy import Policy
 from policies.policy_predictive import PredictivePolicy
+from policies.progress import samples_to_go
 from policies.search import Grid, Prospect, Setting, best, coolest
 
 ENERGY, DELTA_T = "predict.energy", "predict.delta-t"
@@ -103,8 +104,8 @@ class Search:
             return thrifty, CHARGE
         near = [x for x in prospects if x.rate > thrifty.rate and _about_as_thrifty(x, thrifty, SAME_ENERGY)]
         thrifty = best(self._grid, near, self._limit, _speed) or thrifty
-        need = self._needed_rate()
-        if need is None or thrifty.rate >= need * SPARE:
+        need = self._needed_pace()
+        if need is None or self._pace(thrifty) >= need * SPARE:
             return thrifty, rule
         return self._in_time(prospects, need * SPARE), DEADLINE
 
@@ -113,12 +114,12 @@ class Search:
         fastest = None
         for cost in self._costs:
             at_depth = [self._at(prospect, cost) for prospect in prospects]
-            fast = [prospect for prospect in at_depth if prospect.rate >= need]
+            fast = [prospect for prospect in at_depth if self._pace(prospect) >= need]
             found = best(self._grid, fast, self._limit, _thrift)
             if found is not None:
                 return found
             top = best(self._grid, at_depth, self._limit, _speed)
-            if top is not None and (fastest is None or top.rate > fastest.rate):
+            if top is not None and (fastest is None or self._pace(top) > self._pace(fastest)):
                 fastest = top
         assert fastest is not None  # the thriftiest of all is among them
         return fastest
@@ -145,28 +146,37 @@ class Search:
         return self._in_time_as_well(present, found) if rule == DEADLINE else _about_as_thrifty(present, found)
 
     def _in_time_as_well(self, present: Prospect, found: Prospect) -> bool:
-        need = self._needed_rate()
+        need = self._needed_pace()
         assert need is not None  # the deadline rule found something
-        if present.rate < min(need, found.rate):
+        if self._pace(present) < min(need, self._pace(found)):
             return False
         if present.setting.depth > found.setting.depth:  # back to the shallower depth only with more to spare
-            return found.rate < need * SPARE * SPARE
+            return self._pace(found) < need * SPARE * SPARE
         return present.setting.depth == found.setting.depth and _about_as_thrifty(present, found)
 
-    def _needed_rate(self) -> float | None:
-        """Samples a second that meet the deadline; `None` where there is none or the job's length is unknown."""
+    def _needed_pace(self) -> float | None:
+        """Share of the rest a second that meets the deadline; `None` without one or where the length is unknown."""
         deadline_s, left = self._outlook.deadline_mono_s, self._outlook.samples_left
         if deadline_s is None or left is None or not self._costs:
             return None
         left_s = deadline_s - self._moment.mono_s
-        return left / left_s if left_s > 0.0 else math.inf
+        return 1.0 / left_s if left_s > 0.0 else math.inf
+
+    def _pace(self, prospect: Prospect) -> float:
+        """Share of the job's rest done in a second, if its later stages follow the schedule."""
+        to_go = self._to_go(prospect.setting.depth)
+        return prospect.rate / to_go if to_go else math.inf
+
+    def _to_go(self, depth: int) -> float:
+        at_least = max(depth, self._moment.wanted_depth)
+        return samples_to_go(self._policy, self._outlook, at_least) or 0.0
 
     def _charge_binds(self, thrifty: Prospect) -> bool:
         """Whether the job, at its thriftiest, would not end before the battery's pause mark."""
-        held, left = self._moment.held_joules, self._outlook.samples_left
-        if held is None or left is None or not self._costs:
+        held = self._moment.held_joules
+        if held is None or self._outlook.samples_left is None or not self._costs:
             return False
-        return left > held * thrifty.samples_per_joule
+        return self._to_go(0) > held * thrifty.samples_per_joule
 
 
 def _about_as_thrifty(present: Prospect, found: Prospect, gain: float = LEAST_GAIN) -> bool:

@@ -23,6 +23,7 @@ from policies.dvfs import TABLE_TOLERANCE
 from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.power_model import PowerModel, fan_share, switching
+from policies.progress import samples_to_go
 from policies.reading import FULL_DUTY, Action, Health, Reading
 from policies.rls import Estimate
 from policies.search import Grid
@@ -279,6 +280,7 @@ def _stale(choice: Choice, reading: Reading, cap: float, wanted: int) -> bool:
 def _searched(policy: Policy, state: PredictiveState, reading: Reading, outlook: Outlook, moment: Moment) -> Choice:
     assert reading.ambient_celsius is not None
     costs = costs_from(outlook, moment.wanted_depth)
+    to_go = samples_to_go(policy.predictive, outlook, moment.wanted_depth)
     grid = Grid(
         power=state.power,
         thermal=state.thermal,
@@ -287,7 +289,7 @@ def _searched(policy: Policy, state: PredictiveState, reading: Reading, outlook:
         busy=state.busy,
         ambient_celsius=reading.ambient_celsius,
         cost=costs[0] if costs else None,
-        samples_left=outlook.samples_left,
+        samples_left=None if to_go is None else math.ceil(to_go),
         horizon_s=policy.predictive.horizon_s,
     )
     limit = limit_kelvin(policy, reading.ambient_celsius)

@@ -8,6 +8,7 @@ Distort Pretrained Features"); and as the learning rate falls, early layers move
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from policies.bounds import Bound
@@ -36,6 +37,41 @@ def least_depth(policy: PredictivePolicy, outlook: Outlook) -> Bound | None:
     if wanted <= outlook.plan_depth_percent or not _saves(outlook, wanted):
         return None
     return Bound(RULE, Action.RUN, depth=wanted, depth_until_samples=until)
+
+
+def samples_to_go(policy: PredictivePolicy, outlook: Outlook, depth_percent: int) -> float | None:
+    """How many samples at `depth_percent` would take as long as those that are left, each at its own depth.
+
+    Args:
+        policy: the stages.
+        outlook: the job.
+        depth_percent: 0..100; no stage is thought to train shallower than this.
+
+    Returns:
+        Samples, 0 or more; `None` where the job's length is unknown, its plain samples where the costs are.
+    """
+    left, done = outlook.samples_left, outlook.samples_done
+    if left is None:
+        return None
+    per_sample = _cost(outlook, depth_percent)
+    if per_sample is None or left <= 0:
+        return float(max(left, 0))
+    total, spent_s, at = left + done, 0.0, float(done)
+    marks = (policy.head_first_share * total, policy.settled_share * total, policy.late_share * total, float(total))
+    for end in sorted(marks):
+        if end > at:  # the stage is the same from here to there: ask for it in the middle
+            middle = round((at + end) / 2)
+            bound = least_depth(policy, dataclasses.replace(outlook, samples_done=middle, samples_left=total - middle))
+            depth = max(depth_percent, outlook.plan_depth_percent, bound.depth if bound else 0)
+            spent_s += (end - at) * (_cost(outlook, depth) or per_sample)
+            at = end
+    return spent_s / per_sample
+
+
+def _cost(outlook: Outlook, depth_percent: int) -> float | None:
+    """Seconds a sample at the shallowest depth known that freezes so much; `None` where none is or it takes no time."""
+    found = next((cost.sample_s for cost in outlook.costs if cost.depth_percent >= depth_percent), None)
+    return found if found is not None and 0.0 < found < math.inf else None
 
 
 def _wanted(policy: PredictivePolicy, outlook: Outlook) -> tuple[int, int]:

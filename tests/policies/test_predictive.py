@@ -168,9 +168,14 @@ class TestDeadline:
     NAME = "edge-22w"
     """Its thriftiest point is far below its fastest."""
 
-    def asked(self, state: PredictiveState, seconds: float, samples: int = 10_000) -> Bound:
+    AS_PLANNED = replace(
+        POLICY, predictive=replace(POLICY.predictive, head_first_share=0.0, settled_share=1.0, late_share=1.0)
+    )
+
+    def asked(self, state: PredictiveState, seconds: float, policy: Policy = AS_PLANNED) -> Bound:
+        samples = 10_000
         job = replace(JOB, samples_left=samples, deadline_mono_s=10_000.0 + seconds)
-        _, bound = choose(POLICY, state, reading_of(self.NAME), job, [])
+        _, bound = choose(policy, state, reading_of(self.NAME), job, [])
         assert bound is not None
         return bound
 
@@ -185,6 +190,11 @@ class TestDeadline:
     def test_nearer_it_freezes_deeper(self, learnt: Learnt) -> None:
         assert self.asked(learnt(self.NAME), 600.0).depth == 75
         assert self.asked(learnt(self.NAME), 300.0).depth == 100
+
+    def test_later_stages_that_freeze_deeper_count_as_time_saved(self, learnt: Learnt) -> None:
+        stages = 0.08 * 200.0 + 0.32 * 1_000.0 + 0.6 * 500.0  # of 10,000 samples, at the top clock
+        assert self.asked(learnt(self.NAME), stages * 1.1, POLICY).depth == 0
+        assert self.asked(learnt(self.NAME), stages * 0.8, POLICY).depth == 75
 
     def test_past_it_takes_the_fastest(self, learnt: Learnt) -> None:
         for seconds in (10.0, 0.0, -100.0):

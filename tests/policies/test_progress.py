@@ -12,7 +12,7 @@ from policies.governor import GovernorState, decide
 from policies.outlook import DepthCost, Outlook
 from policies.policy import DEPTH_LADDER, Policy, PolicyError, parse_policy
 from policies.policy_predictive import PredictivePolicy
-from policies.progress import HALF, LATEST, RULE, least_depth
+from policies.progress import HALF, LATEST, RULE, least_depth, samples_to_go
 from policies.reading import Action, Reading
 
 COSTS = tuple(
@@ -110,3 +110,25 @@ def test_fixed_rules_train_as_planned() -> None:
 def test_a_schedule_that_goes_back_is_refused_with_the_key() -> None:
     with pytest.raises(PolicyError, match="late_share"):
         parse_policy("[predictive]\nsettled_share = 0.8\n")
+
+
+def test_what_is_to_go_counts_each_stage_at_its_own_cost() -> None:
+    whole = Outlook(0, COSTS, samples_left=1000)
+    planned, half, late, head = 300 * 0.004, 300 * 0.002, 300 * 0.001, 100 * 0.0001
+    assert samples_to_go(POLICY, whole, 0) == pytest.approx((head + planned + half + late) / 0.004)
+    assert samples_to_go(POLICY, whole, 75) == pytest.approx((head + 900 * 0.001) / 0.001)
+    last = Outlook(0, COSTS, samples_left=200, samples_done=800)
+    assert samples_to_go(POLICY, last, 75) == pytest.approx(200)
+
+
+def test_what_is_to_go_without_costs_or_length() -> None:
+    assert samples_to_go(POLICY, Outlook(0, samples_left=70), 0) == 70
+    assert samples_to_go(POLICY, Outlook(0, COSTS), 0) is None
+    assert samples_to_go(POLICY, Outlook(0, COSTS, samples_left=0, samples_done=9), 0) == 0
+
+
+@given(done=st.integers(0, 5000), left=st.integers(0, 5000), plan=st.sampled_from(DEPTH_LADDER))
+def test_the_schedule_never_takes_longer_than_training_as_planned(done: int, left: int, plan: int) -> None:
+    to_go = samples_to_go(POLICY, Outlook(plan, COSTS, left, done), plan)
+    assert to_go is not None
+    assert 0 <= to_go <= left * (1 + 1e-9)
