@@ -146,10 +146,10 @@ def govern(options: argparse.Namespace) -> int:
         raise SpecError(f"depths are some of {', '.join(map(str, DEPTH_LADDER))}", where=f"--depths {options.depths}")
     boards = names(options.boards, tuple(CONSTANTS), "--boards") or list(CONSTANTS)
     seeds = tuple(numbers(options.seeds, 0, MAX_SEED, "--seeds"))
-    course = Course(
-        options.model, options.size, options.batch, options.epochs, options.learning_rate, seeds[0], options.threads
+    course = Course(options.model, options.size, options.batch, options.epochs, options.learning_rate, seeds[0])
+    study = bench_govern.Study(
+        course, seeds, tuple(plans), tuple(boards), learnt=_folder(options.learnt) if options.learnt else None
     )
-    study = bench_govern.Study(course, seeds, tuple(plans), tuple(boards))
     with tempfile.TemporaryDirectory(prefix="temperd-bench-") as folder:
         data = options.data or str(demo_setup.scanned_digits(Path(folder), *bench_govern.DIGITS)[0])
         images = load(data, options.size, bench_govern.HELD_OUT, seeds[0], bench_govern.MOST_SAMPLES)
@@ -182,6 +182,13 @@ def board(options: argparse.Namespace) -> int:
     else:
         bench_board.show(report)
     return 0
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise SpecError("no such folder", where=f"--learnt {path}")
+    return folder
 
 
 def check_bounds(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agent.board.injection import Injection
@@ -14,6 +15,7 @@ from agent.board.simulated import SimulatedBoard
 from agent.images import Images
 from policies.policy import Policy
 from policies.reading import Action, Decision
+from service.bench_govern_kept import kept_file, read_kept, write_kept
 from service.bench_govern_learning import Course, Depths, Learning
 from service.bench_govern_run import (
     SLOWDOWN,
@@ -56,6 +58,7 @@ class Study:
         ambients: temperatures of the air, in degrees Celsius.
         mains_s: jobs run back to back at least this long.
         charge: state of charge with which jobs on battery begin.
+        learnt: folder in which what was trained is kept, and looked for.
     """
 
     course: Course
@@ -65,6 +68,7 @@ class Study:
     ambients: tuple[int, ...] = AMBIENTS
     mains_s: float = MAINS_S
     charge: float = 1.0
+    learnt: Path | None = None
 
 
 class Bench:
@@ -73,7 +77,12 @@ class Bench:
     def __init__(self, study: Study, images: Images, tell: Callable[[str], None]) -> None:
         self._study, self._tell = study, tell
         self._samples = len(images.y_train)
-        self._learning = [Learning(dataclasses.replace(study.course, seed=seed), images) for seed in study.seeds]
+        courses = [dataclasses.replace(study.course, seed=seed) for seed in study.seeds]
+        self._files = [kept_file(study.learnt, course, images) if study.learnt else None for course in courses]
+        self._learning = [
+            Learning(course, images, read_kept(file, course.epochs) if file else None)
+            for course, file in zip(courses, self._files, strict=True)
+        ]
         tell("measuring what an epoch costs here at each depth")
         self.costs = self._learning[0].costs()
 
@@ -112,7 +121,13 @@ class Bench:
     def _runs(self, depths: Depths) -> list[list[float]]:
         """The same for each seed."""
         sofar = [depths[: epoch + 1] for epoch in range(len(depths))]
-        return [[learning.after(some).accuracy for some in sofar] for learning in self._learning]
+        found = []
+        for learning, file in zip(self._learning, self._files, strict=True):
+            known = len(learning.learnt)
+            found.append([learning.after(some).accuracy for some in sofar])
+            if file and len(learning.learnt) > known:
+                write_kept(file, learning.learnt)
+        return found
 
     def _judged(
         self, plan: int, goal: float, board: str, ambient: int, governor: str, without: str = "", *, charge: bool = True

@@ -49,12 +49,11 @@ class Course:
     epochs: int
     learning_rate: float
     seed: int
-    threads: int
 
 
 @dataclass(frozen=True, slots=True)
 class EpochCost:
-    """Measured seconds of an epoch at one depth on this machine.
+    """Measured seconds of an epoch at one depth on one thread of this machine.
 
     Attributes:
         depth_percent: nominal.
@@ -96,22 +95,31 @@ def runs_prefix(depths: Depths) -> bool:
 class Learning:
     """One course on one data set.
 
+    Args:
+        course: what is trained.
+        images: what it learns from.
+        known: what an earlier run with the same course and images found.
+
+    Attributes:
+        learnt: what is known of each sequence of depths.
+        epochs_trained: how many epochs were really trained here.
+
     Raises:
         EngineError, ModelError: the model cannot be trained.
     """
 
-    def __init__(self, course: Course, images: Images) -> None:
+    def __init__(self, course: Course, images: Images, known: Mapping[Depths, Learnt] | None = None) -> None:
         graph = bench_graph(course.model, course.size, len(images.classes), course.seed)
         table = cost_table(graph)
         self._layers = {depth: layers_at(table, depth) for depth in DEPTH_LADDER}
         setup = TrainingSetup(
-            graph, course.batch, graph.input_shape, 0, OptimizerSpec("sgd"), course.threads
+            graph, course.batch, graph.input_shape, 0, OptimizerSpec("sgd"), threads=1
         )  # fmt: skip
         self._course, self._images = course, images
         self._run: TrainingRun = choose_engine("graph").start(setup)
         self._train, self._test = preprocessed(images.x_train, RULE), preprocessed(images.x_test, RULE)
         self._steps = -(-len(images.y_train) // course.batch)
-        self._learnt: dict[Depths, Learnt] = {}
+        self.learnt: dict[Depths, Learnt] = dict(known or {})
         self._states: OrderedDict[Depths, Mapping[str, npt.NDArray[np.generic]]] = OrderedDict()
         self._start = self._run.state()
         self._at: Depths = ()
@@ -128,13 +136,13 @@ class Learning:
         Raises:
             EngineError: loss or gradient were not finite.
         """
-        if depths not in self._learnt:
+        if depths not in self.learnt:
             if self._at != depths[:-1]:
                 self._go_to(depths[:-1])
-            self._learnt[depths] = self._epoch(len(self._at), depths[-1])
+            self.learnt[depths] = self._epoch(len(self._at), depths[-1])
             self._at = depths
             self._keep(depths)
-        return self._learnt[depths]
+        return self.learnt[depths]
 
     def _go_to(self, depths: Depths) -> None:
         """Bring the network to where it was after `depths`: from the nearest state kept, by the same steps again."""
@@ -186,7 +194,9 @@ class Learning:
         return self._boundary[1], self._boundary[2]
 
     def costs(self, depths: Sequence[int] = DEPTH_LADDER) -> tuple[EpochCost, ...]:
-        """Measure an epoch's cost at each depth: the fastest of some turns, because other work only adds to them.
+        """Measure an epoch's cost at each depth, in processor time of one thread: the fastest of some turns.
+
+        Other work on the machine does not count, and only slows a turn down where it takes caches away.
 
         Moving the boundary is the slowest instead: a network keeps what it compiled, and a job moves here once.
         The network is brought back to its start afterwards.
@@ -200,9 +210,9 @@ class Learning:
 
     def _time(self, depth: int) -> tuple[float, float, float, float]:
         """Seconds to move here, and a sample of the frozen part, of a step and of a held-out output."""
-        began = time.perf_counter()
+        began = time.process_time()
         self._freeze(depth)
-        moved = time.perf_counter() - began
+        moved = time.process_time() - began
         count = self._course.batch
         samples, labels = self._train[:count], self._images.y_train[:count]
         crossing = self._run.boundary(samples)  # wakes caches and threads; so do the first two steps
@@ -224,10 +234,10 @@ class Learning:
 
 
 def _per_sample(work: Callable[[], object], samples: int, calls: int) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(calls):
         work()
-    return (time.perf_counter() - began) / (calls * samples)
+    return (time.process_time() - began) / (calls * samples)
 
 
 def _boundary(run: TrainingRun, samples: Float32) -> list[Float32]:

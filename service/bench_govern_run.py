@@ -27,9 +27,8 @@ SLOWDOWN: Mapping[str, float] = {
     "jetson-orin-nano": 4.0,
     "edge-22w": 3.0,
 }
-"""How much longer a step takes on the board at its top clock than on the machine that measured it: assumed, from
-single-precision throughput of four Cortex-A72, A76, A78AE cores against two x86-64 cores with AVX. It scales times and
-energies of all governors alike."""
+"""How much longer a step takes on all cores of the board at its top clock than on one thread of the machine that
+measured it: assumed. It scales times and energies of all governors alike."""
 QUALIFY_S = 600.0
 """Excitation before the predictive policy is judged: as long as `temperd qualify`."""
 QUALIFY_STAY_S = 20.0  # at each operating point and fan level: long against the die, short against the board

@@ -349,6 +349,7 @@ def _bench_verbs(kinds: Verbs) -> None:
     govern.add_argument("--boards", default="", metavar="NAMES", help="with commas (all that are simulated)")
     govern.add_argument("--epochs", type=int, default=12, metavar="N", help="epochs of the job (12)")
     govern.add_argument("--learning-rate", type=float, default=0.001, help="highest rate (0.001)")
+    govern.add_argument("--learnt", default="", metavar="DIR", help="keep what was trained, for another run (nowhere)")
     govern.add_argument("--seeds", default="0,1", metavar="N", help="of head and order; accuracies are means (0,1)")
     figures = _verb(
         kinds, "figures", "cli_figures:figures", config=False, text="The reference figures beside ours, as a page."
@@ -362,8 +363,9 @@ def _bench_verbs(kinds: Verbs) -> None:
         side = 48 if verb is govern else 96
         verb.add_argument("--batch", type=int, default=16, help="samples a step (16)")
         verb.add_argument("--size", type=int, default=side, help=f"side of the images, in pixels ({side})")
-        verb.add_argument("--threads", type=int, default=2, help="threads a side (2)")
         verb.add_argument("--chart", metavar="FILE.svg", help="also draw the figures")
+    for verb in (train, freeze):
+        verb.add_argument("--threads", type=int, default=2, help="threads a side (2)")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import xml.etree.ElementTree as ET
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from agent.board.simulated import SimulatedBoard
 from agent.engine.ir import serialize
+from agent.errors import ArtifactError
 from agent.images import Images
 from policies.policy import DEPTH_LADDER
 from policies.reading import Action, Decision
 from service.bench_govern import GOVERNORS, PREDICTIVE, WITHOUT, Study, compared, measure, stays_from
+from service.bench_govern_kept import kept_file, read_kept, write_kept
 from service.bench_govern_learning import Course, EpochCost, Learning, runs_prefix
 from service.bench_govern_report import chart, show
 from service.bench_govern_run import (
@@ -56,7 +59,7 @@ def images() -> Images:
 
 
 def course(model: str) -> Course:
-    return Course(model, size=SIZE, batch=8, epochs=EPOCHS, learning_rate=0.02, seed=0, threads=1)
+    return Course(model, size=SIZE, batch=8, epochs=EPOCHS, learning_rate=0.02, seed=0)
 
 
 @pytest.fixture
@@ -262,6 +265,7 @@ def test_equal_accuracy_is_reached_where_it_is_not_lost_again(curve: list[float]
         (["--epochs=0"], "--epochs"),
         (["--learning-rate=2"], "--learning-rate"),
         (["--seeds=-1"], "--seeds"),
+        (["--learnt=/nowhere"], "--learnt"),
     ],
 )
 def test_bad_options_are_named(options: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,3 +276,50 @@ def test_bad_options_are_named(options: list[str], named: str, capsys: pytest.Ca
 def test_data_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "govern", "--data", str(tmp_path / "none.npz")]) != 0
     assert "none.npz" in capsys.readouterr().err
+
+
+class TestKept:
+    def test_what_was_trained_comes_back_and_is_not_trained_again(
+        self, model: str, images: Images, learning: Learning, tmp_path: Path
+    ) -> None:
+        found = [learning.after((0,)), learning.after((0, 50))]
+        file = kept_file(tmp_path, course(model), images)
+        assert read_kept(file, EPOCHS) == {}
+        write_kept(file, learning.learnt)
+        other = Learning(course(model), images, read_kept(file, EPOCHS))
+        try:
+            assert [other.after((0,)), other.after((0, 50))] == found
+            assert other.epochs_trained == 0
+            other.after((0, 50, 50))
+            assert other.epochs_trained == 3  # there is no state to go on from
+        finally:
+            other.close()
+
+    def test_another_course_model_or_data_has_another_file(self, model: str, images: Images, tmp_path: Path) -> None:
+        same = course(model)
+        (tmp_path / "copy.onnx").write_bytes(Path(model).read_bytes())
+        assert kept_file(tmp_path, same, images) == kept_file(
+            tmp_path, dataclasses.replace(same, model=str(tmp_path / "copy.onnx")), images
+        )
+        (tmp_path / "copy.onnx").write_bytes(serialize(mobile_block_net(seed=1, size=SIZE)))
+        names = {
+            kept_file(tmp_path, same, images),
+            kept_file(tmp_path, dataclasses.replace(same, seed=1), images),
+            kept_file(tmp_path, dataclasses.replace(same, epochs=5), images),
+            kept_file(tmp_path, dataclasses.replace(same, model=str(tmp_path / "copy.onnx")), images),
+            kept_file(tmp_path, same, dataclasses.replace(images, y_train=images.y_train[::-1])),
+        }
+        assert len(names) == 5
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "[]", "{", '{"0": 1}', '{"0": [1.0]}', '{"0": [1.0, 2.0]}', '{"0": [null, 0.5]}', '{"x": [1.0, 0.5]}',
+            '{"": [1.0, 0.5]}', '{"30": [1.0, 0.5]}', '{"0,0,0,0,0": [1.0, 0.5]}', '{"0": [1.0, 0.5, 0.5]}',
+        ],
+    )  # fmt: skip
+    def test_a_file_that_is_none_of_ours_is_named(self, text: str, tmp_path: Path) -> None:
+        file = tmp_path / "learnt.json"
+        file.write_text(text)
+        with pytest.raises(ArtifactError, match="learnt"):
+            read_kept(file, EPOCHS)
