@@ -90,8 +90,8 @@ def _foot(results: Results) -> list[str]:
     return [
         *lines,
         "",
-        "Others used that machine at the same time: ratios of things that took turns are good; absolute times, and times",
-        "of depths that were measured one after the other, are rough.",
+        "Others used that machine at the same time: ratios of things that took turns are good; absolute times, and",
+        "times of depths that were measured one after the other, are rough.",
         "",
     ]
 
