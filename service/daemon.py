@@ -304,8 +304,8 @@ class Daemon:
             working = runner.current is not None or desk.scrubs.running or desk.qualifications.running
             self._steering.tick(self._mono(), working=working, phase=runner.phase, outlook=runner.outlook)
             self._learnt.tick(self._mono(), working=runner.current is not None)
-            await runner.steer()
-            await desk.scrubs.steer()
+            runner.tick()
+            desk.scrubs.steer()
             desk.wake()
             if link and link.connected:
                 with contextlib.suppress(BoardError):  # a disk that refuses now is asked again in a second

@@ -149,6 +149,7 @@ class Desk:
         record = self._journal.add_job(job_id, digest, FINE_TUNE, spec_table(spec), self._clock.now())
         self._statuses.publish(record)
         record = self._statuses.move(record, Event.ACCEPT)
+        self.runner.accepted(record)
         log.info("job accepted", job_id=job_id, model=spec.model, data=spec.data)
         self.scrubs.hurry()
         self.wake()
@@ -250,6 +251,7 @@ class Desk:
         """Forget what an ended job needs no more."""
         if record.standing.state in TERMINAL:
             self._ended(record.id)
+            self.runner.forget(record.id)
             self._held.discard(record.id)
             self._canceled.discard(record.id)
             self._not_before.pop(record.id, None)
@@ -262,6 +264,7 @@ class Desk:
                 kept = self._journal.job(record.id) or record
                 if kept.standing.state in WORKING:
                     kept = self._statuses.move(kept, Event.RESTART, "no-space", "the journal could not be written")
+                self._settle(kept)
                 return kept
 
     def _accepted(self, record: JobRecord) -> JobRecord:

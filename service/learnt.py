@@ -14,6 +14,8 @@ from service.steering import Steering
 
 SAVE_EVERY_S = 600.0  # while a job trains: what ten minutes teach is learnt again in ten, and a card wears by writes
 
+NOT_FINITE = "not-finite"
+
 log = logger("governor")
 
 
@@ -57,9 +59,9 @@ class Learnt:
     def save(self) -> None:
         """Write the models, unless the record has them; a disk that refuses is told of once."""
         models = self._steering.learnt()
-        if canonical(models) == self._kept:
-            return
         try:
+            if canonical(models) == self._kept:
+                return
             record = read_record(self._state, self._board).record or BoardRecord(self._board, self._profile)
             write_record(self._state, dataclasses.replace(record, models=models))
             self._kept, self._refused = canonical(models), ""
@@ -67,3 +69,7 @@ class Learnt:
             if error.code != self._refused:
                 log.warning("what was learnt of the board cannot be kept", why=str(error))
             self._refused = error.code
+        except ValueError as error:  # a number that is none must cost what was learnt, not the governor
+            if self._refused != NOT_FINITE:
+                log.warning("what was learnt of the board cannot be kept", why=str(error))
+            self._refused = NOT_FINITE

@@ -33,6 +33,7 @@ class Outlooks:
     def __init__(self, journal: Journal, clock: Clock) -> None:
         self._remembered, self._clock = RememberedCosts(journal), clock
         self._deadlines: dict[str, float] = {}
+        self._accepted: set[str] = set()
         self.begin(None)
 
     def begin(self, record: JobRecord | None) -> None:
@@ -89,21 +90,29 @@ class Outlooks:
         )
 
     def deadline_mono_s(self, record: JobRecord) -> float | None:
-        """Monotonic time by which the job should be done; `None` without a deadline. Once found it stays.
+        """Monotonic time by which the job should be done; `None` without a deadline.
 
-        It counts from the acceptance by the wall clock, which survives a restart. While that clock cannot be trusted,
-        or where it was not set at the acceptance, it counts from the first look. A clock that was set back never gives
-        more than the whole.
+        It counts from the acceptance: by the monotonic clock in the life of the daemon that accepted the job, after a
+        restart by the wall clock. While that cannot be trusted, or where it was not set at the acceptance, it counts
+        from the first look. A board without a clock of its own learns the time some seconds after its start: a
+        deadline found by the wall clock may come nearer then, and never goes further away. A clock that was set back
+        never gives more than the whole.
         """
         asked = record.spec.get("deadline_s", 0.0)
         if not isinstance(asked, int | float) or asked <= 0:
             return None
-        if record.id not in self._deadlines:
+        if record.id not in self._accepted:
             passed = self._clock.now() - record.created if self._clock.synchronised() else 0.0
             if passed > asked + ABSURDLY_LATE_S:
                 passed = 0.0
-            self._deadlines[record.id] = self._clock.mono() + asked - max(0.0, passed)
+            due = self._clock.mono() + asked - max(0.0, passed)
+            self._deadlines[record.id] = min(due, self._deadlines.get(record.id, due))
         return self._deadlines[record.id]
+
+    def accepted(self, record: JobRecord) -> None:
+        """The job was accepted just now, so its deadline needs no wall clock."""
+        if self.deadline_mono_s(record) is not None:
+            self._accepted.add(record.id)
 
     def deadline_told(self, record: JobRecord) -> dict[str, object] | None:
         """Whether the deadline is met as of now, as JSON values; `None` without one."""
@@ -127,6 +136,7 @@ class Outlooks:
     def forget(self, job_id: str) -> None:
         """The job has ended for good."""
         self._deadlines.pop(job_id, None)
+        self._accepted.discard(job_id)
 
     def costs_told(self) -> list[dict[str, object]]:
         """The measured costs as JSON values."""

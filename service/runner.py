@@ -40,6 +40,7 @@ from service.steering import Steering
 from service.worker_process import WorkerProcess
 
 PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a fleet
+BOOK_EVERY_S = 300.0  # of energy that `kill -9` may lose where no checkpoint keeps it, as in a pause
 STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is stopped
 MAX_WARNINGS = 20  # kept with the result
 OPERATIONS_PER_MAC = 2
@@ -97,7 +98,7 @@ class Runner:
         self._clock, self._shop, self._held, self._canceled = clock, shop, held, canceled
         self._worker: WorkerProcess | None = None
         self._sent: Steer | None = None
-        self._told_at = 0.0
+        self._told_at = self._booked_s = 0.0
         self._counted: tuple[int, int] | None = None
         """Samples and reused ones whose operations count already; `None` until a resumed worker says where it is."""
         self._energies, self._outlooks, self._obedience = EnergyBook(journal), Outlooks(journal, clock), Obedience()
@@ -137,7 +138,7 @@ class Runner:
             BoardError: the journal cannot be written; the worker was ended.
         """
         self._steering.start_energy(self._energies.load(record))
-        self._obedience = Obedience()
+        self._obedience, self._booked_s = Obedience(), self._clock.mono()
         self._warnings, self._memory_faults = list(self.told_before), 0
         self.told_before = ()
         try:
@@ -166,7 +167,7 @@ class Runner:
         log.info("worker started", pid=worker.pid, attempt=record.standing.attempt)
         last: Message | None = None
         try:
-            await self.steer()
+            self.steer()
             async for message in worker.messages():
                 last = await self._hear(message)
         except BoardError:
@@ -181,14 +182,22 @@ class Runner:
 
     def _conclude(self, record: JobRecord, last: Message | None, code: int) -> JobRecord:
         """What the end of a worker means for its job."""
+        concluded = self._concluded(record, last, code)
+        if concluded.standing.state in TERMINAL:
+            self.forget(concluded.id)
+        return concluded
+
+    def _concluded(self, record: JobRecord, last: Message | None, code: int) -> JobRecord:
         if isinstance(last, Finished | Failed):
             return self._after_last_word(record, last)
         if record.id in self._canceled and record.standing.state is not State.PROMOTING:
-            return self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator")
+            energy_j = self._book_energy(record)
+            return self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator", energy_j=energy_j)
         if self.stopping:
             return record  # killed by the stop: the next start counts it as an interrupted attempt
         ended = WORKER_KILLED if code == -signal.SIGKILL else "worker-crashed"
-        return self._statuses.move(record, Event.RESTART, ended, f"the worker ended with code {code}")
+        told = f"the worker ended with code {code}"
+        return self._statuses.move(record, Event.RESTART, ended, told, energy_j=self._book_energy(record))
 
     def _after_last_word(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
         """A worker that could say how it ended: put aside, try again smaller, or end the job."""
@@ -271,6 +280,7 @@ class Runner:
 
     def _book_energy(self, record: JobRecord) -> float:
         """Keep what the job spent, for another attempt; the joules."""
+        self._booked_s = self._clock.mono()
         self._steering.enter(self._clock.mono(), self.phase or OTHER)
         self._energies.keep(record.id, self._steering.energy)
         return self._steering.joules
@@ -294,12 +304,26 @@ class Runner:
         else:
             event = Event.CANCEL if last.outcome == "CANCELED" else Event.FAIL
             code, reason = last.code, last.message
-        ended = self._statuses.move(record, event, code, reason, result=result, energy_j=self._steering.joules)
-        self._energies.forget(record.id)
-        self._outlooks.forget(record.id)
-        return ended
+        return self._statuses.move(record, event, code, reason, result=result, energy_j=self._steering.joules)
 
-    async def steer(self) -> None:
+    def accepted(self, record: JobRecord) -> None:
+        """A job was entered just now."""
+        self._outlooks.accepted(record)
+
+    def forget(self, job_id: str) -> None:
+        """The job has ended for good: its record has all that is worth keeping."""
+        self._outlooks.forget(job_id)
+        with contextlib.suppress(BoardError):  # a few hundred bytes stay until newer jobs push them out
+            self._energies.forget(job_id)
+
+    def tick(self) -> None:
+        """Call once a second: passes the present decision on, and keeps the energy of a long pause."""
+        self.steer()
+        if self.current is not None and self._clock.mono() - self._booked_s >= BOOK_EVERY_S:
+            with contextlib.suppress(BoardError):  # a full disk is asked again after as long
+                self._book_energy(self.current)
+
+    def steer(self) -> None:
         """Pass the present decision on, unless the worker has it already."""
         if self._worker is None or self.current is None:
             return
@@ -311,18 +335,18 @@ class Runner:
         elif self.current.id in self._held and order.action != "ABORT":
             order = dataclasses.replace(order, action="PAUSE", rule="held")
         if order != self._sent or order.reverify:
-            self._sent = order
             # Only a worker at its steps can obey at once, and only the governor's orders follow from a reading.
             timed = self.progress is not None and self.training and order is asked
             read_s = self._steering.reading.mono_s if timed else None
-            await self._worker.send(self._obedience.numbered(order, read_s))
+            sent = self._worker.offer(self._obedience.numbered(order, read_s))
+            self._sent = order if sent else None
 
     async def stop(self) -> None:
         """The daemon goes: the worker writes its checkpoint and leaves, or is killed after `STOP_GRACE_S`."""
         self.stopping = True
         worker = self._worker
         if worker is not None:
-            await self.steer()
+            self.steer()
             await worker.end(STOP_GRACE_S)
 
     def _plan(self) -> dict[str, object]:

@@ -225,7 +225,7 @@ class Scrubs:
                 self._shop.make_order(), NICE, lambda line: log.info("scrub worker", line=line), "agent.scrub_worker"
             )
             self._sent = None
-            await self.steer()
+            self.steer()
             if self._stopping:
                 await self._worker.end(0.0)
             async for message in self._worker.messages():
@@ -278,7 +278,7 @@ class Scrubs:
             self._journal.record(name, self._asked[name].digest, outcome)
         self._change(names, after)
 
-    async def steer(self) -> None:
+    def steer(self) -> None:
         """Pass the present decision on, unless the worker has it already."""
         if self._worker is None:
             return
@@ -286,8 +286,7 @@ class Scrubs:
         share = duty(self._policy, self._steering.decision, awaited=self._hurried)
         order = dataclasses.replace(order, duty=share, reverify=False)
         if order != self._sent:
-            self._sent = order
-            await self._worker.send(order)
+            self._sent = order if self._worker.offer(order) else None
 
     async def stop(self) -> None:
         """The daemon goes: the scrub ends where it is."""

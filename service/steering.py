@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from policies.reading import Decision, Health, Reading
 from service.logs import logger
 from service.sample_costs import clock_share
 
+RESTORE_EVERY_S = 30.0  # without a job: a lever that would not go back is asked again, and one that did costs nothing
 LEVERS_TELL = (Health.REFUSED, Health.OVERRIDDEN)  # the board's own complaints name the file
 
 log = logger("governor")
@@ -38,7 +40,7 @@ class Steering:
     def __init__(self, board: Board, policy: Policy, stopwatch: Callable[[], float] | None = None) -> None:
         self._board, self._policy, self._stopwatch = board, policy, stopwatch
         self._state = GovernorState()
-        self._acting = False
+        self._acting, self._restored_s = False, -math.inf
         self.memory_faults = 0
         self.drill: Callable[[Reading, Decision], Decision] | None = None
         self.reading = Reading(mono_s=0.0)
@@ -64,8 +66,8 @@ class Steering:
         complaints: tuple[str, ...] = ()
         if working:
             complaints = self._board.apply(self.decision)
-        elif self._acting:
-            complaints = self._board.restore()
+        elif self._acting or mono_s - self._restored_s >= RESTORE_EVERY_S:
+            complaints, self._restored_s = self._board.restore(), mono_s
         self._acting = working
         for complaint in complaints:
             log.warning("lever refused", complaint=complaint)

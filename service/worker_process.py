@@ -13,6 +13,7 @@ from agent.errors import BoardError, EngineError
 from agent.messages import MAX_LINE_BYTES, Message, decode, encode
 
 STOP_GRACE_S = 5.0  # for a worker to write its checkpoint and leave
+MAX_UNREAD_BYTES = 64 << 10  # of orders in the daemon, beyond what the pipe holds: an order has about 200 bytes
 MAX_LOG_LINE = 500  # characters of one line of the worker's standard error
 
 
@@ -59,6 +60,18 @@ class WorkerProcess:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._child.stdin.write(encode(message))
             await self._child.stdin.drain()
+
+    def offer(self, message: Message) -> bool:
+        """Send a message without ever waiting: a worker that was frozen must not stop the governor.
+
+        Returns:
+            False where it was dropped, because the worker has long read nothing.
+        """
+        assert self._child.stdin is not None
+        if self._child.stdin.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            return False
+        self._child.stdin.write(encode(message))
+        return True
 
     async def messages(self) -> AsyncIterator[Message]:
         """What the worker says, until it closes its output.

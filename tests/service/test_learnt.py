@@ -132,3 +132,15 @@ def test_a_disk_that_refuses_is_told_of_once(tmp_path: Path, logged: list[dict[s
     for _ in range(3):
         learnt.save()
     assert [line["event"] for line in logged] == ["what was learnt of the board cannot be kept"]
+
+
+def test_a_number_that_is_none_is_told_of_once_and_stops_no_governor(
+    tmp_path: Path, logged: list[dict[str, object]]
+) -> None:
+    steering = taught()
+    steering.learnt = lambda: {"watts": float("nan")}  # type: ignore[method-assign]
+    learnt = Learnt(tmp_path, "Pi 4", "raspberry-pi-4", steering)
+    for _ in range(3):
+        learnt.save()
+    assert [line["event"] for line in logged] == ["what was learnt of the board cannot be kept"]
+    assert list(tmp_path.iterdir()) == []

@@ -353,6 +353,28 @@ def test_a_deadline_survives_a_restart_of_the_board(journal: Journal) -> None:
     assert again.deadline_told(record) == {"deadline_s": 600.0, "left_s": -43.0, "met": False}
 
 
+def test_a_board_that_learns_the_time_after_its_start_finds_the_deadline_then(journal: Journal) -> None:
+    hours = Hours()
+    record = job(journal, deadline_s=600.0)
+    hours.wall = NOW + 10.0  # its clock stood still while it had no power
+    again = outlooks(journal, hours)
+    again.begin(record)
+    assert again.outlook().deadline_mono_s == hours.mono + 590.0
+    hours.wall = NOW + 500.0
+    assert again.outlook().deadline_mono_s == hours.mono + 100.0
+    hours.wall = NOW - 500.0
+    assert again.outlook().deadline_mono_s == hours.mono + 100.0, "never further away"
+
+
+def test_a_clock_that_is_set_after_the_acceptance_takes_no_time_from_the_job(journal: Journal) -> None:
+    hours = Hours()
+    record = job(journal, deadline_s=600.0)
+    ahead = outlooks(journal, hours)
+    ahead.accepted(record)
+    hours.mono, hours.wall = hours.mono + 30.0, NOW + 5000.0
+    assert ahead.deadline_told(record) == {"deadline_s": 600.0, "left_s": 570.0, "met": True}
+
+
 @pytest.mark.parametrize(
     ("created", "wall", "known", "left"),
     [

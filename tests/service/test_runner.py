@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from policies.policy import Policy
 from service.energy_book import EnergyBook
 from service.job import MAX_ATTEMPTS, Standing, State
 from service.journal import JobRecord, Journal
-from service.runner import STOPPING, Runner, Workshop
+from service.runner import BOOK_EVERY_S, STOPPING, Runner, Workshop
 from service.statuses import Clock, Statuses
 from service.steering import Steering
+from service.worker_process import WorkerProcess
 
 PLAN = {"plan": {"engine": "graph", "batch": 16, "shrunk": False}, "version": "1.0"}
 SMALL = {"plan": {"engine": "graph", "batch": 16, "micro_batch": 8, "shrunk": True}, "version": "1.0"}
@@ -37,8 +39,10 @@ class Nowhere:
         return None
 
 
-def runner_in(folder: Path, journal: Journal, canceled: tuple[str, ...] = ()) -> Runner:
-    clock = Clock(lambda: 1.0, lambda: 1.0, lambda: True)
+def runner_in(
+    folder: Path, journal: Journal, canceled: tuple[str, ...] = (), mono: Callable[[], float] = lambda: 1.0
+) -> Runner:
+    clock = Clock(lambda: 1.0, mono, lambda: True)
     statuses = Statuses(journal, Nowhere(), clock)
     board = SysfsBoard(BoardRoots(folder / "sys", folder / "proc"), named_profile("generic"), folder / "undo.json")
     shop = Workshop(lambda _: pytest.fail("no worker is wanted"), 0, lambda *_: None, lambda _: None)
@@ -129,13 +133,16 @@ STEP = Progress(0, 4, 1, 10, 16, 0.5, None, 3, 50, 120.0, 1)
 
 
 class Heard:
-    """A worker that hears orders and does nothing."""
+    """A worker that hears orders and does nothing; one that is deaf does not even read them."""
 
     def __init__(self) -> None:
         self.orders: list[Steer] = []
+        self.deaf = False
 
-    async def send(self, order: Steer) -> None:
-        self.orders.append(order)
+    def offer(self, order: Steer) -> bool:
+        if not self.deaf:
+            self.orders.append(order)
+        return not self.deaf
 
 
 @pytest.fixture
@@ -219,28 +226,92 @@ def test_orders_are_numbered_and_sent_again_only_when_they_differ(tmp_path: Path
     at_work(journal, runner)
     worker = Heard()
     runner._worker = worker  # type: ignore[assignment]
-
-    async def some_seconds() -> None:
-        for _ in range(3):
-            await runner.steer()
-        canceled.append("job-1")
-        for _ in range(3):
-            await runner.steer()
-
-    asyncio.run(some_seconds())
+    for _ in range(3):
+        runner.steer()
+    canceled.append("job-1")
+    for _ in range(3):
+        runner.steer()
     assert [(order.number, order.action) for order in worker.orders] == [(1, "RUN"), (2, "ABORT")]
+
+
+def test_an_order_that_could_not_be_given_is_given_later(tmp_path: Path, journal: Journal) -> None:
+    runner = runner_in(tmp_path, journal)
+    at_work(journal, runner)
+    worker = Heard()
+    runner._worker = worker  # type: ignore[assignment]
+    worker.deaf = True
+    runner.steer()
+    worker.deaf = False
+    runner.steer()
+    runner.steer()
+    assert [order.action for order in worker.orders] == ["RUN"]
+
+
+def test_a_worker_that_reads_nothing_does_not_hold_the_governor_up() -> None:
+    async def offered() -> list[bool]:
+        program = (sys.executable, "-c", "import time; time.sleep(600)")
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(*program, stdin=pipe, stdout=pipe, stderr=pipe)
+        worker = WorkerProcess(child, lambda _: None)
+        try:
+            return [worker.offer(Steer("RUN", 1.0, 0, reverify=False, rule="run")) for _ in range(5000)]
+        finally:
+            await worker.end(0.0)
+
+    taken = asyncio.run(offered())
+    assert taken[0]
+    assert not taken[-1]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "canceled"), [(1, False), (MAX_ATTEMPTS, False), (1, True)], ids=["again", "given up", "canceled"]
+)
+def test_the_energy_of_a_worker_that_vanished_is_not_lost(
+    tmp_path: Path, journal: Journal, attempt: int, *, canceled: bool
+) -> None:
+    runner = runner_in(tmp_path, journal, ("job-1",) if canceled else ())
+    at_work(journal, runner)
+    record = journal.update("job-1", 0.0, standing=Standing(State.TRAINING, attempt))
+    spent = Energy({"training": Spent(5.0, 2.0)}, {"hwmon": 5.0})
+    runner._steering.start_energy(spent)
+    record = runner._conclude(record, None, -signal.SIGKILL)
+    assert record.energy_j == 5.0
+    ended = canceled or attempt == MAX_ATTEMPTS
+    assert EnergyBook(journal)._all().keys() == (set() if ended else {"job-1"})
+
+
+def test_the_energy_of_a_long_pause_is_kept_without_a_checkpoint(tmp_path: Path, journal: Journal) -> None:
+    now = [0.0]
+    runner = runner_in(tmp_path, journal, mono=lambda: now[0])
+    record = at_work(journal, runner)
+    runner._worker = Heard()  # type: ignore[assignment]
+    kept = []
+    for now[0] in (0.0, BOOK_EVERY_S - 1.0, BOOK_EVERY_S, BOOK_EVERY_S + 1.0, 2 * BOOK_EVERY_S):
+        runner._steering._meter.energy = Energy({"paused": Spent(now[0], now[0])})
+        runner.tick()
+        kept.append(EnergyBook(journal).load(record).spent().joules)
+    assert kept == [0.0, 0.0, BOOK_EVERY_S, BOOK_EVERY_S, 2 * BOOK_EVERY_S]
+
+
+def test_a_journal_that_refuses_keeps_no_governor_from_its_tick(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal.sqlite", 0.0).journal
+    runner = runner_in(tmp_path, journal, mono=lambda: 2 * BOOK_EVERY_S)
+    at_work(journal, runner)
+    journal.close()
+    runner.tick()
+    runner.forget("job-1")
 
 
 def test_only_the_governors_orders_to_a_worker_at_its_steps_are_timed(tmp_path: Path, journal: Journal) -> None:
     runner = runner_in(tmp_path, journal)
     at_work(journal, runner)
     runner._worker = Heard()  # type: ignore[assignment]
-    asyncio.run(runner.steer())
+    runner.steer()
     runner._follow(replace(STEP, obeyed=1, obeyed_mono_s=50.0))
     assert runner._obedience.told()["obey_s_max"] is None, "it was opening the model when the order came"
     runner._sent = None
     runner._steering.reading = replace(runner._steering.reading, mono_s=60.0)
-    asyncio.run(runner.steer())
+    runner.steer()
     runner._follow(replace(STEP, obeyed=2, obeyed_mono_s=60.25))
     assert runner._obedience.told()["obey_s_max"] == 0.25
 

@@ -11,7 +11,7 @@ from agent.energy import Energy, Spent
 from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Decision, Health, OperatingPoint, Reading
-from service.steering import Steering
+from service.steering import RESTORE_EVERY_S, Steering
 
 CALM = Reading(
     0.0, temperature_celsius=45.0, ambient_celsius=30.0, power_watts=4.0, power_is_modelled=False, power_source="hwmon",
@@ -183,3 +183,13 @@ def test_limits_are_put_back_once_when_the_job_is_over() -> None:
     ticks(steering, 1, 3)
     ticks(steering, 4, 6, "")
     assert (len(board.applied), board.restored) == (3, 1)
+
+
+def test_a_lever_that_would_not_go_back_is_asked_again_while_no_job_works() -> None:
+    board = Shown()
+    steering = Steering(board, Policy())
+    ticks(steering, 0, 9)
+    ticks(steering, 10, 10, "")
+    assert board.restored == 1
+    ticks(steering, 11, 10 + int(2 * RESTORE_EVERY_S), "")
+    assert board.restored == 3
