@@ -19,7 +19,8 @@ from policies.reading import Action
 
 RULE = "predict.progress"
 HALF, LATEST = 50, 75
-"""Depths of the last two stages. Where the plan froze three quarters or more, only the head goes first."""
+"""Depths of the last two stages. A plan that froze three quarters or more is left alone: an epoch of it costs less
+than what the head needs first, the frozen part once more."""
 LEAST_SAVING = 0.15
 """A deeper boundary must make a sample cheaper by this share: what crosses it has to be made once for all samples."""
 
@@ -77,7 +78,7 @@ def _cost(outlook: Outlook, depth_percent: int) -> float | None:
 def _wanted(policy: PredictivePolicy, outlook: Outlook) -> tuple[int, int]:
     """Depth in percent (0: as planned) and the samples done until which it is wanted (0: to the job's end)."""
     total = (outlook.samples_left or 0) + outlook.samples_done
-    if outlook.samples_left is None or total <= 0:
+    if outlook.samples_left is None or total <= 0 or outlook.plan_depth_percent >= LATEST:
         return 0, 0
     head_until = math.floor(policy.head_first_share * total)
     if outlook.samples_done < head_until:

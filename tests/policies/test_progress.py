@@ -33,7 +33,7 @@ def depth_at(done: int, plan: int = 0, policy: PredictivePolicy = POLICY, costs:
         (0, [HEAD_ONLY_PERCENT, 0, HALF, LATEST]),
         (25, [HEAD_ONLY_PERCENT, 0, HALF, LATEST]),
         (50, [HEAD_ONLY_PERCENT, 0, LATEST, LATEST]),
-        (75, [HEAD_ONLY_PERCENT, 0, 0, 0]),
+        (75, [0, 0, 0, 0]),
         (100, [0, 0, 0, 0]),
     ],
 )
