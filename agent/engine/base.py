@@ -208,6 +208,21 @@ class TrainingRun(Protocol):
                 the run goes on as before.
         """
 
+    @property
+    def micro_batch(self) -> int:
+        """Samples that go through the learning part at once now; it divides the batch."""
+
+    def set_micro_batch_share(self, share: float) -> None:
+        """Let at most `share` (0..1) of the usual micro-batch through at once from now on, and one sample at least.
+
+        Updates stay those of the whole batch; a form that was chosen for the frozen part stays. It takes less memory
+        and more time; 1 is the usual again.
+
+        Raises:
+            EngineError: the runtime failed; the run goes on as before.
+            ModelError: this engine takes whole batches only.
+        """
+
     def outputs(self, samples: Float32) -> Float32:
         """Forward pass with the current weights on samples [M, ...], any M >= 1."""
 

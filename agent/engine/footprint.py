@@ -100,6 +100,11 @@ def choose_micro_batch(batch: int, live: int, most: int = ACTIVATION_BUDGET, fre
     return next(fitting, 1)
 
 
+def micro_batch_within(batch: int, most: float) -> int:
+    """The largest divisor of `batch` that is at most `most`; 1 if none is."""
+    return next((micro for micro in range(batch, 1, -1) if batch % micro == 0 and micro <= most), 1)
+
+
 def _size(value: onnx.ValueInfoProto) -> int:
     dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     width = 8 if value.type.tensor_type.elem_type == onnx.TensorProto.INT64 else FLOAT_BYTES

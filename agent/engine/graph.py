@@ -58,6 +58,7 @@ class GraphRun:
         self._steps = 0
         self._changed_at: dict[str, int] = {}
         self._shelf = Shelf()
+        self._share = 1.0
         self._threads = ThreadPoolExecutor(max(1, setup.threads - 1))
         self._plan = UpdatePlan(setup.frozen_layers, setup.learning)
         self._program: Program | None = self._compile(self._plan)
@@ -149,6 +150,16 @@ class GraphRun:
                     arena.views[name].fill(0)
         self._program, self._plan = program, plan
 
+    def set_micro_batch_share(self, share: float) -> None:
+        """See `TrainingRun.set_micro_batch_share`. Programs that wait are given up: their memory is what is wanted."""
+        if share == self._share:
+            return
+        self._shelf.clear()
+        self._program, self._share = self._made(self._plan, share, self._running), share
+        self._shelf.put(self._plan, self._program)
+        shrink_arena(self._setup.threads)
+        trim_memory()
+
     def outputs(self, samples: Float32) -> Float32:
         """See `TrainingRun.outputs`."""
         return self._run(lambda program: program.outputs(samples))
@@ -232,10 +243,16 @@ class GraphRun:
                     known.renew_prefix(self._steps)
                 self._shelf.put(plan, known)
                 return known
-        shrink_arena(self._setup.threads)
-        made = Program(self._graph, plan, self._setup, self._weights, self._gradients, self._steps)
-        trim_memory()
+        made = self._made(plan, self._share)
         self._shelf.put(plan, made)
+        return made
+
+    def _made(self, plan: UpdatePlan, share: float, like: Program | None = None) -> Program:
+        shrink_arena(self._setup.threads)
+        made = Program(
+            self._graph, plan, self._setup, self._weights, self._gradients, self._steps, share=share, like=like
+        )
+        trim_memory()
         return made
 
     def _check(self, arrays: Sequence[Float32], shapes: Sequence[tuple[int, ...]], targets: Targets) -> None:

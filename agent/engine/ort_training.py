@@ -141,6 +141,16 @@ class OrtTrainingRun:
     def use_float32(self) -> None:
         """It never is anything else."""
 
+    @property
+    def micro_batch(self) -> int:
+        """The whole batch."""
+        return self._setup.batch
+
+    def set_micro_batch_share(self, share: float) -> None:
+        """Not in this engine: its step takes the whole batch at once."""
+        if share < 1.0:
+            raise ModelError("engine ort-training takes whole batches only", fix='Use engine "graph"')
+
     def outputs_from_boundary(self, activations: Sequence[Float32]) -> Float32:
         """See `boundary_shapes`."""
         (samples,) = activations

@@ -87,6 +87,13 @@ class Prefix:
         """Run another form of the same function; `None`: float32 again, with the weights as they are now."""
         self._use(integer)
 
+    def like(self, crossing: Mapping[str, Float32]) -> Prefix:
+        """The same form for other crossing buffers; its answers may differ in their last bits, as its tile may."""
+        other = Prefix(self._graph, self._cut, crossing, self._threads, self._sliced)
+        if self._integer is not None:
+            other.use(self._integer)
+        return other
+
     def renew(self) -> None:
         """Compile the form that runs once more."""
         self._use(self._integer)

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from agent.engine.arena import Arena, bound
 from agent.engine.autodiff import GRADIENT, SUM, StepGraph, forward_graph, step_graph
 from agent.engine.base import Float32, Targets, TrainingSetup, UpdatePlan
-from agent.engine.footprint import RUNTIME_BYTES, Footprint, choose_micro_batch, peak_live_bytes
+from agent.engine.footprint import RUNTIME_BYTES, Footprint, choose_micro_batch, micro_batch_within, peak_live_bytes
 from agent.engine.ir import Graph
 from agent.engine.losses import LABELS, LOSS
 from agent.engine.native import library
@@ -44,10 +44,21 @@ class Program:
         weights: current values of all parameters.
         gradients: where those of the learning parameters go.
         made_at: the caller's count of changes to the weights, kept for it.
+        share: of the usual micro-batch, the most that goes through at once.
+        like: a program of the same plan: the form of its frozen part is taken over, and its usual micro-batch where
+            `share` is smaller than there, for memory is shorter now than when that was chosen.
     """
 
     def __init__(
-        self, graph: Graph, plan: UpdatePlan, setup: TrainingSetup, weights: Arena, gradients: Arena, made_at: int
+        self,
+        graph: Graph,
+        plan: UpdatePlan,
+        setup: TrainingSetup,
+        weights: Arena,
+        gradients: Arena,
+        made_at: int,
+        share: float = 1.0,
+        like: Program | None = None,
     ) -> None:
         self._graph, self._batch, self._threads = graph, setup.batch, setup.threads
         self._weights, self._gradients, self.made_at = weights, gradients, made_at
@@ -58,19 +69,24 @@ class Program:
             accumulate = samples < setup.batch
             return step_graph(graph, plan, samples, setup.batch, setup.loss, accumulate=accumulate, native=native)
 
-        micro = setup.micro_batch
-        self.step_graph = compiled(micro or setup.batch)
+        made: StepGraph | None = None
+        usual = setup.micro_batch or (like.usual_micro_batch if like and share < like.share else 0)
+        if not usual:
+            made = compiled(setup.batch)
+            usual = choose_micro_batch(setup.batch, peak_live_bytes(made.model))
+        self.share: float = share
+        self.usual_micro_batch: int = usual
+        self._micro = micro_batch_within(setup.batch, usual * share)
+        self.step_graph = made if made and self._micro == setup.batch else compiled(self._micro)
         self._step_live = peak_live_bytes(self.step_graph.model)
-        if not micro:
-            micro = choose_micro_batch(setup.batch, self._step_live)
-            if micro < setup.batch:
-                self.step_graph = compiled(micro)
-                self._step_live = peak_live_bytes(self.step_graph.model)
-        self._micro = micro
         self._spans = [gradients.span(first, last) for first, last in gradients.runs(self.learning)]
         self._crossing = {name: np.zeros(shape, np.float32) for name, shape in self.step_graph.crossing_shapes.items()}
         self._step = self._open(self.step_graph.model)
-        self.prefix = Prefix(graph, self.step_graph.cut, self._crossing, self._threads)
+        self.prefix: Prefix = (
+            like.prefix.like(self._crossing)
+            if like
+            else Prefix(graph, self.step_graph.cut, self._crossing, self._threads)
+        )
         self._forward: tuple[ort.InferenceSession, ort.IOBinding, Float32] | None = None
         self._bind()
 

@@ -307,6 +307,69 @@ def test_micro_batches_give_the_update_of_the_whole_batch(optimizer: OptimizerSp
         GraphEngine().start(replace(setup(0), micro_batch=4))
 
 
+@pytest.mark.parametrize("frozen", [0, 4], ids=["all", "some-frozen"])
+def test_a_smaller_micro_batch_for_a_while_changes_no_update(frozen: int) -> None:
+    """Sums in another order differ in their last bits; a rate as in fine-tuning keeps that from growing."""
+    steady, steered = (GraphEngine().start(setup(frozen)) for _ in range(2))
+    usual, seen = steered.micro_batch, []
+    for number, (samples, labels) in enumerate(batches(20)):
+        if number in SHARES:
+            steered.set_micro_batch_share(SHARES[number])
+        seen.append(steered.micro_batch)
+        one, other = steady.step(samples, labels, 1e-3), steered.step(samples, labels, 1e-3)
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+    assert usual == 6, "what follows needs a whole batch at once"
+    assert seen == [6] * 4 + [3] * 4 + [1] * 4 + [3] * 4 + [6] * 4
+    steady.close()
+    steered.close()
+
+
+SHARES = {4: 0.5, 8: 0.25, 12: 0.5, 16: 1.0}
+
+
+def test_a_smaller_micro_batch_takes_less_memory_and_lasts_over_other_plans() -> None:
+    run = GraphEngine().start(setup(0))
+    live, samples = run.footprint.live, batches(1)[0]
+    run.set_micro_batch_share(0.5)
+    assert run.footprint.live <= 0.6 * live
+    run.set_frozen_layers(4)
+    assert run.micro_batch == 3
+    run.set_micro_batch_share(0.125)
+    assert run.micro_batch == 1, "one sample is the least"
+    run.set_micro_batch_share(1.0)
+    run.set_frozen_layers(0)
+    assert (run.micro_batch, run.footprint.live) == (6, live)
+    assert run.step(*samples, 0.01).kept
+    run.close()
+
+
+def test_a_micro_batch_that_cannot_be_compiled_leaves_the_run_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = GraphEngine().start(setup(0))
+    samples, labels = batches(1)[0]
+    with monkeypatch.context() as broken:
+        broken.setattr("agent.engine.program.session", no_memory)
+        with pytest.raises(EngineError, match="no memory"):
+            run.set_micro_batch_share(0.5)
+    assert run.micro_batch == 6
+    assert run.step(samples, labels, 0.01).kept
+    run.close()
+
+
+def no_memory(*_: object) -> None:
+    raise EngineError("no memory")
+
+
+@needs_ort_training
+def test_the_other_engine_takes_whole_batches_only() -> None:
+    run = ort_training().start(setup(0))
+    run.set_micro_batch_share(1.0)
+    with pytest.raises(ModelError, match="whole batches only"):
+        run.set_micro_batch_share(0.5)
+    assert run.micro_batch == 6
+    assert run.step(*batches(1)[0], 0.01).kept
+    run.close()
+
+
 @pytest.mark.parametrize("optimizer", [OPTIMIZERS[0], OPTIMIZERS[3]], ids=["sgd", "adamw"])
 def test_a_sparse_plan_moves_what_learns_and_nothing_else(optimizer: OptimizerSpec) -> None:
     net = mobile_block_net()

@@ -67,6 +67,18 @@ def test_a_lower_score_gives_it_up() -> None:
     np.testing.assert_array_equal(run.boundary(samples(3))[0], run_at(5).boundary(samples(3))[0])
 
 
+def test_a_smaller_micro_batch_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "median_seconds", lambda _, **__: {"float": 2.0, "int8": 1.0})
+    run = run_at(5)
+    assert run.use_int8(samples(64), samples(32), lambda _: 1.0).keep
+    before, digest = run.boundary(samples(16))[0], run.prefix_digest
+    run.set_micro_batch_share(0.25)
+    assert (run.micro_batch, run.prefix_digest) == (2, digest)
+    np.testing.assert_allclose(run.boundary(samples(16))[0], before, rtol=1e-4, atol=1e-5)
+    run.use_float32()
+    np.testing.assert_allclose(run.boundary(samples(3))[0], run_at(5).boundary(samples(3))[0], rtol=1e-4, atol=1e-5)
+
+
 def test_it_never_outlives_a_change_of_what_is_frozen() -> None:
     run, straight = run_at(5), run_at(3)
     run.use_int8(samples(64), samples(32), lambda _: 1.0)

@@ -207,6 +207,16 @@ def test_a_run_learns_the_same_with_tiles_and_through_every_change_of_plan() -> 
         np.testing.assert_allclose(sliced.parameters()[name], value, rtol=0, atol=1e-4)
 
 
+def test_a_smaller_micro_batch_keeps_the_tiles() -> None:
+    whole, sliced = run_at(7), run_at(7)  # the head alone learns: the frozen part needs most of the memory
+    assert sliced.use_slices(math.inf).keep
+    for run in (whole, sliced):
+        run.set_micro_batch_share(0.25)
+    assert sliced.footprint.live < whole.footprint.live
+    x = task().inputs(np.arange(8))
+    np.testing.assert_allclose(sliced.boundary(x)[0], whole.boundary(x)[0], rtol=0, atol=1e-5)
+
+
 def test_float32_after_8_bits_gives_the_same_again() -> None:
     made = run_at(4)
     x = task().inputs(np.arange(8))

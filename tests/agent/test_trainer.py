@@ -117,6 +117,13 @@ class TimedRun:
     def set_frozen_layers(self, count: int) -> None:
         self.inner.set_frozen_layers(count)
 
+    @property
+    def micro_batch(self) -> int:
+        return self.inner.micro_batch
+
+    def set_micro_batch_share(self, share: float) -> None:
+        self.inner.set_micro_batch_share(share)
+
     def outputs(self, samples: Float32) -> Float32:
         return self.inner.outputs(samples)
 
