@@ -12,6 +12,10 @@ from policies.reading import FULL_DUTY, Action, Decision, Reading
 SHORT = frozenset({"battery.pause", "battery.unknown", "battery.low"})
 """Rules under which charge is short, or may be."""
 
+THRIFT = "supply.lost"
+"""The rule that only saves energy: it gives way to a prediction, which knows what saves more. `battery.low` does not: a
+weak cell sags under the current of a high clock."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatteryState:
@@ -63,7 +67,7 @@ def bounds(marks: BatteryPolicy, state: BatteryState) -> Iterator[Bound]:
     if state.throttled_until_s is not None:
         yield Bound("supply.throttled", Action.SLOW, 1.0, marks.throttled_duty)
     if state.lost_until_s is not None:
-        yield Bound("supply.lost", Action.RUN, marks.lost_frequency_ratio)
+        yield Bound(THRIFT, Action.RUN, marks.lost_frequency_ratio)
 
 
 def is_short(decision: Decision) -> bool:

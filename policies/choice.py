@@ -17,6 +17,9 @@ ENERGY, DELTA_T = "predict.energy", "predict.delta-t"
 DEADLINE, CHARGE = "predict.deadline", "predict.charge"
 MARGIN_KELVIN = 1.0
 """Kept free below the limit by a new setting, on top of the errors: a sensor's step and its noise."""
+NEAR_KELVIN = 5.0
+"""A setting that was left out with its expected delta-T further below the limit was left out because its heat is not
+known, not because it is hot: twice the standard error at which the models count as sure."""
 KEPT_MARGIN_KELVIN = 0.3
 """The same for the present setting, so that it is not left for a prediction that moved a little."""
 LEAST_GAIN = 0.03
@@ -98,8 +101,7 @@ class Search:
             return best(self._grid, prospects, self._limit, _speed, known=False) or coolest(
                 self._grid, self._limit
             ), DELTA_T
-        free = max(prospects, key=_thrift)
-        rule = ENERGY if free.setting == thrifty.setting else DELTA_T
+        rule = DELTA_T if self._heat_binds(prospects, thrifty) else ENERGY
         if self._charge_binds(thrifty):
             return thrifty, CHARGE
         near = [x for x in prospects if x.rate > thrifty.rate and _about_as_thrifty(x, thrifty, SAME_ENERGY)]
@@ -108,6 +110,11 @@ class Search:
         if need is None or self._pace(thrifty) >= need * SPARE:
             return thrifty, rule
         return self._in_time(prospects, need * SPARE), DEADLINE
+
+    def _heat_binds(self, prospects: list[Prospect], thrifty: Prospect) -> bool:
+        """Whether one that gives more samples per joule than `thrifty` is predicted to be too warm."""
+        thriftier = (x for x in prospects if x.samples_per_joule > thrifty.samples_per_joule)
+        return any(x.delta_kelvin > self._limit - NEAR_KELVIN and self._grid.known(x) for x in thriftier)
 
     def _in_time(self, prospects: list[Prospect], need: float) -> Prospect:
         """The thriftiest that meets `need`, at the shallowest depth at which one does; else the fastest."""
@@ -132,6 +139,8 @@ class Search:
 
     def _kept(self, old: Choice, found: Prospect, rule: str) -> bool:
         """Whether the present setting stays although the search found another."""
+        if not self._grid.has(old.setting):
+            return False
         top, lowest = self._grid.points[-1].frequency_hz, self._grid.points[0].frequency_hz
         if old.setting.frequency_hz > max((self._moment.cap_ratio + TABLE_TOLERANCE) * top, lowest):
             return False

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from policies import battery, dvfs, predictive, progress, schedule, thermal
+from policies import battery, dvfs, memory, predictive, progress, schedule, thermal
 from policies.bounds import Bound
 from policies.outlook import Outlook
 from policies.policy import Policy
@@ -32,6 +32,7 @@ RULES: Mapping[str, str] = {
     "supply.throttled": "firmware or kernel hold the clock down",
     "supply.lost": "mains went away",
     "schedule.quiet": "quiet hours",
+    "memory.pressure": "memory is short, or tasks wait for it",
     "predict.energy": "most samples per joule",
     "predict.delta-t": "the same among what is predicted to stay cool",
     "predict.deadline": "in time for the job's deadline",
@@ -49,6 +50,7 @@ class GovernorState:
     thermal: thermal.ThermalState = field(default_factory=thermal.ThermalState)
     battery: battery.BatteryState = field(default_factory=battery.BatteryState)
     predictive: predictive.PredictiveState = field(default_factory=predictive.PredictiveState)
+    memory: memory.MemoryState = field(default_factory=memory.MemoryState)
 
 
 def load_state(table: Mapping[str, object]) -> GovernorState:
@@ -76,17 +78,20 @@ def decide(policy: Policy, state: GovernorState, reading: Reading, outlook: Outl
     """
     heat = thermal.judge(policy.thermal, state.thermal, reading)
     supply = battery.judge(policy.battery, state.battery, reading)
+    room = memory.judge(policy.memory, state.memory, reading)
     bounds = [*battery.bounds(policy.battery, supply), *schedule.bounds(policy.schedule, outlook)]
+    bounds += memory.bounds(room)
     bounds += _progress(policy, outlook)
     # Before the heat's own bounds, of which the choice must know nothing: it would be another one when it is hotter.
-    foresight, predicted = predictive.choose(policy, state.predictive, reading, outlook, bounds)
-    bounds = [*thermal.bounds(policy.thermal, heat), *bounds]
+    freed = [dataclasses.replace(bound, ratio=1.0) if bound.rule == battery.THRIFT else bound for bound in bounds]
+    foresight, predicted = predictive.choose(policy, state.predictive, reading, outlook, freed)
+    bounds = [*thermal.bounds(policy.thermal, heat), *(bounds if predicted is None else freed)]
     bounds += _frozen(policy, outlook, bounds) if predicted is None else [predicted]
     decision = _combine(bounds, reading, reverify=heat.suspect)
     foresight = predictive.learn(foresight, reading, outlook, decision.duty)
     if decision.action < Action.PAUSE:  # this Decision carries the order to verify: training goes on with it
         heat = dataclasses.replace(heat, suspect=False)
-    return GovernorState(heat, supply, foresight), decision
+    return GovernorState(heat, supply, foresight, room), decision
 
 
 def _progress(policy: Policy, outlook: Outlook) -> list[Bound]:
@@ -107,6 +112,7 @@ def _combine(bounds: list[Bound], reading: Reading, *, reverify: bool) -> Decisi
     clock = min(bounds, key=lambda x: x.ratio, default=none)
     deep = max(bounds, key=lambda x: x.depth, default=none)
     lasting = max((x.depth for x in bounds if not x.depth_until_samples), default=0)
+    small = min(bounds, key=lambda x: x.micro_batch_share, default=none)
     rule = bound.rule if bound.action > Action.RUN else "run"
     return Decision(
         action=bound.action,
@@ -118,6 +124,8 @@ def _combine(bounds: list[Bound], reading: Reading, *, reverify: bool) -> Decisi
         depth_rule=deep.rule if deep.depth > 0 else "plan",
         depth_until_samples=deep.depth_until_samples if deep.depth > lasting else 0,
         depth_after_percent=lasting,
+        micro_batch_share=small.micro_batch_share,
+        batch_rule=small.rule if small.micro_batch_share < 1.0 else "plan",
         cooling_level=math.ceil(max((x.cooling for x in bounds), default=0.0) * reading.cooling_max),
         reverify=reverify,
         notes=tuple(x.rule for x in bounds if x.rule != rule),

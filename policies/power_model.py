@@ -43,6 +43,8 @@ class Window:
     share: float
     utilisation: float
     """Of the first reading."""
+    source: str = ""
+    """Another meter measures another part of the board."""
     readings: int = 0
     watts: float = 0.0
     switched: float = 0.0
@@ -134,7 +136,9 @@ def _opened(reading: Reading, *, settled: bool = False) -> Window:
     assert reading.utilisation is not None
     assert reading.frequency_hz is not None
     began = reading.mono_s - (SETTLE_S if settled else 0.0)
-    return Window(began, reading.mono_s, reading.frequency_hz, fan_share(reading), reading.utilisation)
+    return Window(
+        began, reading.mono_s, reading.frequency_hz, fan_share(reading), reading.utilisation, reading.power_source
+    )
 
 
 def _continues(window: Window, reading: Reading) -> bool:
@@ -142,6 +146,7 @@ def _continues(window: Window, reading: Reading) -> bool:
     return (
         0.0 < reading.mono_s - window.last_s <= LONGEST_GAP_S
         and reading.frequency_hz == window.frequency_hz
+        and reading.power_source == window.source
         and fan_share(reading) == window.share
         and abs(reading.utilisation - window.utilisation) <= STEADY_LOAD
     )

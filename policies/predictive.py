@@ -160,13 +160,13 @@ def learn(state: PredictiveState, reading: Reading, outlook: Outlook, duty: floa
     power = power_model.learn(state.power, reading)
     share = fan_share(reading)
     heat = None if reading.power_watts is None else reading.power_watts - power.fan_watts(share)
-    if reading.power_source not in power_model.SOURCES or ("temperature", Health.OK) not in _known(reading):
+    if reading.power_source not in power_model.SOURCES or not _reliable(reading):
         heat = None
     return dataclasses.replace(
         state,
         power=power,
         thermal=thermal_model.learn(
-            state.thermal, reading.mono_s, reading.delta_t_celsius, heat, share, baseline=_baseline(reading)
+            state.thermal, reading.mono_s, reading.delta_t_celsius, heat, share, baseline=reading.ambient_is_baseline
         ),
         battery=_drawn(state, reading),
         busy=_busy(state, reading, outlook),
@@ -213,8 +213,10 @@ def _known(reading: Reading) -> tuple[tuple[str, Health], ...]:
     return (*reading.health, *((name, Health.OK) for name in _SENSORS if name not in told))
 
 
-def _baseline(reading: Reading) -> bool:
-    return ("ambient", Health.OK) not in _known(reading)
+def _reliable(reading: Reading) -> bool:
+    """Whether delta-T is one: an ambient sensor that fell silent leaves the air of some time ago."""
+    known = _known(reading)
+    return ("temperature", Health.OK) in known and (reading.ambient_is_baseline or ("ambient", Health.OK) in known)
 
 
 def _able(policy: Policy, reading: Reading) -> bool:
@@ -228,7 +230,7 @@ def _able(policy: Policy, reading: Reading) -> bool:
         and ambient is not None
         and math.isfinite(ambient)
         and math.isfinite(reading.mono_s)
-        and ("temperature", Health.OK) in known
+        and _reliable(reading)
         and ("power", Health.OK) in known
         and ("frequency-cap", Health.OVERRIDDEN) not in known
     )

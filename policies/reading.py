@@ -49,6 +49,8 @@ class Reading:
     temperature_celsius: float | None = None
     ambient_celsius: float | None = None
     """Ambient temperature, or the resting baseline where the board has no ambient sensor."""
+    ambient_is_baseline: bool = False
+    """`ambient_celsius` is the resting baseline: nothing measures the air."""
     frequency_hz: int | None = None
     frequency_cap_hz: int | None = None
     """Clock cap in force, whoever set it."""
@@ -116,3 +118,7 @@ class Decision:
     """Once so many samples of the job are done, `depth_after_percent` holds, without waiting for another Decision:
     steps of a head alone are so short that a job could be over before there is one. 0: no such end."""
     depth_after_percent: int = 0
+    micro_batch_share: float = 1.0
+    """Most of the usual micro-batch that goes through a step at once: 1, 1/2, 1/4 or 1/8. The optimizer's batch stays,
+    and so does what is learnt."""
+    batch_rule: str = "plan"

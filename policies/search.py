@@ -83,6 +83,10 @@ class Grid:
     horizon_s: float
     """Predict at least so far ahead."""
 
+    def has(self, setting: Setting) -> bool:
+        """Whether the board has that operating point and fan level; tables change with boost, and with the board."""
+        return setting.level <= self.levels and any(x.frequency_hz == setting.frequency_hz for x in self.points)
+
     def prospects(self, cap_ratio: float) -> Iterator[Prospect]:
         """Every operating point up to `cap_ratio` of the top clock (the slowest always) with every fan level."""
         most = (cap_ratio + TABLE_TOLERANCE) * self.points[-1].frequency_hz

@@ -49,9 +49,11 @@ def judge(policy: ThermalPolicy, state: ThermalState, reading: Reading) -> Therm
     ambient (delta-T unknown) only the absolute trips can raise a level; a delta-T level that was higher falls to SLOW
     and stays there, because nothing says that it is cool.
     """
-    if reading.temperature_celsius is None:
+    if reading.temperature_celsius is None or not math.isfinite(reading.temperature_celsius):
         return _replace_missing(policy, state)
     celsius, delta = reading.temperature_celsius, reading.delta_t_celsius
+    if delta is not None and not math.isfinite(delta):
+        delta = None
     rate = _rate(state, reading.mono_s, celsius)
     absolute = (policy.slow.absolute_celsius, policy.hot.absolute_celsius, policy.pause.absolute_celsius)
     band = policy.hysteresis_kelvin

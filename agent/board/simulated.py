@@ -156,6 +156,7 @@ class SimulatedBoard:
             mono_s=mono_s,
             temperature_celsius=celsius,
             ambient_celsius=self._ambient(celsius),
+            ambient_is_baseline=self._baseline is not None,
             frequency_hz=self._point().frequency_hz,
             frequency_cap_hz=self.constants.points[self._cap_index].frequency_hz,
             operating_points=self.constants.points,

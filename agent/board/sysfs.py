@@ -91,6 +91,7 @@ class SysfsBoard:
             mono_s=mono_s,
             temperature_celsius=die.value,
             ambient_celsius=self._zones.ambient_celsius(die.value),
+            ambient_is_baseline=self._zones.ambient_is_baseline,
             frequency_hz=frequency,
             frequency_cap_hz=cap,
             gpu_frequency_hz=self._gpu.read(mono_s),

@@ -38,6 +38,11 @@ class ThermalZones:
         zones = self._zones.devices(mono_s)
         return self._die.judge(self._read_die(zones), mono_s), self._read_ambient(zones)
 
+    @property
+    def ambient_is_baseline(self) -> bool:
+        """Whether nothing has measured the ambient so far."""
+        return self._ambient is None
+
     def ambient_celsius(self, die_celsius: float | None) -> float:
         """Ambient temperature as last measured, or the resting baseline where nothing measures it."""
         if self._ambient is not None:

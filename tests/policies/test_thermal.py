@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -150,3 +151,12 @@ def test_a_temperature_above_a_trip_always_has_its_bound(policy: ThermalPolicy, 
     assert ("thermal.delta-t-pause" in found) >= (delta is not None and delta > policy.pause.delta_kelvin)
     past = celsius > policy.pause.absolute_celsius
     assert bool(found & {"thermal.absolute-pause", "thermal.critical"}) >= past
+
+
+@pytest.mark.parametrize("celsius", [math.nan, math.inf, -math.inf])
+def test_a_temperature_that_is_no_number_is_none_at_all(celsius: float) -> None:
+    hot = after(POLICY, at(90.0))
+    lost = judge(POLICY, hot, at(celsius, 1.0))
+    assert (lost.delta_level, lost.absolute_level, lost.missing) == (hot.delta_level, hot.absolute_level, 1)
+    warm = judge(POLICY, after(POLICY, at(61.0)), at(61.0, 1.0, ambient=celsius))
+    assert warm.delta_level == ThermalLevel.SLOW  # nothing says that it is cool

@@ -87,7 +87,8 @@ class Client:
         """The answer to any bytes; empty when the helper hung up."""
         self.sock.send(packet)
         self._between()
-        return json.loads(self.sock.recv(4096) or b"{}")
+        answer: dict[str, Any] = json.loads(self.sock.recv(4096) or b"{}")
+        return answer
 
     def close(self) -> None:
         self.sock.close()
