@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from agent.board.profile import policy_names
@@ -179,3 +180,15 @@ def _show(options: argparse.Namespace, body: dict[str, object]) -> None:
         for key in (f"{metric}_before", f"{metric}_after", "warnings", "damaged", "repaired", "unrepairable"):
             if result.get(key):
                 print(f"  {key}: {result[key]}")
+        for line in policy_lines(result):
+            print(f"  {line}")
+
+
+def policy_lines(result: Mapping[str, object]) -> list[str]:
+    """What a `set-policy` changed, one line for each key; empty for the result of another command."""
+    changed = result.get("changed")
+    if not isinstance(changed, dict):
+        return []
+    lines = [f"policy in force: {result.get('name')}, by {result.get('source')}"]
+    values = ((key, value) for key, value in changed.items() if isinstance(value, dict) and key != "name")
+    return [*lines, *(f"{key}: {value.get('from')} -> {value.get('to')}" for key, value in values)]

@@ -16,9 +16,9 @@ from agent.board.edac import memory_errors
 from agent.board.profile import named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
 from agent.durable import make_folder
-from agent.errors import BoardError, TemperdError
+from agent.errors import BoardError
 from agent.messages import Failed, Message, Order, Progress, ScrubOrder
-from agent.slots import checkpoint_path, read_active
+from agent.slots import checkpoint_path
 from agent.spec import FineTuneSpec
 from service.commands import SUPPORTED, new_id
 from service.config import Config
@@ -33,12 +33,13 @@ from service.policy_file import PolicyFile
 from service.policy_watch import PolicyWatch
 from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
-from service.runner import Runner, Workshop
+from service.runner import Workshop
 from service.scrub import ScrubShop
 from service.state_lock import state_lock
 from service.statuses import Clock
 from service.steering import Steering
 from service.systemd import Notifier
+from service.views import Views, training_metrics
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -163,12 +164,12 @@ class Daemon:
         board = SysfsBoard(roots, profile, self._state / "undo.json", board_config.powerd)
         steering = self._steering = Steering(board, policies.policy, time.thread_time)
         steering.restore()
-        self._model = model
         self._learnt = Learnt(self._state, model, profile.name, steering)
         self._learnt.load()
+        clock = Clock(self._now, self._mono, self._clock_synchronised)
+        self._views = Views(self._config, model, profile.name, steering, clock)
         self._link = self._make_link()
         device, uplink = self._config.device.name, _Statuses(self._link)
-        clock = Clock(self._now, self._mono, self._clock_synchronised)
         shop = Workshop(self._order, self._config.worker.nice, self._watch, self._ended)
         scrub_shop = ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed)
         allowed = self._config.policy.by_command
@@ -207,21 +208,7 @@ class Daemon:
         )
 
     def _birth(self) -> dict[str, object]:
-        steering = self._steering
-        try:
-            active = read_active(self._state / "store")
-        except TemperdError as error:  # the next worker sets a broken status aside and rebuilds it
-            log.warning("the active model is not known", why=str(error))
-            active = None
-        return {
-            "schema": 1,
-            "agent": __version__,
-            "board": {"model": self._model, "profile": self._board_name},
-            "metrics": {"board": sorted(steering.board_metrics()), "energy": sorted(steering.energy_metrics(0))},
-            "policy": self._policies.shown(),
-            "active_model": active.manifest if active else None,
-            "clock": "synchronised" if self._clock_synchronised() else "unsynchronised",
-        }
+        return self._views.birth(self._policies.shown())
 
     def _order(self, record: JobRecord) -> Order:
         threads = self._config.worker.threads or os.cpu_count() or 1
@@ -314,25 +301,13 @@ class Daemon:
                 link.publish_metrics("board", self._steering.board_metrics())
             if link and runner.training:
                 link.publish_metrics("energy", runner.energy_metrics())
-            self._show(runner, link)
+            self._show(desk, link)
             self._notifier.watchdog()
             ticks += 1
             await asyncio.sleep(TICK_S)
 
-    def _show(self, runner: Runner, link: Link | None) -> None:
-        current = runner.current
-        view = {
-            "mono_s": self._mono(),
-            "device": self._config.device.name,
-            "pid": os.getpid(),
-            "connected": bool(link and link.connected),
-            "board": self._steering.board_metrics(),
-            "job": current.status(ts=self._now(), clock="") if current else None,
-            "training": _training(runner.progress) if runner.progress else None,
-            "energy": runner.energy_metrics() if runner.training else None,
-            "store": self._desk.scrubs.metrics(),
-            "policy": self._policies.shown(),
-        }
+    def _show(self, desk: Desk, link: Link | None) -> None:
+        view = self._views.live(desk, self._policies.shown(), connected=bool(link and link.connected))
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
             write_live(runtime_folder(self._state), view)
 
@@ -357,7 +332,7 @@ class Daemon:
 
     def _watch(self, message: Message, _record: JobRecord) -> None:
         if isinstance(message, Progress):
-            self._link.publish_metrics("training", _training(message))
+            self._link.publish_metrics("training", training_metrics(message))
 
     # --- the clock ---------------------------------------------------------------------------------------------------
 
@@ -382,11 +357,6 @@ class _Statuses:
         self, command_type: str, command_id: str, status: Mapping[str, object]
     ) -> asyncio.Future[bool] | None:
         return self._link.publish_status(command_type, command_id, status) if self._link.connected else None
-
-
-def _training(progress: Progress) -> dict[str, object]:
-    """The `training` group of the telemetry."""
-    return {name: getattr(progress, name) for name in Progress.__slots__}
 
 
 def _boot_id() -> str:

@@ -103,7 +103,7 @@ class Story:
         done = _number(values, "epoch") + _number(values, "step") / max(1.0, _number(values, "steps"))
         self.share = max(self.share, min(1.0, done / max(1.0, _number(values, "epochs"))))
         if values.get("event") == "depth":
-            self._say(f"freeze depth now {values.get('depth_percent')} % ({values.get('rule')})")
+            self._say(f"freeze depth now {values.get('depth_percent')} % ({self.board.get('depth_rule', 'plan')})")
         elif values.get("event") == "epoch":
             loss, accuracy = _number(values, "loss"), _number(values, "score")
             self._say(f"epoch {values.get('epoch')}: loss {loss:.3f}, accuracy {accuracy:.3f}")

@@ -125,6 +125,10 @@ class Runner:
         """The current job, as the governor sees it."""
         return self._outlooks.outlook()
 
+    def deadline_told(self) -> dict[str, object] | None:
+        """How the current job stands to its deadline, as JSON values; `None` without one."""
+        return None if self.current is None else self._outlooks.deadline_told(self.current)
+
     def energy_metrics(self, bandwidth: object = None) -> dict[str, object]:
         """The `energy` group of the telemetry; `bandwidth` as a worker's last word has it, else as journaled."""
         told = self._steering.energy_metrics(self.progress.samples if self.progress else 0)

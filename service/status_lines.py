@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 NOTHING = "-"
+FREE = "run"  # stands for no rule
 RULES = (("clock", "frequency_rule", "unlimited"), ("depth", "depth_rule", "plan"))
 
 
@@ -14,7 +15,11 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
     lines = [f"{view.get('device')}: {'connected' if view.get('connected') else 'no broker'}", *_board_lines(board)]
     job, training = table(view.get("job")), table(view.get("training"))
     if job:
-        lines.append(f"job {job.get('id')}: {job.get('status')} {job.get('step')} {job.get('reason_code')}")
+        lines.append(" ".join(str(word) for word in (f"job {job.get('id')}:", *_standing(job)) if word))
+    if deadline := table(view.get("deadline")):
+        late = deadline.get("met") is False
+        left = number(deadline, "left_s", -1.0 if late else 1.0, digits=0)
+        lines.append(f"deadline missed {left} s ago" if late else f"deadline in {left} s")
     if training:
         epochs = f"epoch {training.get('epoch')}/{training.get('epochs')}"
         lines.append(f"{epochs}, loss {number(training, 'loss')}, {training.get('depth_percent')} % frozen")
@@ -23,10 +28,17 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
     policy = table(view.get("policy"))
     if policy.get("complaint"):
         lines.append(f"policy {policy.get('name')} stays in force: {policy.get('complaint')}")
+    elif policy.get("source") not in (None, "board"):
+        lines.append(f"policy {policy.get('name')}, by {policy.get('source')}")
     if store := table(view.get("store")):
         counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
         lines.append(f"last scrub: {store.get('files')} files, {counts}")
     return lines
+
+
+def _standing(job: Mapping[str, object]) -> tuple[object, ...]:
+    reason = job.get("reason_code")
+    return job.get("status"), job.get("step"), f"({reason})" if reason else ""
 
 
 def _board_lines(board: Mapping[str, object]) -> list[str]:
@@ -38,10 +50,12 @@ def _board_lines(board: Mapping[str, object]) -> list[str]:
         lines.append(f"power {number(board, 'power_watts')} W from {board.get('power_source') or 'unknown'} ({kind})")
     rules = [f"{what} by {board[key]}" for what, key, free in RULES if board.get(key, free) != free]
     duty = f"duty {number(board, 'duty', 100)} %"
-    lines.append(", ".join([f"{board.get('action')} by {board.get('rule')}", *rules, duty]))
+    rule = board.get("rule")
+    lines.append(", ".join([f"{board.get('action')}" + ("" if rule == FREE else f" by {rule}"), *rules, duty]))
     notes = board.get("notes")
-    if isinstance(notes, list) and notes:
-        lines.append(f"rules that apply too: {', '.join(map(str, notes))}")
+    named = [rule, *(board.get(key) for _, key, _ in RULES)]
+    if others := [str(note) for note in notes if note not in named] if isinstance(notes, list) else []:
+        lines.append(f"rules that apply too: {', '.join(others)}")
     ill = [f"{name} {health}" for name, health in table(board.get("health")).items() if health != "ok"]
     if ill:
         lines.append(f"not all is well: {', '.join(ill)}")

@@ -12,6 +12,7 @@ import structlog
 
 from service import cli_fleet
 from service.cli import main
+from service.cli_fleet import policy_lines
 from service.commands import MAX_ENVELOPE_BYTES
 from service.live import write_live
 from service.policy_file import PolicyFile
@@ -123,3 +124,10 @@ def test_fleet_send_refuses_before_it_sends(
     send = ["fleet", "send", "board-1", "set-policy", path, "--key", str(tmp_path / "alice.key")]
     assert main(send) == 2
     assert says in capsys.readouterr().err
+
+
+def test_what_a_console_changed_is_shown_key_by_key() -> None:
+    changed = {"name": {"from": "a", "to": "b"}, "thermal.slow.duty": {"from": 0.75, "to": 0.6}}
+    told = policy_lines({"name": "b", "source": "command", "changed": changed})
+    assert told == ["policy in force: b, by command", "thermal.slow.duty: 0.75 -> 0.6"]
+    assert policy_lines({"accuracy_after": 0.9}) == []

@@ -42,6 +42,11 @@ def test_ill_sensors_and_further_rules_are_named() -> None:
     assert "not all is well: temperature frozen, frequency-cap refused" in told
 
 
+def test_a_rule_that_is_named_is_not_named_again() -> None:
+    told = shown(notes=["dvfs.frozen", "battery.low"])
+    assert told.endswith("rules that apply too: battery.low")
+
+
 def test_energy_says_where_it_comes_from() -> None:
     energy = {"joules": 59.0, "joules_per_sample": 0.59, "gops_per_watt": 1.5, "source": "model", "modelled": True}
     assert energy_line(energy) == "energy 59.00 J, 0.5900 J a sample, 1.50 GOPS/W from model (modelled)"
@@ -58,6 +63,29 @@ def test_a_job_a_scrub_and_a_policys_complaint_have_their_lines() -> None:
     told = status_lines(view)
     assert told[0] == "pi-1: no broker"
     assert {
-        "job j: running training ", "epoch 1/4, loss 0.50, 75 % frozen", "policy mine stays in force: thermal: no",
+        "job j: running training", "epoch 1/4, loss 0.50, 75 % frozen", "policy mine stays in force: thermal: no",
         "last scrub: 3 files, 1 damaged, 1 repaired, 0 unrepairable",
     } <= set(told)  # fmt: skip
+
+
+def test_where_no_rule_binds_none_is_named() -> None:
+    assert "\nRUN, duty 100.00 %" in shown(action="RUN", rule="run", frequency_rule="unlimited", duty=1.0)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "told"), [(41.6, "deadline in 42 s"), (0.0, "deadline in 0 s"), (-12.3, "deadline missed 12 s ago")]
+)
+def test_a_deadline_is_told(left_s: float, told: str) -> None:
+    view = {"board": {}, "deadline": {"deadline_s": 60.0, "left_s": left_s, "met": left_s >= 0}}
+    assert told in status_lines(view)
+    assert not any("deadline" in line for line in status_lines({"board": {}, "deadline": None}))
+
+
+def test_a_policy_that_is_not_the_boards_own_is_named() -> None:
+    assert "policy calm, by command" in status_lines({"board": {}, "policy": {"name": "calm", "source": "command"}})
+    assert not any("policy" in line for line in status_lines({"board": {}, "policy": {"name": "d", "source": "board"}}))
+
+
+def test_a_job_that_waits_says_for_what() -> None:
+    job = {"id": "j", "status": "deferred", "step": "", "reason_code": "battery.pause"}
+    assert "job j: deferred (battery.pause)" in status_lines({"board": {}, "job": job})

@@ -1,0 +1,75 @@
+"""What the daemon shows of itself: its birth message, its live view, and the telemetry of training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent import __version__
+from agent.errors import TemperdError
+from agent.messages import Progress
+from agent.slots import read_active
+from service.config import Config
+from service.desk import Desk
+from service.logs import logger
+from service.statuses import Clock
+from service.steering import Steering
+
+log = logger("daemon")
+
+
+class Views:
+    """See the module.
+
+    Args:
+        config: of the daemon.
+        model: the device-tree model.
+        profile: name of the board's profile.
+        steering: reads the board.
+        clock: see `Clock`.
+    """
+
+    def __init__(self, config: Config, model: str, profile: str, steering: Steering, clock: Clock) -> None:
+        self._config, self._board, self._steering, self._clock = config, (model, profile), steering, clock
+
+    def birth(self, policy: Mapping[str, object]) -> dict[str, object]:
+        """The `birth` message of docs/mqtt.md; `policy` as `PolicyFile.shown` gives it."""
+        try:
+            active = read_active(Path(self._config.device.state_dir) / "store")
+        except TemperdError as error:  # the next worker sets a broken status aside and rebuilds it
+            log.warning("the active model is not known", why=str(error))
+            active = None
+        steering, (model, profile) = self._steering, self._board
+        return {
+            "schema": 1,
+            "agent": __version__,
+            "board": {"model": model, "profile": profile},
+            "metrics": {"board": sorted(steering.board_metrics()), "energy": sorted(steering.energy_metrics(0))},
+            "policy": policy,
+            "active_model": active.manifest if active else None,
+            "clock": self._clock.word(),
+        }
+
+    def live(self, desk: Desk, policy: Mapping[str, object], *, connected: bool) -> dict[str, object]:
+        """What `temperd status` reads."""
+        runner = desk.runner
+        current = runner.current
+        return {
+            "mono_s": self._clock.mono(),
+            "device": self._config.device.name,
+            "pid": os.getpid(),
+            "connected": connected,
+            "board": self._steering.board_metrics(),
+            "job": current.status(ts=self._clock.now(), clock=self._clock.word()) if current else None,
+            "deadline": runner.deadline_told(),
+            "training": training_metrics(runner.progress) if runner.progress else None,
+            "energy": runner.energy_metrics() if runner.training else None,
+            "store": desk.scrubs.metrics(),
+            "policy": policy,
+        }
+
+
+def training_metrics(progress: Progress) -> dict[str, object]:
+    """The `training` group of the telemetry."""
+    return {name: getattr(progress, name) for name in Progress.__slots__}
