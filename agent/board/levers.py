@@ -15,7 +15,17 @@ from pathlib import Path
 
 from agent import strict_json
 from agent.board.files import read_int, write_int
-from agent.board.lever_files import FREQUENCIES, MAX_VALUE, capped_policy, is_lever, is_stricter
+from agent.board.lever_files import (
+    FREQUENCIES,
+    MAX_MARK,
+    MAX_VALUE,
+    capped_policy,
+    device_mark,
+    is_another,
+    is_lever,
+    is_stricter,
+    strictest,
+)
 from agent.board.powerd_link import WAITING, PowerdLink
 from agent.durable import write_atomic
 from agent.errors import ArtifactError, BoardError
@@ -24,7 +34,7 @@ from policies.strict import TableError, build, limits
 
 __all__ = ["FREQUENCIES", "Levers"]
 
-MAX_UNDO_BYTES = 16 << 10  # a few dozen levers at about 80 bytes each
+MAX_UNDO_BYTES = 32 << 10  # a few dozen levers at about 200 bytes each
 TRY_AGAIN_ROUNDS = 30  # between attempts to write a lever that was refused, while nothing is asked of it
 _NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _WORST_FIRST = (Health.REFUSED, Health.OVERRIDDEN, Health.MISSING, Health.OK)
@@ -36,6 +46,10 @@ class _Undo:
 
     boot: str = field(metadata=limits(longest=64))
     originals: dict[str, int] = field(metadata=limits(0, MAX_VALUE))
+    marks: dict[str, str] = field(default_factory=dict, metadata=limits(longest=MAX_MARK))
+    """What those devices said they are."""
+    strictest: dict[str, int] = field(default_factory=dict, metadata=limits(0, MAX_VALUE))
+    """That was ever set in each."""
 
 
 class Levers:
@@ -57,10 +71,11 @@ class Levers:
         self._lent: dict[str, int] = {}
         """Files that the helper writes, each with the connection over which it was last written."""
         self._rounds = 0
-        self._originals = self._load()
-        for key in self._originals:  # what a killed process left there is ours
+        self._originals, self._marks, self._most = self._load()
+        for key in self._originals:  # what a killed process left there is ours, but for what it never asked for
             if (left := read_int(sys_root / key)) is not None:
-                self._held[key] = left
+                most = self._most.get(key, left)
+                self._held[key] = most if is_stricter(key, left, most) else left
 
     @property
     def health(self) -> dict[str, Health]:
@@ -104,6 +119,9 @@ class Levers:
     def _hold(self, path: Path, bound: int | None, choose: Callable[[int, int], int]) -> None:
         key = str(path.relative_to(self._root))
         current, held = read_int(path), self._held.get(key)
+        if self._is_another(key):
+            self._forget(key)  # a driver was loaded anew, and this number is another device's now
+            held = None
         if current is None:
             self._health[key] = Health.MISSING
             self._held.pop(key, None)  # whoever brings it back begins anew: no override
@@ -119,7 +137,7 @@ class Levers:
         connection = self._lent.get(key)
         if current != wanted:
             # Remembered even if the write is refused: asking again each second must not write the undo file again.
-            if not self._remember(key, current) or not self._write(key, wanted):
+            if not self._remember(key, current, wanted) or not self._write(key, wanted):
                 return
             self._held[key] = wanted
         if held is None or current == held:
@@ -130,9 +148,15 @@ class Levers:
             text = f"{key} was set to {current} by another program; set to {wanted} again"
             self._complain(key, text, Health.OVERRIDDEN)
 
+    def _is_another(self, key: str) -> bool:
+        return key in self._originals and is_another(self._root, key, self._marks.get(key, ""))
+
     def _ease(self, key: str) -> None:
         original, path = self._originals.get(key), self._root / key
         if original is None:
+            return
+        if self._is_another(key):
+            self._forget(key)
             return
         now, held = read_int(path), self._held.get(key)
         # The kernel's fan governor, say, asks for more by now and would not ask again: it is in charge.
@@ -211,14 +235,20 @@ class Levers:
         if health:
             self._health[key] = health
 
-    def _remember(self, key: str, value: int) -> bool:
-        if key in self._originals:
+    def _remember(self, key: str, found: int, wanted: int) -> bool:
+        known, before = key in self._originals, self._most.get(key)
+        self._most[key] = strictest(key, wanted, before)
+        if known and self._most[key] == before:
             return True
-        self._originals[key] = value
+        if not known:
+            self._originals[key], self._marks[key] = found, device_mark(self._root, key)
         try:
             self._save()
         except BoardError as error:  # a limit that could not be put back after a crash is not set
-            del self._originals[key]
+            if before is not None:
+                self._most[key] = before
+            if not known:
+                del self._originals[key], self._marks[key], self._most[key]
             text = f"{key} is left alone: its value cannot be remembered ({error})"
             self._complain(key, text, Health.REFUSED)
             return False
@@ -226,8 +256,8 @@ class Levers:
 
     def _forget(self, key: str) -> None:
         del self._originals[key]
-        self._held.pop(key, None)
-        self._lent.pop(key, None)
+        for kept in (self._held, self._lent, self._marks, self._most):
+            kept.pop(key, None)
         try:
             self._save()
         except BoardError as error:
@@ -238,20 +268,25 @@ class Levers:
             return
         ours = {key: value for key, value in self._originals.items() if key not in self._lent}
         if ours:
-            write_atomic(self._undo_file, strict_json.canonical({"boot": self._boot, "originals": ours}))
+            marks = {key: mark for key, mark in self._marks.items() if key in ours}
+            most = {key: value for key, value in self._most.items() if key in ours}
+            body = {"boot": self._boot, "originals": ours, "marks": marks, "strictest": most}
+            write_atomic(self._undo_file, strict_json.canonical(body))
         else:
             self._undo_file.unlink(missing_ok=True)
 
-    def _load(self) -> dict[str, int]:
+    def _load(self) -> tuple[dict[str, int], dict[str, str], dict[str, int]]:
         if self._undo_file is None or not self._undo_file.exists():
-            return {}
+            return {}, {}, {}
         try:
             data = self._undo_file.read_bytes()
             body = strict_json.loads(data, what="list of changed limits", max_bytes=MAX_UNDO_BYTES)
             undo = build(_Undo, body if isinstance(body, dict) else {})
         except (OSError, ArtifactError, TableError) as error:
             self._complain("undo", f"the list of changed limits is unreadable and ignored: {error}")
-            return {}
+            return {}, {}, {}
         if undo.boot != self._boot:
-            return {}
-        return {key: value for key, value in undo.originals.items() if is_lever(key)}
+            return {}, {}, {}
+        originals = {key: value for key, value in undo.originals.items() if is_lever(key)}
+        marks = {key: mark for key, mark in undo.marks.items() if key in originals}
+        return originals, marks, {key: value for key, value in undo.strictest.items() if key in originals}

@@ -7,13 +7,23 @@ from pathlib import Path
 
 from agent import strict_json
 from agent.board.files import read_int, read_text, write_int
-from agent.board.lever_files import MAX_VALUE, cap_file, cooling_file, is_lever, is_stricter
+from agent.board.lever_files import (
+    MAX_MARK,
+    MAX_VALUE,
+    cap_file,
+    cooling_file,
+    device_mark,
+    is_another,
+    is_lever,
+    is_stricter,
+    strictest,
+)
 from agent.board.powerd_wire import Refusal
 from agent.durable import read_bounded, remove, remove_partials, write_atomic
 from agent.errors import ArtifactError, BoardError
 
 MAX_HELD = 64  # levers at once; the largest board known has a dozen
-MAX_UNDO_BYTES = 16 << 10  # MAX_HELD at about 80 bytes each
+MAX_UNDO_BYTES = 32 << 10  # MAX_HELD at about 200 bytes each
 
 
 class Limits:
@@ -31,8 +41,8 @@ class Limits:
     def __init__(self, sys_root: Path, undo_file: Path, boot: str) -> None:
         self._sys, self._undo_file, self._boot = sys_root, undo_file, boot
         self.warnings: list[str] = []
-        self._found = self._left_behind()
-        self._last: dict[str, int] = {}
+        self._found, self._marks, self._most = self._left_behind()
+        self._last = dict(self._most)  # of one that was killed no more is known
 
     @property
     def held(self) -> bool:
@@ -84,14 +94,19 @@ class Limits:
         current = read_int(self._sys / key)
         if current is None or not 0 <= current <= MAX_VALUE:
             raise Refusal("absent", f"there is no {what}, or it cannot be read")
+        if key in self._found and self._is_another(key):
+            self._forget(key)
         return self._found.get(key, current)
+
+    def _is_another(self, key: str) -> bool:
+        return is_another(self._sys, key, self._marks.get(key, ""))
 
     def _set(self, key: str, found: int, value: int) -> None:
         if value == found:
             self._found.setdefault(key, found)
             self._put_back(key, always=True)
             return
-        self._remember(key, found)
+        self._remember(key, found, value)
         self._last[key] = value
         try:
             self._write(key, value)
@@ -111,6 +126,9 @@ class Limits:
 
     def _put_back(self, key: str, *, always: bool = False) -> None:
         found, path = self._found[key], self._sys / key
+        if self._is_another(key):  # a driver was loaded anew: the device of that number is none of ours
+            self._forget(key)
+            return
         now = read_int(path)
         # The kernel's fan governor, say, asks for more by now and would not ask again: it is in charge.
         others = now is not None and key in self._last and is_stricter(key, now, self._last[key])
@@ -123,47 +141,53 @@ class Limits:
                 # Accepted and set otherwise again: that is another program's will now, and not ours to mend.
         self._forget(key)
 
-    def _remember(self, key: str, found: int) -> None:
-        if key in self._found:
+    def _remember(self, key: str, found: int, value: int) -> None:
+        most = strictest(key, value, self._most.get(key))
+        if key in self._found and most == self._most.get(key):
             return
-        if len(self._found) >= MAX_HELD:
+        if key not in self._found and len(self._found) >= MAX_HELD:
             raise Refusal("range", f"{MAX_HELD} limits are held already")
         try:
-            self._save(self._found | {key: found})
+            marks = {key: device_mark(self._sys, key)} | self._marks
+            self._save(self._found | {key: found}, marks, self._most | {key: most})
         except BoardError as error:  # a limit that could not be put back after a crash is not set
             raise Refusal("undo", f"{key} cannot be remembered: {error}") from error
-        self._found[key] = found
+        self._found[key], self._most[key], self._marks = found, most, marks
 
     def _forget(self, key: str) -> None:
         del self._found[key]
-        self._last.pop(key, None)
+        for kept in (self._last, self._most, self._marks):
+            kept.pop(key, None)
         try:
-            self._save(self._found)
+            self._save(self._found, self._marks, self._most)
         except BoardError as error:
             self.warnings.append(f"the list of limits to put back stays too long: {error}")
 
-    def _save(self, found: dict[str, int]) -> None:
+    def _save(self, found: dict[str, int], marks: dict[str, str], most: dict[str, int]) -> None:
         if found:
-            write_atomic(self._undo_file, json.dumps({"boot": self._boot, "found": found}).encode())
+            body = {"boot": self._boot, "found": found, "marks": marks, "strictest": most}
+            write_atomic(self._undo_file, json.dumps(body).encode())
         else:
             remove(self._undo_file)
 
-    def _left_behind(self) -> dict[str, int]:
-        """What a killed helper had changed."""
+    def _left_behind(self) -> tuple[dict[str, int], dict[str, str], dict[str, int]]:
+        """What a killed helper had changed, the marks of those devices, and the strictest that it set in each."""
         try:
             remove_partials(self._undo_file.parent)
             body = strict_json.loads(
                 read_bounded(self._undo_file, MAX_UNDO_BYTES), what="undo file", max_bytes=MAX_UNDO_BYTES
             )
         except FileNotFoundError:
-            return {}
+            return {}, {}, {}
         except (ArtifactError, BoardError) as error:  # files are whole or absent: this one is no work of ours
             self.warnings.append(f"the undo file is ignored: {error}")
-            return {}
-        found = body.get("found") if isinstance(body, dict) and body.get("boot") == self._boot else None
-        if not isinstance(found, dict):
-            return {}
-        return {key: value for key, value in found.items() if is_lever(key) and _believable(value)}
+            return {}, {}, {}
+        body = body if isinstance(body, dict) and body.get("boot") == self._boot else {}
+        names = ("found", "marks", "strictest")
+        found, marks, most = (part if isinstance(part := body.get(name), dict) else {} for name in names)
+        kept = {key: value for key, value in found.items() if is_lever(key) and _believable(value)}
+        told = {key: mark[:MAX_MARK] for key, mark in marks.items() if key in kept and isinstance(mark, str)}
+        return kept, told, {key: value for key, value in most.items() if key in kept and _believable(value)}
 
 
 def _believable(value: object) -> bool:
