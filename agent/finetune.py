@@ -375,7 +375,7 @@ def _progress(seen: Seen, spec: FineTuneSpec, plan: Plan) -> Progress:
     return Progress(
         seen.epoch, spec.epochs, seen.step, plan.steps, seen.samples, float(loss), score, seen.frozen_layers,
         seen.depth_percent, seen.step_s * 1e3, _resident_bytes(), "" if seen.event == "step" else seen.event, seen.rule,
-        metric, seen.dropped, seen.obeyed, seen.obeyed_s, seen.reused,
+        metric, seen.dropped, seen.obeyed, seen.obeyed_s, seen.reused, seen.micro_batch,
     )  # fmt: skip
 
 

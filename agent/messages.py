@@ -92,6 +92,8 @@ class Steer:
     depth_until_samples: int = 0
     """Once so many samples are done, `depth_after_percent` holds instead; 0: until another order."""
     depth_after_percent: int = 0
+    micro_batch_share: float = 1.0
+    """Most of the usual micro-batch that goes through a step at once."""
 
     def least_depth_after(self, samples: int) -> int:
         """The least depth once so many samples of the job are done, in percent."""
@@ -132,7 +134,7 @@ class Progress:
     step_ms: float
     rss_bytes: int
     event: str = ""
-    """`depth`, `paused`, `resumed`, `checkpoint`, `epoch`, or empty."""
+    """`depth`, `batch`, `paused`, `resumed`, `checkpoint`, `epoch`, or empty."""
     rule: str = ""
     metric: str = ""
     """`accuracy`, `auc`, `reconstruction_error` or `mae`; empty between epochs."""
@@ -144,6 +146,8 @@ class Progress:
     """Since when it does, by the monotonic clock, which all processes of a board share."""
     reused: int = 0
     """Samples of this attempt's steps whose frozen part came from the feature cache: it did not run."""
+    micro_batch: int = 0
+    """Samples that go through the learning part at once now; 0: not told."""
 
 
 @dataclass(frozen=True, slots=True)

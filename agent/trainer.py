@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import math
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.checkpoint import BASE, WEIGHT, Position, read_checkpoint, write_checkpoint
 from agent.dataset import epoch_batches
 from agent.engine.base import Float32, StepResult, TrainingRun
 from agent.engine.sessions import FORWARD_CHUNK
-from agent.errors import BoardError, EngineError, TemperdError
+from agent.errors import BoardError, EngineError, ModelError, TemperdError
 from agent.evaluate import Score
 from agent.features import FeatureCache
 from agent.features_prefix import FrozenPrefix
@@ -33,9 +32,6 @@ MAX_NAP_S = 0.5  # an order is obeyed within a second of its reading, however lo
 MAX_DROPPED_STEPS = 10  # a spike now and then is survived; ten are no accident
 MAX_DROPPED_IN_A_ROW = 3  # the weights are unchanged after each: what fails on three batches fails on all
 
-WEIGHT = "weight/"  # key prefix of a run's state
-BASE = "base"  # key of the guard's fingerprint in a checkpoint, which leaves out what never learns
-
 FREE = Steer("RUN", 1.0, 0, reverify=False, rule="run")
 
 
@@ -49,7 +45,8 @@ class JobEndedError(TemperdError):
 class Seen:
     """What the loop tells of itself.
 
-    `event` is `step`, `epoch`, `depth`, `paused`, `resumed`, `checkpoint`, `no-checkpoint` or `verified`.
+    `event` is `step`, `epoch`, `depth`, `batch` (another micro-batch), `paused`, `resumed`, `checkpoint`,
+    `no-checkpoint` or `verified`.
     """
 
     event: str
@@ -66,27 +63,7 @@ class Seen:
     obeyed: int = 0
     obeyed_s: float = 0.0
     reused: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where the loop stands: enough, with the engine's state, to go on.
-
-    Attributes:
-        epoch: epochs done.
-        step: steps done of the present epoch.
-        samples: samples whose update was finite and kept (N_success of R9).
-        dropped: steps whose loss or gradient was not finite; they changed nothing.
-        depth_changes: how often the freeze boundary moved.
-        busy_s: time spent in steps.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    samples: int = 0
-    dropped: int = 0
-    depth_changes: int = 0
-    busy_s: float = 0.0
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +104,7 @@ class Trainer:
         self._run, self._plan, self._spec, self._task, self._world = run, plan, spec, task, world
         self._at = Position()
         self._depth = plan.depth_percent
+        self._share = 1.0
         self._loss = math.nan
         self._dropped_in_a_row = 0
         self._binding = "plan"
@@ -260,6 +238,7 @@ class Trainer:
             self._guard.verify_and_renew()
             self._world.verified()
             self._tell("verified")
+        self._split(order)
         depth, boundary = self._plan.frozen_layers(order.least_depth_after(self._at.samples))
         if boundary != self._run.frozen_layers:
             self._guard.verify()
@@ -270,6 +249,18 @@ class Trainer:
             self._move(depth_changes=self._at.depth_changes + 1)
             self._tell("depth")
         self._follow(order)
+
+    def _split(self, order: Steer) -> None:
+        """Let as much of a batch through at once as ordered; before the depth moves, which may need memory."""
+        if order.micro_batch_share == self._share:
+            return
+        self._share, before = order.micro_batch_share, self._run.micro_batch
+        self._guard.verify()
+        with contextlib.suppress(ModelError):  # an engine that takes whole batches only goes on with them
+            self._run.set_micro_batch_share(self._share)
+        self._guard.verify()
+        if self._run.micro_batch != before:
+            self._tell("batch")
 
     def _one_step(self, step: int, chosen: npt.NDArray[np.int64]) -> None:
         began = self._world.clock()
@@ -336,7 +327,7 @@ class Trainer:
             Seen(
                 event, at.epoch, at.step, at.samples, self._loss, score, self._run.frozen_layers, self._depth,
                 step_s, self._binding, at.dropped, self._obeyed, self._obeyed_s,
-                self._prefix.reused,
+                self._prefix.reused, self._run.micro_batch,
             )
         )  # fmt: skip
 
@@ -353,33 +344,3 @@ class Trainer:
             self._binding = error.code
             self._tell("no-checkpoint")
         self._saved_at = self._world.clock()
-
-
-# what NumPy and zipfile raise on bytes that are no checkpoint
-_UNREADABLE = (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, OSError, EOFError)
-_POSITION = ("epoch", "step", "samples", "dropped", "depth_changes", "busy_s")
-
-
-def write_checkpoint(state: Mapping[str, npt.NDArray[np.generic]], position: Position, depth_percent: int) -> bytes:
-    """Weights, optimizer state and position as .npz bytes (to be sealed before they touch a disk)."""
-    buffer = io.BytesIO()
-    place = np.asarray([*(getattr(position, name) for name in _POSITION), depth_percent], np.float64)
-    arrays: dict[str, Any] = {f"state/{name}": value for name, value in state.items()}
-    np.savez(buffer, position=place, **arrays)
-    return buffer.getvalue()
-
-
-def read_checkpoint(data: bytes) -> tuple[dict[str, npt.NDArray[np.generic]], Position, int]:
-    """What `write_checkpoint` wrote.
-
-    Raises:
-        EngineError: not such a file.
-    """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            place = archive["position"]
-            state = {key.removeprefix("state/"): archive[key] for key in archive if key.startswith("state/")}
-        epoch, step, samples, dropped, changes = (int(value) for value in place[:5])
-        return state, Position(epoch, step, samples, dropped, changes, float(place[5])), int(place[6])
-    except (*_UNREADABLE, zipfile.BadZipFile) as error:
-        raise EngineError("the checkpoint cannot be read", fix="The job starts over") from error

@@ -25,3 +25,5 @@ class Bound:
     """Least share of the highest cooling level."""
     depth_until_samples: int = 0
     """`depth` is asked for until so many samples of the job are done; 0: until another Decision."""
+    micro_batch_share: float = 1.0
+    """Most of the usual micro-batch that goes through a step at once, 0..1."""

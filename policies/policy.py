@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from policies.policy_memory import MemoryPolicy
 from policies.policy_predictive import PredictivePolicy
 from policies.policy_schedule import SchedulePolicy
 from policies.strict import TableError, build, limits
@@ -201,14 +202,6 @@ class ScrubPolicy:
     """A month at most: bits that flip one at a time are mended before they are too many."""
     duty: float = field(default=0.25, metadata=_DUTY)
     """Share of time spent reading and hashing, on top of the governor's own duty."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPolicy:
-    """Frozen weights in memory are verified while a job trains (R14)."""
-
-    verify_every_s: float = field(default=300.0, metadata=limits(1.0, 3600.0))
-    """Longest time between two verifications while steps are made; each checkpoint is preceded by one anyway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,7 @@ class Steering:
         return Steer(
             decision.action.name, duty, decision.least_depth_percent, decision.reverify, decision.rule,
             depth_until_samples=decision.depth_until_samples, depth_after_percent=decision.depth_after_percent,
+            micro_batch_share=decision.micro_batch_share,
         )  # fmt: skip
 
     def restore(self) -> None:
@@ -186,6 +187,8 @@ class Steering:
             "notes": list(decision.notes),
             "duty": decision.duty,
             "least_depth_percent": decision.least_depth_percent,
+            "micro_batch_share": decision.micro_batch_share,
+            "batch_rule": decision.batch_rule,
         }
 
     def energy_metrics(self, samples: int) -> dict[str, object]:

@@ -76,7 +76,7 @@ class Program:
             usual = choose_micro_batch(setup.batch, peak_live_bytes(made.model))
         self.share: float = share
         self.usual_micro_batch: int = usual
-        self._micro = micro_batch_within(setup.batch, usual * share)
+        self._micro = micro_batch_within(setup.batch, min(usual, usual * share))
         self.step_graph = made if made and self._micro == setup.batch else compiled(self._micro)
         self._step_live = peak_live_bytes(self.step_graph.model)
         self._spans = [gradients.span(first, last) for first, last in gradients.runs(self.learning)]

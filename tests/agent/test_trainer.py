@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.card import Preprocess
+from agent.checkpoint import BASE, Position, read_checkpoint, write_checkpoint
 from agent.classification import Classification
 from agent.cost import cost_table
 from agent.engine import choose_engine
@@ -29,19 +30,15 @@ from agent.messages import Steer
 from agent.plan import Plan, make_plan
 from agent.spec import FineTuneSpec
 from agent.trainer import (
-    BASE,
     CHECKPOINT_EVERY_S,
     FREE,
     MAX_DROPPED_IN_A_ROW,
     MAX_DROPPED_STEPS,
     MAX_NAP_S,
     JobEndedError,
-    Position,
     Seen,
     Trainer,
     World,
-    read_checkpoint,
-    write_checkpoint,
 )
 from policies.policy import Policy
 from tests.simulators.small_models import colour_images, mobile_block_net
@@ -268,6 +265,45 @@ def test_an_order_that_ends_with_a_sample_is_left_at_that_step_without_another_o
     assert {samples for samples, depth in told.items() if depth == 100} == {6, 12}
     assert {depth for samples, depth in told.items() if samples > 12} == {50}
     assert trainer.position.depth_changes == 2
+
+
+def split_from_step_3_to_6(scene: Scene) -> Steer:
+    return replace(FREE, micro_batch_share=0.5 if 2 <= scene.steps < 6 else 1.0)
+
+
+def test_a_smaller_micro_batch_is_obeyed_at_the_next_step_and_changes_no_update() -> None:
+    plain, squeezed = Scene(), Scene(split_from_step_3_to_6)
+    steady, run = trainer_in(plain)
+    steered, other = trainer_in(squeezed)
+    steady.train()
+    steered.train()
+    told = [seen.micro_batch for seen in squeezed.told if seen.event == "step"]
+    assert told == [6, 6, 3, 3, 3, 3, 6, 6]
+    assert squeezed.events() == ["batch", "epoch", "batch", "epoch"]
+    losses = [[seen.loss for seen in scene.told if seen.event == "step"] for scene in (plain, squeezed)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for name, value in run.parameters().items():
+        np.testing.assert_allclose(other.parameters()[name], value, rtol=0, atol=1e-4, err_msg=name)
+    assert steered.position == steady.position
+
+
+def test_a_job_that_goes_on_begins_with_the_micro_batch_ordered_then() -> None:
+    squeezed = Scene(lambda scene: replace(steer("ABORT" if scene.steps == 5 else "RUN"), micro_batch_share=0.5))
+    trainer, _ = trainer_in(squeezed)
+    with pytest.raises(JobEndedError):
+        trainer.train()
+    again, run = trainer_in(Scene())
+    again.resume(squeezed.saved[-1])
+    assert (again.position, run.micro_batch) == (trainer.position, 6)
+
+
+@pytest.mark.skipif(not HAS_ORT_TRAINING, reason="needs onnxruntime-training")
+def test_an_engine_that_takes_whole_batches_only_goes_on_with_them() -> None:
+    scene = Scene(split_from_step_3_to_6)
+    trainer, _ = trainer_in(scene, engine="ort-training")
+    trainer.train()
+    assert scene.events() == ["epoch"] * 2
+    assert {seen.micro_batch for seen in scene.told} == {6}
 
 
 def test_the_rate_warms_up_and_falls_along_half_a_cosine() -> None:
