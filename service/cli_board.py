@@ -15,7 +15,7 @@ from agent.keys_stored import find_identity
 from agent.private_memory import keep_memory_private
 from service.cli import config_path, say_json
 from service.config import Config, example_text, load_config
-from service.status_lines import energy_line, status_lines, table
+from service.status_lines import deadline_line, energy_line, status_lines, table
 
 if TYPE_CHECKING:
     from service.journal import JobRecord
@@ -142,3 +142,5 @@ def _print_record(record: JobRecord) -> None:
         print(f"  {name:16} {value:.4g} ({metric} without a model)")
     if energy := table(result.get("energy")):
         print(f"  {energy_line(energy)}")
+    if deadline := table(result.get("deadline")):
+        print(f"  {deadline_line(deadline, ended=True)}")

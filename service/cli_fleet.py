@@ -36,6 +36,7 @@ from service.console_link import ConsoleLink
 from service.device_link import Address
 from service.logs import configure
 from service.qualify_plan import LEAST_MINUTES, MOST_MINUTES
+from service.status_lines import deadline_line, energy_line, table
 
 CONNECT_S = 10.0
 SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, which come at once
@@ -180,7 +181,12 @@ def _show(options: argparse.Namespace, body: dict[str, object]) -> None:
         for key in (f"{metric}_before", f"{metric}_after", "warnings", "damaged", "repaired", "unrepairable"):
             if result.get(key):
                 print(f"  {key}: {result[key]}")
-        for line in policy_lines(result):
+        lines = policy_lines(result)
+        if energy := table(result.get("energy")):
+            lines.append(energy_line(energy))
+        if deadline := table(result.get("deadline")):
+            lines.append(deadline_line(deadline, ended=True))
+        for line in lines:
             print(f"  {line}")
 
 

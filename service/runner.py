@@ -40,7 +40,7 @@ from service.steering import Steering
 from service.worker_process import WorkerProcess
 
 PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a fleet
-BOOK_EVERY_S = 300.0  # of energy that `kill -9` may lose where no checkpoint keeps it, as in a pause
+BOOK_EVERY_S = 60.0  # of energy that `kill -9` may lose where no checkpoint keeps it, as in a pause
 STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is stopped
 MAX_WARNINGS = 20  # kept with the result
 OPERATIONS_PER_MAC = 2

@@ -17,9 +17,7 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
     if job:
         lines.append(" ".join(str(word) for word in (f"job {job.get('id')}:", *_standing(job)) if word))
     if deadline := table(view.get("deadline")):
-        late = deadline.get("met") is False
-        left = number(deadline, "left_s", -1.0 if late else 1.0, digits=0)
-        lines.append(f"deadline missed {left} s ago" if late else f"deadline in {left} s")
+        lines.append(deadline_line(deadline, ended=False))
     if training:
         epochs = f"epoch {training.get('epoch')}/{training.get('epochs')}"
         lines.append(f"{epochs}, loss {number(training, 'loss')}, {training.get('depth_percent')} % frozen")
@@ -70,6 +68,15 @@ def energy_line(energy: Mapping[str, object]) -> str:
     kind = told_kind(modelled=bool(energy.get("modelled")))
     source = energy.get("source") or "unknown"
     return f"energy {number(energy, 'joules')} J, {sample} J a sample, {work} GOPS/W from {source} ({kind})"
+
+
+def deadline_line(deadline: Mapping[str, object], *, ended: bool) -> str:
+    """The `deadline` of a job that runs or has ended, in one line."""
+    late = deadline.get("met") is False
+    left = number(deadline, "left_s", -1.0 if late else 1.0, digits=0)
+    if late:
+        return f"deadline missed by {left} s" + ("" if ended else " so far")
+    return f"deadline met, {left} s left" if ended else f"deadline in {left} s"
 
 
 def told_kind(*, modelled: bool) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.status_lines import energy_line, status_lines
+from service.status_lines import deadline_line, energy_line, status_lines
 
 BOARD: dict[str, Any] = {
     "temperature_celsius": 61.25, "delta_t_celsius": 31.5, "frequency_hz": 1_300_000_000, "charge": 0.5,
@@ -73,12 +73,18 @@ def test_where_no_rule_binds_none_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left_s", "told"), [(41.6, "deadline in 42 s"), (0.0, "deadline in 0 s"), (-12.3, "deadline missed 12 s ago")]
+    ("left_s", "told"),
+    [(41.6, "deadline in 42 s"), (0.0, "deadline in 0 s"), (-12.3, "deadline missed by 12 s so far")],
 )
 def test_a_deadline_is_told(left_s: float, told: str) -> None:
     view = {"board": {}, "deadline": {"deadline_s": 60.0, "left_s": left_s, "met": left_s >= 0}}
     assert told in status_lines(view)
     assert not any("deadline" in line for line in status_lines({"board": {}, "deadline": None}))
+
+
+@pytest.mark.parametrize(("left_s", "told"), [(8.0, "deadline met, 8 s left"), (-12.3, "deadline missed by 12 s")])
+def test_an_ended_job_says_whether_it_was_in_time(left_s: float, told: str) -> None:
+    assert deadline_line({"deadline_s": 60.0, "left_s": left_s, "met": left_s >= 0}, ended=True) == told
 
 
 def test_a_policy_that_is_not_the_boards_own_is_named() -> None:
