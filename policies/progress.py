@@ -1,9 +1,9 @@
-"""The freeze depth over a job: the head first, then what the plan froze, then deeper and deeper.
+"""The freeze depth over a job: as planned, then deeper in two stages; before both, if asked for, the head alone.
 
-A job whose plan lets early layers learn needs them to learn for a while, not all the time. A fresh head on fixed
-features costs next to nothing and keeps its first, wrong gradients away from them (Kumar et al. 2022, "Fine-Tuning can
-Distort Pretrained Features"); and as the learning rate falls, early layers move least and cost most (Brock et al. 2017,
-"FreezeOut"). A frozen prefix runs once a sample. docs/govern.md has what this saves, and what else was tried.
+A job whose plan lets early layers learn needs them to learn for a while, not all the time: as the learning rate falls,
+they move least and cost most (Brock et al. 2017, "FreezeOut"). A frozen prefix runs once a sample. A fresh head that
+learns alone first costs next to nothing (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features"), but uses
+the warm-up of the learning rate up. docs/govern.md has what both save, and what else was tried.
 """
 
 from __future__ import annotations

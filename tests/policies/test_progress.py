@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 from hypothesis import given
@@ -94,9 +93,10 @@ def test_the_head_learns_alone_until_a_sample_that_is_named_before_its_steps_beg
 @pytest.mark.parametrize(("celsius", "after"), [(30.0, 0), (57.0, 50)])
 def test_a_decision_says_which_depth_holds_once_the_head_has_learnt(celsius: float, after: int) -> None:
     reading = Reading(0.0, temperature_celsius=celsius, ambient_celsius=25.0)
-    _, decision = decide(Policy(), GovernorState(), reading, Outlook(0, COSTS, samples_left=1000))
+    policy = dataclasses.replace(Policy(), predictive=POLICY)
+    _, decision = decide(policy, GovernorState(), reading, Outlook(0, COSTS, samples_left=1000))
     assert (decision.least_depth_percent, decision.depth_rule) == (HEAD_ONLY_PERCENT, RULE)
-    assert decision.depth_until_samples == math.floor(1000 * Policy().predictive.head_first_share)
+    assert decision.depth_until_samples == 100
     assert decision.depth_after_percent == after  # what heat asks for stays
 
 
