@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix reference-figures clean
+.PHONY: help bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -46,6 +46,13 @@ bench:  ## speed and memory of training beside PyTorch and onnxruntime-training 
 
 reference-figures: $(VENV)/.installed  ## the quick figures anew, then docs/reference-figures.md from docs/figures
 	$(BIN)/temperd bench figures --run --out docs/reference-figures.md $(ARGS)
+
+DAY_BOARDS = raspberry-pi-4 raspberry-pi-5 jetson-orin-nano edge-22w
+
+day: $(VENV)/.installed  ## a day of each emulated board at 30 °C, steered by temperd and by its kernel (about 5 minutes)
+	for board in $(DAY_BOARDS); do for by in temperd kernel; do \
+		$(BIN)/python -m agent.board.day --profile $$board --steered-by $$by --ambient 30 $(ARGS) || exit 1; \
+	done; done
 
 kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk: the number of cells of each flow
 	$(BIN)/python -m pytest -s tests/e2e/test_kill_matrix.py $(ARGS)
