@@ -203,7 +203,10 @@ def _speed(prospect: Prospect) -> float:
 
 
 def costs_from(outlook: Outlook, wanted_depth: int) -> tuple[DepthCost, ...]:
-    """One cost a depth, from the wanted depth on; the first of a depth counts, its micro-batch is not steered."""
+    """One cost a depth, from the wanted depth on; the first of a depth counts.
+
+    A smaller micro-batch never costs less (docs/prediction.md), so it is memory's lever alone and no part of the grid.
+    """
     by_depth: dict[int, DepthCost] = {}
     for cost in outlook.costs:
         if cost.depth_percent >= wanted_depth and cost.sample_s > 0.0:

@@ -128,7 +128,7 @@ class Outlooks:
         Raises:
             BoardError: the journal cannot be written; the costs are lost, nothing else.
         """
-        costs, key = self._steps.costs(), self._key()
+        costs, key = self._steps.usual(), self._key()
         self.begin(None)
         if key and costs:
             self._remembered.keep(key, costs)
@@ -140,8 +140,7 @@ class Outlooks:
 
     def costs_told(self) -> list[dict[str, object]]:
         """The measured costs as JSON values."""
-        costs = sorted(self._steps.costs().items())
-        return [{"depth_percent": depth, **cost._asdict()} for depth, cost in costs]
+        return self._steps.told()
 
     def _whole(self, epoch: int, step: int) -> int | None:
         """Samples from there to the end of the job."""

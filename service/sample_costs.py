@@ -1,4 +1,4 @@
-"""What a training sample costs at each freeze depth.
+"""What a training sample costs at each freeze depth and micro-batch.
 
 Measured from the steps that the worker tells of, remembered by model and settings, and reckoned for the depths that
 nobody trained at.
@@ -29,10 +29,11 @@ COSTS = "sample-costs"  # name in the journal's memory
 
 
 class Cost(NamedTuple):
-    """Seconds a sample at the board's top clock, and the share of them that grows as the clock falls."""
+    """Seconds a sample at the board's top clock, the share of them that grows as the clock falls, the micro-batch."""
 
     sample_s: float
     clocked_share: float = 1.0
+    micro_batch: int = 0  # as the plan says
 
 
 def step_macs(plan: Mapping[str, object]) -> dict[int, int]:
@@ -68,7 +69,7 @@ def depth_costs(
         macs: multiply-accumulates of a sample's step, by depth in percent.
         least_percent: shallowest depth that the job may train at.
         measured: by depth.
-        micro_batch: samples that go through a step at once.
+        micro_batch: samples that go through a step at once, where the measured cost does not tell.
     """
     rates = {percent: cost.sample_s / macs[percent] for percent, cost in measured.items() if macs.get(percent, 0) > 0}
     if not rates:
@@ -76,13 +77,12 @@ def depth_costs(
     costs = []
     for percent in sorted(depth for depth in macs if depth >= least_percent):
         nearest = min(rates, key=lambda other: (abs(other - percent), other))
-        reckoned = Cost(rates[nearest] * macs[percent], measured[nearest].clocked_share)
-        seconds, clocked = measured.get(percent, reckoned)
+        reckoned = measured[nearest]._replace(sample_s=rates[nearest] * macs[percent])
+        seconds, clocked, micro = measured.get(percent, reckoned)
         if seconds > 0:
+            known = percent in measured
             costs.append(
-                DepthCost(
-                    percent, seconds, measured=percent in measured, micro_batch=micro_batch, clocked_share=clocked
-                )
+                DepthCost(percent, seconds, measured=known, micro_batch=micro or micro_batch, clocked_share=clocked)
             )
     return tuple(costs)
 
@@ -94,14 +94,15 @@ def clock_share(reading: Reading) -> float:
 
 
 class StepTimes:
-    """Step times of one job, by depth and clock.
+    """Step times of one job, by depth, micro-batch and clock.
 
     The first pass at a depth also fills the feature cache. Once steps find their samples there, the slower ones before
     no longer count.
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, dict[float, deque[float]]] = {}
+        self._seconds: dict[int, dict[int, dict[float, deque[float]]]] = {}
+        self._present: dict[int, int] = {}
         self._reusing: set[int] = set()
         self._before = (0, 0)
 
@@ -116,18 +117,32 @@ class StepTimes:
         if samples > 0 and reused >= REUSED_SHARE * samples and depth not in self._reusing:
             self._reusing.add(depth)
             self._seconds.pop(depth, None)
-        clocks = self._seconds.setdefault(depth, {})
+        micro = message.micro_batch if 0 < message.micro_batch <= batch and batch % message.micro_batch == 0 else 0
+        clocks = self._seconds.setdefault(depth, {}).setdefault(micro, {})
+        self._present[depth] = micro
         share = round(clock_share(reading), 2)
         if share not in clocks and len(clocks) >= MOST_CLOCKS:
             del clocks[next(iter(clocks))]
         clocks.setdefault(share, deque(maxlen=RECENT_STEPS)).append(message.step_ms / 1e3 / batch)
 
     def costs(self) -> dict[int, Cost]:
-        """By depth."""
-        return {depth: _cost(clocks) for depth, clocks in self._seconds.items()}
+        """By depth, with the micro-batch that was used there last."""
+        return {depth: _cost(self._seconds[depth][micro], micro) for depth, micro in self._present.items()}
+
+    def usual(self) -> dict[int, Cost]:
+        """By depth, with the largest micro-batch used there: a smaller one is memory's, and not the next job's."""
+        return {depth: _cost(sizes[max(sizes)], max(sizes)) for depth, sizes in self._seconds.items()}
+
+    def told(self) -> list[dict[str, object]]:
+        """All as JSON values."""
+        return [
+            {"depth_percent": depth, **_cost(clocks, micro)._asdict()}
+            for depth, sizes in sorted(self._seconds.items())
+            for micro, clocks in sorted(sizes.items())
+        ]
 
 
-def _cost(clocks: Mapping[float, deque[float]]) -> Cost:
+def _cost(clocks: Mapping[float, deque[float]], micro_batch: int) -> Cost:
     """A sample takes s (c / share + 1 - c) seconds under a share of the top clock.
 
     Two clocks tell s and c apart; with one, c is taken to be 1.
@@ -139,9 +154,9 @@ def _cost(clocks: Mapping[float, deque[float]]) -> Cost:
         rest_s = known[high] - clocked_s / high
         whole = clocked_s + rest_s
         share = min(1.0, max(LEAST_CLOCKED, clocked_s / whole)) if whole > 0 else 1.0
-        return Cost(known[high] / (share / high + 1 - share), share)
+        return Cost(known[high] / (share / high + 1 - share), share, micro_batch)
     latest = max(clocks, key=lambda share: len(clocks[share]))
-    return Cost(median(clocks[latest]) * latest)
+    return Cost(median(clocks[latest]) * latest, micro_batch=micro_batch)
 
 
 class RememberedCosts:
@@ -168,12 +183,13 @@ class RememberedCosts:
         try:
             found = json.loads(self._journal.recall(COSTS) or "{}")
             return {
-                str(key): {int(depth): Cost(float(s), float(c)) for depth, (s, c) in costs.items() if _sane(s, c)}
+                str(key): {int(depth): Cost(*row) for depth, row in costs.items() if _sane(*row)}
                 for key, costs in found.items()
             }
         except (ValueError, TypeError, AttributeError):
             return {}
 
 
-def _sane(sample_s: float, clocked_share: float) -> bool:
-    return 0.0 < sample_s < LONGEST_SAMPLE_S and LEAST_CLOCKED <= clocked_share <= 1.0
+def _sane(sample_s: float, clocked_share: float, micro_batch: int = 0) -> bool:
+    sound = 0.0 < sample_s < LONGEST_SAMPLE_S and LEAST_CLOCKED <= clocked_share <= 1.0
+    return sound and isinstance(micro_batch, int) and micro_batch >= 0

@@ -103,9 +103,36 @@ def test_a_second_measured_depth_is_what_its_neighbours_are_reckoned_from(journa
     assert at[75] == (pytest.approx(0.001), True)
     assert at[100] == (pytest.approx(0.001 * 310 / 400), False)
     assert ahead.costs_told() == [
-        {"depth_percent": 25, "sample_s": pytest.approx(0.010), "clocked_share": 1.0},
-        {"depth_percent": 75, "sample_s": pytest.approx(0.001), "clocked_share": 1.0},
+        {"depth_percent": 25, "sample_s": pytest.approx(0.010), "clocked_share": 1.0, "micro_batch": 0},
+        {"depth_percent": 75, "sample_s": pytest.approx(0.001), "clocked_share": 1.0, "micro_batch": 0},
     ]
+
+
+def test_each_micro_batch_has_a_cost_of_its_own_and_the_present_one_counts(journal: Journal) -> None:
+    ahead = outlooks(journal)
+    ahead.begin(job(journal))
+    for number, (ms, micro) in enumerate([(160.0, 8)] * 4 + [(200.0, 4)] * 2, 1):
+        ahead.follow(step(number, ms, micro_batch=micro), TOP)
+    (first, second, *_) = ahead.outlook().costs
+    assert first == DepthCost(25, pytest.approx(0.0125), measured=True, micro_batch=4)
+    assert second == DepthCost(50, pytest.approx(0.0125 * 500 / 700), measured=False, micro_batch=4)
+    assert [(row["micro_batch"], row["sample_s"]) for row in ahead.costs_told()] == [
+        (4, pytest.approx(0.0125)), (8, pytest.approx(0.010)),
+    ]  # fmt: skip
+    ahead.follow(step(7, 160.0, micro_batch=8), TOP)
+    assert ahead.outlook().costs[0].sample_s == pytest.approx(0.010)
+    ahead.follow(step(8, 200.0, micro_batch=4), TOP)
+    ahead.end()
+    ahead.begin(job(journal, 2))
+    assert ahead.outlook().costs[0] == DepthCost(25, pytest.approx(0.010), measured=True, micro_batch=8)
+
+
+@pytest.mark.parametrize("micro", [3, 32, -8], ids=["no divisor", "more than the batch", "negative"])
+def test_a_micro_batch_that_cannot_be_is_not_believed(journal: Journal, micro: int) -> None:
+    ahead = outlooks(journal)
+    ahead.begin(job(journal))
+    ahead.follow(step(1, 160.0, micro_batch=micro), TOP)
+    assert ahead.outlook().costs[0].micro_batch == 8, "as the plan says"
 
 
 def test_only_recent_steps_count(journal: Journal) -> None:
@@ -201,7 +228,7 @@ def test_an_absurd_remembered_cost_is_left_out(journal: Journal) -> None:
     ahead.end()
     (key,) = json.loads(journal.recall(COSTS))
     journal.remember(
-        COSTS, json.dumps({key: {"25": [-1.0, 1.0], "50": [1e9, 1.0], "75": [0.5, 0.9], "100": [0.1, 7.0]}})
+        COSTS, json.dumps({key: {"25": [-1.0, 1.0], "50": [1e9, 1.0], "75": [0.5, 0.9, 4], "100": [0.1, 7.0]}})
     )
     ahead.begin(job(journal, 2))
     assert [(c.depth_percent, c.measured) for c in ahead.outlook().costs] == [
@@ -229,7 +256,7 @@ def test_costs_are_positive_in_order_and_keep_what_was_measured(
     for cost in costs:
         assert cost.measured == (cost.depth_percent in measured)
         if cost.measured:
-            assert (cost.sample_s, cost.clocked_share) == measured[cost.depth_percent]
+            assert (cost.sample_s, cost.clocked_share) == measured[cost.depth_percent][:2]
     if not set(macs) & set(measured):
         assert costs == ()
 

@@ -174,7 +174,7 @@ def test_a_result_has_energy_bandwidth_costs_governor_and_deadline(tmp_path: Pat
     assert (energy["joules"], energy["joules_per_sample"], energy["source"]) == (32.0, 1.0, "hwmon")
     assert energy["operations"] == 2 * (16 * 500 + 16 * (500 - 200)), "the frozen part ran for the first batch only"
     assert (energy["required_bytes_per_s"], energy["measured_bytes_per_s"]) == (1.4e9, 5e9)
-    assert result["sample_costs"] == [{"depth_percent": 50, "sample_s": 0.0075, "clocked_share": 1.0}]
+    assert result["sample_costs"] == [{"depth_percent": 50, "sample_s": 0.0075, "clocked_share": 1.0, "micro_batch": 0}]
     assert result["governor"] == {
         "ticks": 0, "seconds": None, "share": None,
         "orders": 0, "obey_s_median": None, "obey_s_max": None, "longest_step_s": 0.12,
