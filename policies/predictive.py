@@ -275,6 +275,7 @@ def _stale(choice: Choice, reading: Reading, cap: float, wanted: int) -> bool:
         not 0.0 <= reading.mono_s - choice.searched_s < SEARCH_S
         or (choice.cap_ratio, choice.wanted_depth) != (cap, wanted)
         or choice.setting.level > reading.cooling_max
+        or _held_level(reading) not in (None, choice.setting.level)
         or all(point.frequency_hz != choice.setting.frequency_hz for point in reading.operating_points)
     )
 
@@ -293,10 +294,18 @@ def _searched(policy: Policy, state: PredictiveState, reading: Reading, outlook:
         cost=costs[0] if costs else None,
         samples_left=None if to_go is None else math.ceil(to_go),
         horizon_s=policy.predictive.horizon_s,
+        held_level=_held_level(reading),
     )
     limit = limit_kelvin(policy, reading.ambient_celsius)
     moment = dataclasses.replace(moment, held_joules=_held_joules(policy, state, reading))
     return Search(policy.predictive, grid, limit, outlook, costs, moment).choice()
+
+
+def _held_level(reading: Reading) -> int | None:
+    """Level of a fan that may not be set, or that another program keeps setting back; `None`: it obeys."""
+    if dict(reading.health).get("cooling", Health.OK) is Health.OK or reading.cooling_max <= 0:
+        return None
+    return min(max(reading.cooling_level or 0, 0), reading.cooling_max)
 
 
 def _held_joules(policy: Policy, state: PredictiveState, reading: Reading) -> float | None:

@@ -82,18 +82,24 @@ class Grid:
     samples_left: int | None
     horizon_s: float
     """Predict at least so far ahead."""
+    held_level: int | None = None
+    """Where the fan does not obey: the level it has."""
 
     def has(self, setting: Setting) -> bool:
         """Whether the board has that operating point and fan level; tables change with boost, and with the board."""
-        return setting.level <= self.levels and any(x.frequency_hz == setting.frequency_hz for x in self.points)
+        return setting.level in self.fan_levels() and any(x.frequency_hz == setting.frequency_hz for x in self.points)
 
     def prospects(self, cap_ratio: float) -> Iterator[Prospect]:
         """Every operating point up to `cap_ratio` of the top clock (the slowest always) with every fan level."""
         most = (cap_ratio + TABLE_TOLERANCE) * self.points[-1].frequency_hz
         points = [point for point in self.points if point.frequency_hz <= most] or [self.points[0]]
         for point in thinned(points, MOST_POINTS):
-            for level in thinned(range(self.levels + 1), MOST_LEVELS):
+            for level in thinned(self.fan_levels(), MOST_LEVELS):
                 yield self.foresee(Setting(point.frequency_hz, level))
+
+    def fan_levels(self) -> range:
+        """Levels that can be had, lowest first."""
+        return range(self.levels + 1) if self.held_level is None else range(self.held_level, self.held_level + 1)
 
     def foresee(self, setting: Setting, cost: DepthCost | None = None) -> Prospect:
         """The prospect of `setting`, at its depth if the depth's `cost` is given."""
@@ -176,7 +182,7 @@ def coolest(grid: Grid, limit_kelvin: float) -> Prospect:
     """The slowest point with all cooling, at the highest of `DUTIES` that stays below the limit, else at the lowest."""
     prospect = None
     for duty in (FULL_DUTY, *DUTIES):
-        prospect = grid.foresee(Setting(grid.points[0].frequency_hz, grid.levels, duty))
+        prospect = grid.foresee(Setting(grid.points[0].frequency_hz, grid.fan_levels()[-1], duty))
         if grid.highest_kelvin(prospect) <= limit_kelvin:
             break
     assert prospect is not None

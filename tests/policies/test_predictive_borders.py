@@ -117,3 +117,21 @@ def test_two_meters_are_not_mixed_in_one_window() -> None:
         state = learn(state, reading_of(EDGE, mono_s=float(second), power_source=source, power_watts=watts), JOB)
     assert state.power.estimate.samples == 0
     assert dataclasses.asdict(state)["power"]["window"]["source"] == "powercap"
+
+
+@pytest.mark.parametrize("health", [Health.REFUSED, Health.OVERRIDDEN])
+def test_a_fan_that_does_not_obey_is_not_counted_on(health: Health, learnt: Learnt) -> None:
+    """In air of 55 °C a delta-T of 15 K is left: at the top clock only a faster fan keeps that."""
+    name = "raspberry-pi-4"
+    hot = reading_of(name, ambient_celsius=55.0, temperature_celsius=60.0)
+    ill = replace(hot, mono_s=LONG_AFTER_S + 1.0, health=(("cooling", health),))
+    state, obeyed = choose(POLICY, learnt(name), hot, JOB, [])
+    state, held = choose(POLICY, state, ill, JOB, [])
+    assert obeyed is not None
+    assert held is not None
+    assert state.choice is not None
+    assert state.choice.setting.level == 1
+    assert held.ratio * held.duty < obeyed.ratio * obeyed.duty
+    _, again = choose(POLICY, state, replace(hot, mono_s=LONG_AFTER_S + 90.0), JOB, [])
+    assert again is not None
+    assert again.ratio * again.duty > held.ratio * held.duty
