@@ -211,12 +211,17 @@ def admit(model_bytes: int, budget_ms: float, memory: MemoryBandwidth) -> dict[s
     required, given = _number(told["required_bytes_per_s"]), _number(told["measured_bytes_per_s"])
     least_ms = budget_ms * required / given
     raise BandwidthError(
-        f"a pass over {model_bytes / 1e6:.3g} MB of parameters in {budget_ms:g} ms needs {required / 1e9:.3g} GB/s "
-        f"of memory bandwidth, this board gives {given / 1e9:.3g} GB/s as measured",
+        f"a pass over {model_bytes / 1e6:.3g} MB of parameters in {budget_ms:g} ms needs {_shown(required / 1e9)} GB/s "
+        f"of memory bandwidth, this board gives {_shown(given / 1e9)} GB/s as measured",
         where="budget_ms",
         fix=f"Set budget_ms to {least_ms:.3g} or more, leave it out, or take a smaller model",
         result={"bandwidth": told},
     )
+
+
+def _shown(value: float) -> str:
+    """Three digits, and never as a power of ten."""
+    return f"{value:.3g}" if value < 1e3 else f"{value:.0f}"  # noqa: PLR2004 - from there on all digits are shown
 
 
 def _too_much(told: Mapping[str, object]) -> bool:

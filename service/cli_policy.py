@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agent.board.profile import BoardProfile, named_policy_text, named_profile, policy_names
-from agent.durable import read_bounded
-from agent.errors import ArtifactError, BoardError, ConfigError
+from agent.errors import BoardError, ConfigError
 from policies.fits_board import clocks, complaints
-from policies.policy import MAX_POLICY_BYTES, Policy, PolicyError, differences, parse_policy
+from policies.policy import Policy, differences
 from service.cli import config_path, say_json
 from service.config import load_config
 from service.live import live_folder, read_live
-from service.policy_file import COPY, SEE
+from service.policy_file import COPY, parsed_policy, policy_text
 
 
 def read_policy(name: str) -> tuple[str, Policy]:
@@ -30,11 +29,11 @@ def read_policy(name: str) -> tuple[str, Policy]:
         text = named_policy_text(name)
     else:
         try:
-            text = _text(path)
+            text = policy_text(path)
         except FileNotFoundError as error:
             fix = f"Give a file, or one of those that ship: {', '.join(policy_names())}"
             raise ConfigError("there is no such policy", where=name, fix=fix) from error
-    return text, _parsed(text, name)
+    return text, parsed_policy(text, name)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -60,11 +59,11 @@ def show(options: argparse.Namespace) -> int:
     live = _live(state)
     path = state / COPY
     try:
-        text = _text(path)
+        text = policy_text(path)
     except FileNotFoundError as error:
         fix = "Start the daemon: temperd run"
         raise BoardError("no policy was ever in force here", where=str(path), fix=fix) from error
-    policy = _parsed(text, str(path))
+    policy = parsed_policy(text, str(path))
     if options.toml:
         print(text, end="" if text.endswith("\n") else "\n")
         return 0
@@ -77,23 +76,6 @@ def show(options: argparse.Namespace) -> int:
         print(f"  not in force: {live['complaint']}")
     print("\n".join(_lines(policy, None)))
     return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bounded(path, MAX_POLICY_BYTES).decode()
-    except (BoardError, ArtifactError) as error:
-        raise ConfigError(f"the policy cannot be read: {error.what}", where=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("the policy is not UTF-8", where=str(path)) from error
-
-
-def _parsed(text: str, where: str) -> Policy:
-    try:
-        return parse_policy(text)
-    except PolicyError as error:
-        at = f"{where}: {error.key}" if error.key else where
-        raise ConfigError(error.what, where=at, fix=SEE) from error
 
 
 def _live(state: Path) -> Mapping[str, object] | None:

@@ -235,7 +235,7 @@ class PolicyFile:
 
     def _from_board(self) -> InForce:
         text = named_policy_text(self._shipped)
-        return InForce(_parsed(text, self._shipped), text, Source.BOARD, self._shipped)
+        return InForce(parsed_policy(text, self._shipped), text, Source.BOARD, self._shipped)
 
     def _stamp(self) -> _Stamp | None:
         if not self._chosen:
@@ -283,25 +283,45 @@ class PolicyFile:
         self.complaint = complaint
 
 
-def _read(path: Path, source: Source) -> InForce:
-    """The policy in a file.
+def policy_text(path: Path) -> str:
+    """The text of a policy file.
 
     Raises:
-        ConfigError: it cannot be read, or is none.
+        FileNotFoundError: there is none.
+        ConfigError: it cannot be read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe in its place would never answer
             raise ConfigError("the policy file is no file", where=str(path))
-        text = read_bounded(path, MAX_POLICY_BYTES).decode()
+        return read_bounded(path, MAX_POLICY_BYTES).decode()
+    except FileNotFoundError:
+        raise
     except (OSError, BoardError, ArtifactError, UnicodeDecodeError) as error:
         told = error.what if isinstance(error, ArtifactError) else getattr(error, "strerror", "") or str(error)
         raise ConfigError(f"the policy file cannot be read: {told}", where=str(path)) from error
-    return InForce(_parsed(text, str(path)), text, source, str(path))
 
 
-def _parsed(text: str, where: str) -> Policy:
+def parsed_policy(text: str, where: str) -> Policy:
+    """The policy in `text`.
+
+    Raises:
+        ConfigError: it is none; the key stands behind `where`.
+    """
     try:
         return parse_policy(text)
     except PolicyError as error:
         at = f"{where}: {error.key}" if error.key else where
         raise ConfigError(error.what, where=at, fix=SEE) from error
+
+
+def _read(path: Path, source: Source) -> InForce:
+    """The policy in a file.
+
+    Raises:
+        ConfigError: it is not there, cannot be read, or is none.
+    """
+    try:
+        text = policy_text(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"the policy file cannot be read: {error.strerror}", where=str(path)) from error
+    return InForce(parsed_policy(text, str(path)), text, source, str(path))

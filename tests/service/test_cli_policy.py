@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from service.cli import main
 from service.cli_fleet import policy_lines
 from service.commands import MAX_ENVELOPE_BYTES
 from service.live import write_live
-from service.policy_file import PolicyFile
+from service.policy_file import COPY, PolicyFile
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +132,14 @@ def test_what_a_console_changed_is_shown_key_by_key() -> None:
     told = policy_lines({"name": "b", "source": "command", "changed": changed})
     assert told == ["policy in force: b, by command", "thermal.slow.duty: 0.75 -> 0.6"]
     assert policy_lines({"accuracy_after": 0.9}) == []
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_a_pipe_in_a_policys_place_is_refused_and_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    pipe = tmp_path / COPY
+    os.mkfifo(pipe)
+    arguments = ["check", str(pipe)] if command == "check" else ["show", "--state", str(tmp_path)]
+    assert main(["policy", *arguments]) == 2
+    assert "the policy file is no file" in capsys.readouterr().err
