@@ -89,6 +89,8 @@ class PredictiveState:
     near: bool = False
     """Near the limit, or not as predicted: all cooling is on."""
     choice: Choice | None = None
+    from_baseline: bool = False
+    """No ambient sensor: delta-T counts from the resting baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class Models:
     learnt_s: float = field(metadata=limits(0.0, 1e12))
     busy: float = field(metadata=limits(LEAST_BUSY, 1.0))
     joules_full: float = field(metadata=limits(0.0, 1e9))
+    from_baseline: bool = False
+    """Delta-T counted from a resting baseline, which another start may find elsewhere."""
 
 
 def models_of(state: PredictiveState) -> dict[str, object]:
@@ -110,6 +114,7 @@ def models_of(state: PredictiveState) -> dict[str, object]:
         learnt_s=state.thermal.learnt_s,
         busy=max(state.busy, LEAST_BUSY),
         joules_full=state.battery.joules_full,
+        from_baseline=state.from_baseline,
     )
     return dataclasses.asdict(kept)
 
@@ -127,8 +132,12 @@ def with_models(state: PredictiveState, table: Mapping[str, object]) -> Predicti
         battery=ChargeUse(kept.joules_full),
         busy=kept.busy,
         duty=state.duty,
+        from_baseline=kept.from_baseline,
     )
     refuse_unsound(after)
+    if kept.from_baseline:
+        heat = thermal_model.from_another_start(after.thermal.estimate)
+        after = dataclasses.replace(after, thermal=dataclasses.replace(after.thermal, estimate=heat))
     return after
 
 
@@ -172,6 +181,7 @@ def learn(state: PredictiveState, reading: Reading, outlook: Outlook, duty: floa
         busy=_busy(state, reading, outlook),
         duty=duty,
         mono_s=reading.mono_s,
+        from_baseline=reading.ambient_is_baseline,
     )
 
 

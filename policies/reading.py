@@ -49,8 +49,6 @@ class Reading:
     temperature_celsius: float | None = None
     ambient_celsius: float | None = None
     """Ambient temperature, or the resting baseline where the board has no ambient sensor."""
-    ambient_is_baseline: bool = False
-    """`ambient_celsius` is the resting baseline: nothing measures the air."""
     frequency_hz: int | None = None
     frequency_cap_hz: int | None = None
     """Clock cap in force, whoever set it."""
@@ -80,6 +78,8 @@ class Reading:
     health: tuple[tuple[str, Health], ...] = ()
     """(sensor or lever, health) for those the board is expected to have: `temperature`, `ambient`, `charge`, `power`,
     `frequency-cap`, `cooling`."""
+    ambient_is_baseline: bool = False
+    """`ambient_celsius` is the resting baseline: nothing measures the air."""
 
     @property
     def steerable(self) -> bool:

@@ -10,6 +10,7 @@ steady state it forgets what the steady state does not show.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,15 @@ class Estimate:
             and all(0.0 < self.covariance[i][i] <= 1.001 * prior.deviation[i] ** 2 for i in range(size))
             and all(_correlated(self.covariance, i, j) for i in range(size) for j in range(i))
         )
+
+
+def widened(estimate: Estimate, prior: Prior, places: Sequence[int]) -> Estimate:
+    """The estimate with the coefficients at `places` as uncertain as before the first sample."""
+    old, size = estimate.covariance, range(len(estimate.mean))
+    scale = [prior.deviation[i] / math.sqrt(old[i][i]) if i in places else 1.0 for i in size]
+    # Rows and columns alike: the matrix stays positive definite.
+    rows = tuple(tuple(old[i][j] * (scale[i] * scale[j]) for j in size) for i in size)
+    return dataclasses.replace(estimate, covariance=rows)
 
 
 def diagonal(deviation: Sequence[float]) -> Matrix:

@@ -28,7 +28,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from policies.rls import Estimate, Prior, quadratic, update
+from policies.rls import Estimate, Prior, quadratic, update, widened
 from policies.strict import limits
 
 DIE, RISE, RISE_BLOWN, LOSS, LOSS_BLOWN, SINK, SINK_BLOWN, LATE = range(8)
@@ -173,6 +173,14 @@ def learn(
     noise = math.hypot(SENSOR_KELVIN, LAG_KELVIN_PER_WATT * late)
     estimate = update(known, prior, regressors, delta_kelvin - now.delta_f, noise)
     return ThermalModel(estimate, now, min(model.learnt_s + mono_s - before.mono_s, 1e12))
+
+
+def from_another_start(estimate: Estimate) -> Estimate:
+    """What is left of an estimate whose delta-T counted from the resting baseline of an earlier start.
+
+    Resistances and capacities are the board's; the offset was that baseline's.
+    """
+    return widened(estimate, BASELINE_PRIOR, (SINK, SINK_BLOWN))
 
 
 def _lost(model: ThermalModel) -> ThermalModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from policies.choice import Choice
 from policies.governor import GovernorState, decide
 from policies.outlook import DepthCost, Outlook
 from policies.policy import Policy
-from policies.predictive import PredictiveState, choose, learn
+from policies.predictive import PredictiveState, choose, learn, models_of, with_models
 from policies.reading import Action, Health, Reading
 from policies.rls import Prior
 from policies.search import Setting
@@ -135,3 +136,32 @@ def test_a_fan_that_does_not_obey_is_not_counted_on(health: Health, learnt: Lear
     _, again = choose(POLICY, state, replace(hot, mono_s=LONG_AFTER_S + 90.0), JOB, [])
     assert again is not None
     assert again.ratio * again.duty > held.ratio * held.duty
+
+
+def trained(board: SimulatedBoard, state: PredictiveState, seconds: int) -> tuple[PredictiveState, list[bool]]:
+    """The state after so much training at a heavy load, and in which seconds prediction spoke."""
+    governor, spoke = GovernorState(predictive=state), []
+    for _ in range(seconds):
+        governor, decision = decide(POLICY, governor, board.read(board.elapsed_s), JOB)
+        board.apply(decision)
+        board.advance(1.0, decision.duty)
+        spoke.append(any(x.startswith("predict.") for x in (*decision.notes, decision.frequency_rule)))
+    return governor.predictive, spoke
+
+
+def test_models_of_another_start_wait_for_what_this_baseline_makes_of_delta_t() -> None:
+    """A start in the heat takes 50 °C for the board's rest; the next one, in the cool, some 30 °C."""
+    hot = SimulatedBoard(EDGE, ambient_celsius=45.0, ambient_sensor=False)
+    state, spoke = trained(hot, PredictiveState(), 1200)
+    assert spoke[-1]
+    kept = json.loads(json.dumps(models_of(state)))
+    _, anew = trained(SimulatedBoard(EDGE, ambient_sensor=False), with_models(PredictiveState(), kept), 900)
+    assert not anew[0]
+    assert anew[-1]
+
+
+def test_models_under_an_ambient_sensor_serve_at_once_after_a_restart() -> None:
+    state, spoke = trained(SimulatedBoard(EDGE), PredictiveState(), 1200)
+    assert spoke[-1]
+    _, anew = trained(SimulatedBoard(EDGE), with_models(PredictiveState(), models_of(state)), 1)
+    assert anew == [True]
