@@ -1,12 +1,14 @@
-"""Consoles: the keys of people who command boards, and the folder of those that a board obeys."""
+"""Consoles: the keys of people who command boards, and the folder of those that a board obeys.
+
+The daemon reads the folder at each command, so `cryptography` is imported only where private keys are made and read.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING
 
 from agent.card import NAME
 from agent.durable import disk_errors, make_folder, remove, write_atomic
@@ -24,6 +26,9 @@ from agent.keys_files import (
 from agent.strict_json import canonical, loads
 from policies.strict import limits
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 KEY_SUFFIX = ".key"
 MAX_CONSOLES = 64  # people who may command one board
 SHORTEST_KEY_ID = 8  # digits: two of 64 consoles share so many once in two million folders
@@ -31,7 +36,11 @@ SHORTEST_KEY_ID = 8  # digits: two of 64 consoles share so many once in two mill
 
 def keyid(key: Ed25519PublicKey) -> str:
     """SHA-256 of the raw public key, in hexadecimal."""
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
+    return _raw_keyid(key.public_bytes_raw())
+
+
+def _raw_keyid(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +50,13 @@ class TrustedConsole:
     Attributes:
         name: as its file gives it; the key id alone is proof.
         keyid: see `keyid`.
-        key: its public key.
+        key: its public key, raw, 32 bytes.
         path: of the file.
     """
 
     name: str
     keyid: str
-    key: Ed25519PublicKey
+    key: bytes
     path: Path
 
 
@@ -61,6 +70,8 @@ def create_console_key(folder: Path, name: str) -> Path:
         SpecError: the name does not match `agent.card.NAME`, or the key exists.
         BoardError: the disk fails.
     """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 - see the module
+
     if not NAME.fullmatch(name):
         raise SpecError(f"console name {name[:64]!r} does not match {NAME.pattern}")
     make_folder(folder)
@@ -81,6 +92,8 @@ def load_console_key(path: Path) -> Ed25519PrivateKey:
         SpecError: the file's name is not that of a private key.
         ArtifactError: the file is broken.
     """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 - see the module
+
     if path.suffix != KEY_SUFFIX:
         raise SpecError("not a console's private key file", where=str(path), fix=f"Give the file NAME{KEY_SUFFIX}")
     text = read_secret(path).decode("ascii", "replace").strip()
@@ -104,8 +117,8 @@ def trusted_consoles(folder: Path) -> tuple[TrustedConsole, ...]:
     return tuple(_read_console(path) for path in paths)
 
 
-def load_trusted_consoles(folder: Path) -> dict[str, Ed25519PublicKey]:
-    """The keys of `trusted_consoles` by key id; raises like it."""
+def load_trusted_consoles(folder: Path) -> dict[str, bytes]:
+    """The raw keys of `trusted_consoles` by key id; raises like it."""
     return {console.keyid: console.key for console in trusted_consoles(folder)}
 
 
@@ -148,7 +161,7 @@ def _read_console(path: Path) -> TrustedConsole:
     data = read_public(path)
     what = f"trusted console {path.name}"
     stored = read_table(_StoredConsole, loads(data, what=what, max_bytes=MAX_KEY_FILE_BYTES), what)
-    key = Ed25519PublicKey.from_public_bytes(key_bytes(stored.ed25519, path))
-    if keyid(key) != stored.keyid:
+    key = key_bytes(stored.ed25519, path)
+    if _raw_keyid(key) != stored.keyid:
         raise ArtifactError("key id is not that of the key", where=str(path), reason="key-broken")
     return TrustedConsole(stored.name, stored.keyid, key, path)

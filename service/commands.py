@@ -3,7 +3,7 @@
 Envelope: https://github.com/secure-systems-lab/dsse (protocol 1.0), Ed25519, JSON form. The profile here is narrower:
 unknown fields are refused, and a signature counts only under a key identifier that this board trusts.
 
-`cryptography` costs 7 MB, so it is imported with the first signature: a board without commands does not pay for it.
+Signatures are judged by `agent.ed25519` without `cryptography`, 7 MB that only a console needs, for signing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from agent import strict_json
+from agent.ed25519 import is_signed
 from agent.errors import CommandError, SpecError
 from agent.spec import FineTuneSpec, parse_spec
 from policies.policy import MAX_POLICY_BYTES
@@ -27,7 +28,7 @@ from policies.strict import TableError, build, limits
 from service.qualify_plan import DEFAULT_MINUTES, LEAST_MINUTES, MOST_MINUTES
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PAYLOAD_TYPE = "application/vnd.temperd.command+json"
 MAX_ENVELOPE_BYTES = 64 << 10  # a fine-tune request has about 1 KB
@@ -214,7 +215,7 @@ def open_command(
     *,
     topic_type: str,
     topic_id: str,
-    trusted: Mapping[str, Ed25519PublicKey],
+    trusted: Mapping[str, bytes],
     device: str,
     now: float,
     clock_synchronised: bool,
@@ -225,7 +226,7 @@ def open_command(
         envelope: as received.
         topic_type: the type level of the topic it arrived on.
         topic_id: the id level.
-        trusted: console keys by key identifier; one valid signature of any of them is enough.
+        trusted: raw console keys by key identifier; one valid signature of any of them is enough.
         device: this board's name.
         now: wall clock, seconds since 1970.
         clock_synchronised: whether `now` can be believed. If not, times are not judged and only `WITHOUT_CLOCK` runs.
@@ -279,20 +280,15 @@ def _decode(text: str, what: str) -> bytes:
         raise _refuse(Refusal.MALFORMED, f"{what} is not base64", "command envelope") from error
 
 
-def _verify(envelope: _Envelope, payload: bytes, trusted: Mapping[str, Ed25519PublicKey]) -> str:
+def _verify(envelope: _Envelope, payload: bytes, trusted: Mapping[str, bytes]) -> str:
     """The key identifier of the first valid signature by a trusted console."""
-    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - see the module's docstring
-
     if not envelope.signatures:
         raise _refuse(Refusal.UNSIGNED, "the command carries no signature")
     signed = pre_authentication(envelope.payloadType, payload)
     known = [item for item in envelope.signatures if item.keyid in trusted]
     for item in known:
-        try:
-            trusted[item.keyid].verify(_decode(item.sig, "signature"), signed)
-        except InvalidSignature:
-            continue
-        return item.keyid
+        if is_signed(trusted[item.keyid], _decode(item.sig, "signature"), signed):
+            return item.keyid
     if known:
         raise _refuse(Refusal.BAD_SIGNATURE, "the signature does not hold", f"key {known[0].keyid}")
     shown = ", ".join(sorted({repr(item.keyid[:16]) for item in envelope.signatures}))

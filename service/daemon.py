@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from agent import __version__
 from agent.board.edac import memory_errors
@@ -17,6 +17,7 @@ from agent.board.profile import named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
 from agent.durable import make_folder
 from agent.errors import BoardError
+from agent.keys_consoles import load_trusted_consoles
 from agent.messages import Failed, Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
 from agent.spec import FineTuneSpec
@@ -40,9 +41,6 @@ from service.statuses import Clock
 from service.steering import Steering
 from service.systemd import Notifier
 from service.views import Views, training_metrics
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 TICK_S = 1.0
 IDLE_METRICS_EVERY = 60  # ticks: an idle board says how it is once a minute
@@ -188,10 +186,8 @@ class Daemon:
             self._learnt.save()
             self._journal.close()
 
-    def _trusted(self) -> Mapping[str, Ed25519PublicKey]:
-        """Consoles obeyed, read at each command: a key that was removed counts no more, and idling costs no crypto."""
-        from agent.keys_consoles import load_trusted_consoles  # noqa: PLC0415 - 7 MB that an idle board does not need
-
+    def _trusted(self) -> Mapping[str, bytes]:
+        """Consoles obeyed, read at each command: a key that was removed counts no more."""
         return load_trusted_consoles(Path(self._config.commands.trusted_consoles))
 
     def _make_link(self) -> Link:

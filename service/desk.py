@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from agent.errors import ArtifactError, BoardError, CommandError, TemperdError
 from agent.messages import Scrubbed
@@ -27,9 +26,6 @@ from service.scrub import Scrubs, ScrubShop
 from service.statuses import Clock, Statuses, Uplink
 from service.steering import Steering
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 RETRY_DISK_S = 5.0  # a full disk is usually emptied by a person or a log rotation
 RETRY_NETWORK_S = 60.0  # a network that was away is asked again once a minute
 
@@ -44,7 +40,7 @@ class Desk:
         steering: the governor's present decision.
         policies: what is in force.
         uplink: where statuses go.
-        trusted: reads the consoles that are obeyed, by key id.
+        trusted: reads the raw keys of the consoles that are obeyed, by key id.
         device: this board's name.
         clock: see `Clock`.
         shop: how workers are made.
@@ -59,7 +55,7 @@ class Desk:
         steering: Steering,
         policies: PolicyFile,
         uplink: Uplink,
-        trusted: Callable[[], Mapping[str, Ed25519PublicKey]],
+        trusted: Callable[[], Mapping[str, bytes]],
         device: str,
         clock: Clock,
         shop: Workshop,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from agent.ed25519 import is_signed
 from agent.errors import ArtifactError, BoardError, GrantError, SpecError
 from agent.keys import (
     MAX_CONSOLES,
@@ -122,7 +123,7 @@ def test_console_keys_and_the_trusted_folder(tmp_path: Path) -> None:
     (trusted / public.name).write_bytes(public.read_bytes())
     consoles = load_trusted_consoles(trusted)
     assert list(consoles) == [keyid(key.public_key())]
-    consoles[keyid(key.public_key())].verify(key.sign(b"command"), b"command")
+    assert is_signed(consoles[keyid(key.public_key())], key.sign(b"command"), b"command")
     with pytest.raises(SpecError):
         create_console_key(tmp_path / "mine", "ops")
 

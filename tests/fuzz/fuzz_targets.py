@@ -202,7 +202,7 @@ def command_target() -> Target:
     job = "01890a5d-ac96-774b-bcce-b302099a8058"
     request = Request(ids, "board-1", CANCEL, NOW, NOW + 60, {"job": job})
     seed = sign_command(request, key)
-    trusted = {keyid(key.public_key()): key.public_key()}
+    trusted = {keyid(key.public_key()): key.public_key().public_bytes_raw()}
 
     def read(data: bytes) -> None:
         command = open_command(

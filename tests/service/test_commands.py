@@ -25,7 +25,7 @@ from service.commands import KNOWN, SUPPORTED, Command, Refusal, Request, new_id
 NOW = 1_772_366_400
 CONSOLE = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
-TRUSTED = {keyid(CONSOLE.public_key()): CONSOLE.public_key()}
+TRUSTED = {keyid(CONSOLE.public_key()): CONSOLE.public_key().public_bytes_raw()}
 ID = new_id(NOW * 1000, lambda n: b"\x5a" * n)
 JOB = new_id(NOW * 1000 - 5, lambda n: b"\xa5" * n)
 FINE_TUNE = Request(ID, "pi-7", "fine-tune", NOW, NOW + 3600, {"model": "mobilenetv2", "data": "/srv/photos"})
