@@ -45,6 +45,9 @@ UNSURE_FACTOR = 1.5
 """Once sure, they count so until the errors are this much larger."""
 DOUBT_S = 60.0
 """Models that were sure may be unsure for so long: the setting may be a new one, and a minute teaches much of it."""
+SILENT_S = 30.0
+"""A meter or an ambient sensor may be silent for so long: air changes in minutes, and a bus that is busy for a second
+must not move the clock to and fro."""
 UNSURE_DWELLS = 3.0
 """Dwells for which models that were sure before have to wait to be so again."""
 SURE_SURPRISE = 4.0
@@ -91,6 +94,8 @@ class PredictiveState:
     choice: Choice | None = None
     from_baseline: bool = False
     """No ambient sensor: delta-T counts from the resting baseline."""
+    told_s: float | None = None
+    """When power and ambient were both last told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +187,7 @@ def learn(state: PredictiveState, reading: Reading, outlook: Outlook, duty: floa
         duty=duty,
         mono_s=reading.mono_s,
         from_baseline=reading.ambient_is_baseline,
+        told_s=reading.mono_s if _told(reading) else state.told_s,
     )
 
 
@@ -202,7 +208,7 @@ def choose(
         The state with the choice, and the bound; `None` where the models are not sure, a sensor is ill, or there is no
         clock to steer: the fixed rules serve.
     """
-    if not _able(policy, reading):
+    if not _able(policy, state, reading):
         return dataclasses.replace(state, choice=None, sure=False), None
     state = _judged(state, reading.mono_s, sure=_sure(policy, state, reading))
     if not state.sure:
@@ -229,8 +235,14 @@ def _reliable(reading: Reading) -> bool:
     return ("temperature", Health.OK) in known and (reading.ambient_is_baseline or ("ambient", Health.OK) in known)
 
 
-def _able(policy: Policy, reading: Reading) -> bool:
-    known = _known(reading)
+def _told(reading: Reading) -> bool:
+    return _reliable(reading) and ("power", Health.OK) in _known(reading)
+
+
+def _able(policy: Policy, state: PredictiveState, reading: Reading) -> bool:
+    known, silent_s = _known(reading), 0.0
+    if not _told(reading):
+        silent_s = SILENT_S if state.told_s is None else reading.mono_s - state.told_s
     ambient, points = reading.ambient_celsius, reading.operating_points
     return (
         policy.predictive.enabled
@@ -240,8 +252,8 @@ def _able(policy: Policy, reading: Reading) -> bool:
         and ambient is not None
         and math.isfinite(ambient)
         and math.isfinite(reading.mono_s)
-        and _reliable(reading)
-        and ("power", Health.OK) in known
+        and ("temperature", Health.OK) in known
+        and 0.0 <= silent_s < SILENT_S
         and ("frequency-cap", Health.OVERRIDDEN) not in known
     )
 

@@ -165,3 +165,19 @@ def test_models_under_an_ambient_sensor_serve_at_once_after_a_restart() -> None:
     assert spoke[-1]
     _, anew = trained(SimulatedBoard(EDGE), with_models(PredictiveState(), models_of(state)), 1)
     assert anew == [True]
+
+
+@pytest.mark.parametrize("sensor", ["ambient", "power"])
+@pytest.mark.parametrize(("seconds", "speaks"), [(1, True), (29, True), (31, False)])
+def test_a_sensor_that_is_silent_for_a_moment_does_not_move_the_clock(
+    sensor: str, seconds: int, speaks: bool, learnt: Learnt
+) -> None:
+    governor = GovernorState(predictive=learnt(EDGE))
+    governor, before = decide(POLICY, governor, reading_of(EDGE), JOB)
+    for second in range(1, seconds + 1):
+        silent = {"mono_s": LONG_AFTER_S + second, "health": ((sensor, Health.MISSING),)}
+        silent |= {"power_watts": None, "power_source": ""} if sensor == "power" else {}
+        governor, after = decide(POLICY, governor, reading_of(EDGE, **silent), JOB)
+    assert before.frequency_rule.startswith("predict.")
+    assert after.frequency_rule.startswith("predict.") == speaks
+    assert (after.frequency_cap_hz == before.frequency_cap_hz) == speaks

@@ -14,7 +14,7 @@ from policies.power_model import switching
 from policies.predictive import PredictiveState
 from policies.predictive import learn as learn_all
 from policies.reading import Decision, OperatingPoint
-from policies.thermal_model import BASELINE_PRIOR, PRIOR, Filters, ThermalModel, learn
+from policies.thermal_model import BASELINE_PRIOR, PRIOR, Filters, ThermalModel, from_another_start, learn
 
 CELLS = [(name, ambient) for name in CONSTANTS for ambient in (10.0, 25.0, 40.0)]
 
@@ -148,6 +148,7 @@ def test_whatever_it_reads_it_stays_sound(
     for i, (delta, watts, share) in enumerate(rows * 3):
         model = learn(model, i * span_s, delta, watts, share, baseline=baseline)
     assert model.estimate.fits(BASELINE_PRIOR)
+    assert from_another_start(model.estimate).fits(BASELINE_PRIOR)
     assert not math.isnan(model.delta_kelvin(10.0, 0.5))
     assert model.error_kelvin(10.0, 0.5, 0.1) >= 0.0
     assert model.error_kelvin(10.0, 0.5, 0.1, 100.0) >= 0.0
