@@ -107,7 +107,7 @@ class EmulatedBoard:
         self._pass_time(mono_s)
         self._show()
         if self._rounds % SAVE_EVERY == 0:
-            self._tree.show_machine()
+            self._tree.show_machine(self._injection)
             self._save()
         return self._clock_share() if self._physics.state.alive else 0.0
 
@@ -168,6 +168,8 @@ class EmulatedBoard:
     def _read_injection(self, mono_s: float) -> None:
         refused = self._injection.refuses_cap
         self._injection, is_new = self._file.read(mono_s)
+        if is_new:
+            self._tree.show_machine(self._injection)
         if is_new and self._injection.charge is not None:
             self._physics.state = dataclasses.replace(self._physics.state, charge=self._injection.charge)
         if refused and not self._injection.refuses_cap:

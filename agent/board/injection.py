@@ -36,3 +36,10 @@ class Injection:
     """The clock cap cannot be written; what root writes nevertheless is set back."""
     renumbers_zones: bool = False
     """The thermal zones change their numbers."""
+    memory_mib: float | None = field(default=None, metadata=limits(0.0, 1_000_000.0))
+    """At most so much memory is available; `None`: as much as there is."""
+    memory_pressure: float | None = field(default=None, metadata=limits(0.0, 1.0))
+    """Share of the last 10 s in which some task waited for memory; `None`: the truth."""
+
+
+NOTHING = Injection()

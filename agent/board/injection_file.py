@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent import strict_json
-from agent.board.injection import Injection
+from agent.board.injection import NOTHING, Injection
 from agent.errors import ArtifactError
 from policies.strict import TableError, build
 
 MAX_JSON_BYTES = 4096  # a full file has about 300 bytes
-NOTHING = Injection()
 _ABSENT = (0, 0, 0)
 
 

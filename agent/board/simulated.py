@@ -18,6 +18,7 @@ from policies.reading import Decision, Health, OperatingPoint, Reading
 SLICE_S = 1.0
 """Firmware and kernel look at the temperature at least this often."""
 SETTLING_S = 3600.0  # several time constants of the slowest board: it begins at rest
+MIB = 1 << 20
 FREE_MEMORY_SHARE = 0.75  # of a board that runs little else (assumed)
 TICKS_PER_S = 100.0  # /proc/stat counts busy time in 10 ms of each core
 _CORES = 4
@@ -152,6 +153,7 @@ class SimulatedBoard:
         busy = self._busy_s / self._span_s if self._span_s > 0.0 else None
         ticks = self._span_s * TICKS_PER_S * _CORES
         self._busy_s = self._span_s = 0.0
+        asked, free = self._injection, self.profile.memory_bytes * FREE_MEMORY_SHARE
         return Reading(
             mono_s=mono_s,
             temperature_celsius=celsius,
@@ -169,7 +171,8 @@ class SimulatedBoard:
             power_watts=self._sensors.watts(self.truth.watts),
             power_source="hwmon",
             utilisation=None if busy is None else min(round(busy * ticks) / ticks, 1.0),
-            memory_available_bytes=int(self.profile.memory_bytes * FREE_MEMORY_SHARE),
+            memory_available_bytes=int(min(free, math.inf if asked.memory_mib is None else asked.memory_mib * MIB)),
+            pressure=() if asked.memory_pressure is None else (("memory", asked.memory_pressure),),
             health=(
                 ("temperature", health),
                 ("ambient", Health.OK if self._baseline is None else Health.MISSING),

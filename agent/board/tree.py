@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.board.files import read_int, read_text
-from agent.board.injection import OVER_FULL_PERCENT, Injection
+from agent.board.injection import NOTHING, OVER_FULL_PERCENT, Injection
 from agent.board.physics import CUT_OFF_VOLTS, Constants
 from agent.board.profile import EMULATED_PREFIX, named_profile
 from agent.board.sensor_model import SENSORS, SensorModel
@@ -30,6 +30,7 @@ RAIL_MILLIVOLTS = 5000
 """Input of the Jetson-like board's three-channel meter."""
 WRITABLE, READ_ONLY = 0o644, 0o444
 CORES = 4
+_PRESSURE = "some avg10={0:.2f} avg60={0:.2f} avg300={0:.2f} total=0"  # as the kernel writes it; `full` is not read
 TICKS_PER_S = 100.0  # of each core in /proc/stat (USER_HZ)
 
 
@@ -136,18 +137,23 @@ class BoardTree:
         self._show_firmware(now)
         self._show_times(now)
 
-    def show_machine(self) -> None:
+    def show_machine(self, injection: Injection = NOTHING) -> None:
         """Memory and pressure are the machine's own: workers really share them. No more memory than the board has."""
         lines = (read_text("/proc/meminfo") or "").splitlines()
         host = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), self._memory_kb)
+        most = self._memory_kb if injection.memory_mib is None else int(injection.memory_mib * 1024)
         self.put(
             "proc/meminfo",
-            f"MemTotal:       {self._memory_kb} kB\nMemAvailable:   {min(host, self._memory_kb)} kB",
+            f"MemTotal:       {self._memory_kb} kB\nMemAvailable:   {min(host, self._memory_kb, most)} kB",
         )
         for resource in ("cpu", "memory", "io"):
-            text = read_text(f"/proc/pressure/{resource}")
+            name, text = f"proc/pressure/{resource}", read_text(f"/proc/pressure/{resource}")
+            if resource == "memory" and injection.memory_pressure is not None:
+                text = _PRESSURE.format(injection.memory_pressure * 100)
             if text:
-                self.put(f"proc/pressure/{resource}", text)
+                self.put(name, text)
+            else:  # what was asked for before, on a machine that does not tell its own
+                self._remove(name)
 
     def _show_zones(self, now: Shown) -> None:
         zones = reversed(self._zones) if now.injection.renumbers_zones else self._zones

@@ -122,6 +122,15 @@ def test_temperature_faults_are_seen_and_end(fault: str, expected: Health) -> No
     assert reading.temperature_celsius is not None
 
 
+def test_memory_runs_short_on_demand() -> None:
+    board = SimulatedBoard("raspberry-pi-4")
+    board.inject(Injection(memory_mib=50.0, memory_pressure=0.25, seconds=2.0))
+    short, later = after(board), after(board, 3.0)
+    assert (short.memory_available_bytes, short.pressure) == (50 << 20, (("memory", 0.25),))
+    assert later.pressure == ()
+    assert (later.memory_available_bytes or 0) > 1 << 30
+
+
 def test_a_frozen_sensor_is_seen_after_its_time() -> None:
     board = SimulatedBoard("raspberry-pi-4")
     after(board)

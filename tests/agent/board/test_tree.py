@@ -161,6 +161,18 @@ def test_pressure_is_the_machines_own(pi: Board) -> None:
     assert (pi.folder / "proc/pressure/cpu").exists() == real
 
 
+def test_memory_runs_short_on_demand_and_comes_back(pi: Board) -> None:
+    pi.tree.show_machine(Injection(memory_mib=50.0, memory_pressure=0.25))
+    reading = pi.look()
+    assert reading.memory_available_bytes == 50 << 20
+    assert dict(reading.pressure)["memory"] == 0.25
+    pi.tree.show_machine()
+    after = pi.look()
+    assert (after.memory_available_bytes or 0) > 50 << 20
+    real = Path("/proc/pressure/memory").exists()
+    assert (pi.folder / "proc/pressure/memory").exists() == real
+
+
 def test_what_stands_in_the_levers_is_kept(tmp_path: Path) -> None:
     board = Board(tmp_path, "edge-22w")
     board.sysfs.apply(Decision(frequency_cap_hz=800_000_000, cooling_level=3))
