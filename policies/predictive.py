@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from policies import power_model, thermal_model
 from policies.bounds import LOWEST, Bound
+from policies.charge import LONGEST_SPAN_S, ChargeUse, drawn
 from policies.choice import Choice, Moment, Search, costs_from, limit_kelvin
 from policies.dvfs import TABLE_TOLERANCE
 from policies.outlook import Outlook
@@ -56,20 +57,7 @@ Where they are sure already, something new heats the board: all cooling on, whil
 BUSY_UP_S, BUSY_DOWN_S = 10.0, 300.0
 """The load of a job is believed higher at once and lower slowly: caution first."""
 LEAST_BUSY = 0.05
-LONGEST_SPAN_S = 10.0
-LEAST_DROP = 0.05
-"""Charge that must have gone before joules are reckoned from it: gauges say whole percents."""
 _SENSORS = ("temperature", "ambient", "power")
-
-
-@dataclass(frozen=True, slots=True)
-class ChargeUse:
-    """What a charge of the battery holds, reckoned from what was drawn while it fell."""
-
-    joules_full: float = field(default=0.0, metadata=limits(0.0, 1e9))
-    """0: not known yet."""
-    from_charge: float | None = field(default=None, metadata=limits(0.0, 1.0))
-    drawn_joules: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +170,7 @@ def learn(state: PredictiveState, reading: Reading, outlook: Outlook, duty: floa
         thermal=thermal_model.learn(
             state.thermal, reading.mono_s, reading.delta_t_celsius, heat, share, baseline=reading.ambient_is_baseline
         ),
-        battery=_drawn(state, reading),
+        battery=drawn(state.battery, reading, state.mono_s),
         busy=_busy(state, reading, outlook),
         duty=duty,
         mono_s=reading.mono_s,
@@ -373,19 +361,3 @@ def _busy(state: PredictiveState, reading: Reading, outlook: Outlook) -> float:
 
 def _has_job(outlook: Outlook) -> bool:
     return outlook.samples_left is not None or bool(outlook.costs)
-
-
-def _drawn(state: PredictiveState, reading: Reading) -> ChargeUse:
-    use, charge, watts = state.battery, reading.charge, reading.power_watts
-    if reading.on_mains is not False or charge is None or watts is None:
-        return ChargeUse(use.joules_full)
-    if not (0.0 <= charge <= 1.0 and 0.0 <= watts <= power_model.MOST_WATTS):  # NaN, too
-        return ChargeUse(use.joules_full)
-    if use.from_charge is None or state.mono_s is None or charge > use.from_charge:
-        return ChargeUse(use.joules_full, charge)
-    span = reading.mono_s - state.mono_s
-    if not 0.0 <= span <= LONGEST_SPAN_S:
-        return ChargeUse(use.joules_full, charge)
-    drawn, drop = use.drawn_joules + watts * span, use.from_charge - charge
-    full = min(drawn / drop, 1e9) if drop >= LEAST_DROP else use.joules_full
-    return ChargeUse(full, use.from_charge, drawn)
