@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def judge(policy: BatteryPolicy, state: BatteryState, reading: Reading) -> Batte
     with the next reading; when it comes back, or an alarm ends, only after `supply_hold_s`.
     """
     off_mains = not reading.on_mains
-    charge = reading.charge
+    charge = None if reading.charge is None or math.isnan(reading.charge) else reading.charge
     unknown = charge is None and reading.on_mains is False
     return BatteryState(
         low=_below(charge, policy.low_charge, policy.hysteresis_charge, state.low, off_mains=off_mains),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import replace
 
 import pytest
@@ -158,3 +159,9 @@ def test_without_mains_a_charge_below_the_mark_always_pauses(before: list[Readin
     state = judge(BATTERY, after(before), Reading(1e4, charge=0.0999, on_mains=False))
     assert state.paused
     assert state.lost_until_s is not None
+
+
+def test_a_charge_that_is_no_number_is_unknown() -> None:
+    row = decisions(supply(0.05, mains=False), supply(math.nan, mains=False))
+    assert [decision.rule for decision in row] == ["battery.pause", "battery.pause"]
+    assert decisions(supply(math.nan, mains=False))[0].rule == "battery.unknown"
