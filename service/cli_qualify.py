@@ -115,7 +115,9 @@ async def run(config: Config, seconds: float, *, quiet: bool) -> tuple[Outcome, 
             model = read_model(roots)
             profile = pick_profile(model) if config.board.profile == "auto" else named_profile(config.board.profile)
             place = Place(state, model, profile.name, profile.emulated)
-            policy = PolicyFile(state, config.policy.file, profile.policy_name).policy
+            policy = PolicyFile(
+                state, config.policy.file, profile.policy_name, by_command=config.policy.by_command
+            ).policy
             levers = SysfsBoard(roots, profile, state / "undo.json", config.board.powerd)
             board = _tried(levers, model or profile.name)
             drill = Drill(policy, seconds, time.monotonic())

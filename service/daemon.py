@@ -152,7 +152,10 @@ class Daemon:
         profile = pick_profile(model) if board_config.profile == "auto" else named_profile(board_config.profile)
         if profile.name == "generic":
             log.warning("unknown board, the safe generic profile serves", model=model)
-        policies = self._policies = PolicyFile(self._state, self._config.policy.file, profile.policy_name)
+        wanted = self._config.policy
+        policies = self._policies = PolicyFile(
+            self._state, wanted.file, profile.policy_name, by_command=wanted.by_command
+        )
         opened = Journal.open(self._state / "journal.sqlite", self._now())
         if opened.quarantined:
             log.error("journal was broken: put aside, a new one made", aside=str(opened.quarantined))
@@ -170,12 +173,11 @@ class Daemon:
         device, uplink = self._config.device.name, _Statuses(self._link)
         shop = Workshop(self._order, self._config.worker.nice, self._watch, self._ended)
         scrub_shop = ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed)
-        allowed = self._config.policy.by_command
         desk = self._desk = Desk(
             *(self._journal, steering, policies, uplink, self._trusted, device, clock, shop),
             scrub_shop=scrub_shop,
             qualify_shop=QualifyShop(Place(self._state, model, profile.name, profile.emulated), os.cpu_count() or 1),
-            policy_by_command=allowed,
+            policy_by_command=wanted.by_command,
         )
         self._policy_watch = PolicyWatch(policies, profile.points, desk.policy_changed, self._announce)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._policy_watch.ask)

@@ -69,6 +69,7 @@ class PolicyFile:
         state: the daemon's state folder.
         chosen: absolute path of the file that the configuration names, or empty.
         shipped: name of the board profile's policy.
+        by_command: false: what a command set before the owner forbade it is not used. It stays on the disk.
 
     Raises:
         ConfigError: no source gives a valid policy and none was in force before.
@@ -78,12 +79,12 @@ class PolicyFile:
         complaint: why the source that should be in force is not, or empty.
     """
 
-    def __init__(self, state: Path, chosen: str, shipped: str) -> None:
+    def __init__(self, state: Path, chosen: str, shipped: str, *, by_command: bool = True) -> None:
         self._state, self._chosen, self._shipped = state, chosen, shipped
         self.complaint = ""
         self._judged = self._seen = self._stamp()
         self._copied = True
-        self._now = self._at_start()
+        self._now = self._at_start(by_command=by_command)
         self._write_copy(self._now)
 
     @property
@@ -192,9 +193,11 @@ class PolicyFile:
 
     # --- sources -----------------------------------------------------------------------------------------------------
 
-    def _at_start(self) -> InForce:
+    def _at_start(self, *, by_command: bool) -> InForce:
         commanded = self._state / COMMANDED
-        if commanded.exists():
+        if commanded.exists() and not by_command:
+            log.warning("a policy that a command set is not used: [policy] by_command = false", where=str(commanded))
+        elif commanded.exists():
             try:
                 return self._from_command(commanded)
             except ConfigError as error:  # a version before or after this one wrote it: the fleet can set another

@@ -299,3 +299,13 @@ def test_what_is_shown(disk: Disk) -> None:
     assert shown.pop("sha256").isalnum()
     assert shown == {"name": "cold", "source": "file", "where": str(disk.file), "complaint": ""}
     assert Policy().name == "default"
+
+
+def test_an_owner_who_wants_no_policy_from_afar_gets_rid_of_one_that_was_set_before(disk: Disk) -> None:
+    disk.start(COLD).set_text(WARM)
+    with capture_logs() as logs:
+        policies = PolicyFile(disk.state, str(disk.file), "raspberry-pi-4", by_command=False)
+    assert (policies.policy.name, policies.now.source) == ("cold", Source.FILE)
+    assert disk.copy == COLD
+    assert [line["log_level"] for line in logs] == ["warning"]
+    assert disk.start().policy.name == "warm", "allowed again, it counts again"
