@@ -26,6 +26,7 @@ from service.config import Config
 from service.desk import Desk
 from service.device_link import Address, Connected, Disconnected, Incoming, Link, LinkEvent
 from service.emulation import EmulatedBoardProcess
+from service.footprint import give_back
 from service.journal import JobRecord, Journal
 from service.learnt import Learnt
 from service.live import remove_live, runtime_folder, write_live
@@ -237,6 +238,7 @@ class Daemon:
         link = self._link
         link.start()
         desk.recover()
+        give_back()
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -327,6 +329,7 @@ class Daemon:
         self._announce()
         with contextlib.suppress(OSError):
             checkpoint_path(self._state / "store", job_id).unlink(missing_ok=True)
+        give_back()
 
     def _watch(self, message: Message, _record: JobRecord) -> None:
         if isinstance(message, Progress):

@@ -106,7 +106,7 @@ def _daemon(scene: Scene) -> Iterator[subprocess.Popen[bytes]]:
     """The board's daemon as a process of its own, as a board would run it."""
     variables = environment()
     variables.pop("RUNTIME_DIRECTORY", None)
-    command = [sys.executable, "-m", "service.cli", "run", "--config", str(scene.config)]
+    command = [sys.executable, "-m", "service", "run", "--config", str(scene.config)]
     with (scene.folder / "daemon.log").open("wb") as log:
         # A session of its own: Ctrl-C is for the demo, which ends the daemon in good order.
         child = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)  # noqa: S603 - our own program
