@@ -9,8 +9,8 @@ import structlog
 
 from agent.energy import Energy, Spent
 from policies.outlook import Outlook
-from policies.policy import Policy
-from policies.reading import Decision, Health, OperatingPoint, Reading
+from policies.policy import Policy, parse_policy
+from policies.reading import Action, Decision, Health, OperatingPoint, Reading
 from service.steering import RESTORE_EVERY_S, Steering
 
 CALM = Reading(
@@ -193,3 +193,27 @@ def test_a_lever_that_would_not_go_back_is_asked_again_while_no_job_works() -> N
     assert board.restored == 1
     ticks(steering, 11, 10 + int(2 * RESTORE_EVERY_S), "")
     assert board.restored == 3
+
+
+def test_another_policy_keeps_the_levels_that_were_reached() -> None:
+    thermal = Policy().thermal
+    between = thermal.slow.delta_kelvin - thermal.hysteresis_kelvin / 2
+    board = Shown(HOT)
+    steering = Steering(board, Policy())
+    ticks(steering, 0, 5)
+    board.reading = replace(CALM, temperature_celsius=30.0 + between)
+    steering.set_policy(replace(Policy(), name="another"))
+    ticks(steering, 6, 8)
+    assert steering.decision.rule == "thermal.delta-t-slow"
+    fresh = Steering(board, Policy())
+    ticks(fresh, 0, 8)
+    assert fresh.decision.rule == "run", "only what was remembered makes it slow"
+
+
+def test_a_stricter_policy_binds_with_the_next_reading() -> None:
+    steering = Steering(Shown(), Policy())
+    ticks(steering, 0, 5)
+    assert steering.decision.action is Action.RUN
+    steering.set_policy(parse_policy("[thermal.slow]\ndelta_kelvin = 10\n"))
+    ticks(steering, 6, 6)
+    assert (steering.decision.action, steering.decision.rule) == (Action.SLOW, "thermal.delta-t-slow")
