@@ -10,11 +10,14 @@ import pytest
 
 from agent.board.profile import named_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard
+from agent.energy import Energy, Spent
 from agent.messages import Order, ScrubOrder
 from agent.spec import parse_spec
 from policies.reading import Action, Decision
 from service.commands import new_id
 from service.desk import Desk
+from service.energy_book import EnergyBook
+from service.job import MAX_ATTEMPTS, Standing, State
 from service.journal import JobRecord, Journal
 from service.policy_file import PolicyFile
 from service.qualify_command import QualifyShop
@@ -105,3 +108,16 @@ def test_quiet_hours_that_pause_defer_what_waits_and_say_so(tmp_path: Path) -> N
     bench.steering.decision = Decision(action=Action.PAUSE, rule="schedule.quiet", duty=0.0)
     assert bench.desk._next() is None
     assert {record.standing.reason_code for record in bench.journal.unfinished()} == {"schedule.quiet"}
+
+
+def test_a_job_that_a_start_gives_up_or_a_console_cancels_leaves_no_energy_behind(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    book = EnergyBook(bench.journal)
+    given_up, canceled, waiting = list(bench.names)[:3]
+    for job_id in (given_up, canceled, waiting):
+        book.keep(job_id, Energy({"training": Spent(5.0, 2.0)}))
+    bench.journal.update(given_up, 0.0, standing=Standing(State.TRAINING, MAX_ATTEMPTS))
+    bench.desk.recover()
+    bench.desk._canceled.add(canceled)
+    bench.desk._end_canceled()
+    assert book._all().keys() == {waiting}
