@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from agent.keys_consoles import create_console_key, load_console_key
+from service.commands import Request, new_id, sign_command
+
+NOW = 1_790_000_000
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("policies", "agent", "service")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -75,19 +81,40 @@ def test_only_the_daemon_owns_clock_and_tasks_of_the_service(path: Path) -> None
         assert "TaskGroup(" not in text
 
 
-def test_the_supervisor_imports_no_numeric_library_and_stays_small() -> None:
+def test_the_supervisor_imports_no_numeric_library_and_stays_small_after_a_signed_command(tmp_path: Path) -> None:
+    console = create_console_key(tmp_path / "mine", "alice")
+    consoles = tmp_path / "consoles"
+    consoles.mkdir(mode=0o755)
+    shutil.copy(console, consoles)
+    request = Request(new_id(NOW * 1000, os.urandom), "pi-7", "scrub", NOW, NOW + 60, {})
+    envelope = sign_command(request, load_console_key(tmp_path / "mine" / "alice.key"))
     program = (
         "import sys\n"
-        "from service import logs\nlogs.configure()\nimport service.daemon\n"
+        "from pathlib import Path\n"
+        "from service import logs\nlogs.configure()\nimport service.cli_board, service.daemon\n"
+        "from agent.keys_consoles import load_trusted_consoles\n"
+        "from service.commands import open_command\n"
+        "trusted = load_trusted_consoles(Path(sys.argv[1]))\n"
+        "about = dict(zip(('topic_type', 'topic_id', 'device'), sys.argv[2:5]), now=float(sys.argv[5]))\n"
+        "command = open_command(sys.stdin.buffer.read(), trusted=trusted, clock_synchronised=True, **about)\n"
+        "service.daemon.give_back()\n"
         "names = {m.partition('.')[0] for m in sys.modules}\n"
         "status = open('/proc/self/status').read()\n"
+        "print(command.id)\n"
         "print(sorted(names & {'numpy', 'onnx', 'onnxruntime', 'rich', 'PIL', 'tuf', 'cryptography'}))\n"
         "print(status.split('VmRSS:')[1].split()[0])\n"
     )
+    arguments = [str(consoles), request.type, request.id, request.device, str(NOW)]
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
+        [sys.executable, "-c", program, *arguments],
+        input=envelope,
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+        timeout=60,
     )
-    modules, kilobytes = done.stdout.splitlines()
+    opened, modules, kilobytes = done.stdout.decode().splitlines()
+    assert opened == request.id
     assert modules == "[]"
     assert int(kilobytes) <= 35 * 1024
 
