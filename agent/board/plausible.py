@@ -40,11 +40,6 @@ def judge_millidegrees(millidegrees: int | None) -> Judged:
     return Judged(celsius, Health.OK)
 
 
-def believable_celsius(millidegrees: int | None) -> float | None:
-    """`judge_millidegrees` for those who do not ask why."""
-    return judge_millidegrees(millidegrees).value
-
-
 class DieSensor:
     """Believes or disbelieves a sequence of die temperatures.
 
@@ -70,10 +65,6 @@ class DieSensor:
             return IMPOSSIBLE
         self._good, self._jumps = (celsius, mono_s), 0
         return said
-
-    def believe(self, celsius: float | None, mono_s: float) -> float | None:
-        """`celsius` when it can be believed at monotonic time `mono_s`, else `None`."""
-        return self.judge(MISSING if celsius is None else Judged(celsius, Health.OK), mono_s).value
 
     def _frozen(self, celsius: float, mono_s: float) -> bool:
         if self._same is None or self._same[0] != celsius:
