@@ -17,16 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-
 from agent.errors import BoardError, ConfigError
 from agent.keys_files import OPEN_TO_ALL, check_mode
 from service.config import Mqtt
+from service.footprint import without_web_client
 from service.logs import logger
+
+with without_web_client():
+    from paho.mqtt import client as mqtt
+    from paho.mqtt.enums import CallbackAPIVersion
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+    from paho.mqtt.reasoncodes import ReasonCode
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0  # a fleet coming back after a broker restart spreads over a minute
 SESSION_EXPIRY_S = 7 * 86400  # the broker keeps our subscriptions over a week offline; requests are retained anyway
