@@ -27,7 +27,7 @@ from agent.board.lever_files import (
     strictest,
 )
 from agent.board.powerd_link import WAITING, PowerdLink
-from agent.durable import write_atomic
+from agent.durable import remove, write_atomic
 from agent.errors import ArtifactError, BoardError
 from policies.reading import Health
 from policies.strict import TableError, build, limits
@@ -273,7 +273,7 @@ class Levers:
             body = {"boot": self._boot, "originals": ours, "marks": marks, "strictest": most}
             write_atomic(self._undo_file, strict_json.canonical(body))
         else:
-            self._undo_file.unlink(missing_ok=True)
+            remove(self._undo_file)
 
     def _load(self) -> tuple[dict[str, int], dict[str, str], dict[str, int]]:
         if self._undo_file is None or not self._undo_file.exists():

@@ -426,3 +426,15 @@ def test_a_board_without_the_firmware_is_asked_once_a_job(tree: LeverTree) -> No
             assert (mailbox.bits, len(asked)) == (0, times)
             mailbox.rest()
         link.close()
+
+
+def test_a_list_of_limits_that_cannot_be_removed_is_told_of_and_stops_no_governor(
+    tree: LeverTree, tmp_path: Path
+) -> None:
+    undo = tmp_path / "undo.json"
+    levers = Levers(tree.sys, undo, "boot-1")
+    levers.hold_down(tree.sys / CAP, 1_000_000)
+    undo.unlink()
+    undo.mkdir()
+    levers.restore()
+    assert any("cannot be written" in told for told in levers.complaints())
