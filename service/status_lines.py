@@ -6,7 +6,11 @@ from collections.abc import Mapping
 
 NOTHING = "-"
 FREE = "run"  # stands for no rule
-RULES = (("clock", "frequency_rule", "unlimited"), ("depth", "depth_rule", "plan"))
+RULES = (
+    ("clock", "frequency_rule", "unlimited"),
+    ("depth", "depth_rule", "plan"),
+    ("micro-batch", "batch_rule", "plan"),
+)
 
 
 def status_lines(view: Mapping[str, object]) -> list[str]:
@@ -20,7 +24,8 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
         lines.append(deadline_line(deadline, ended=False))
     if training:
         epochs = f"epoch {training.get('epoch')}/{training.get('epochs')}"
-        lines.append(f"{epochs}, loss {number(training, 'loss')}, {training.get('depth_percent')} % frozen")
+        at_once = f", {training['micro_batch']} samples at once" if training.get("micro_batch") else ""
+        lines.append(f"{epochs}, loss {number(training, 'loss')}, {training.get('depth_percent')} % frozen{at_once}")
     if energy := table(view.get("energy")):
         lines.append(energy_line(energy))
     policy = table(view.get("policy"))

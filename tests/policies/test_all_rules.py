@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies import battery, dvfs, schedule, thermal
+from policies import battery, dvfs, memory, schedule, thermal
 from policies.governor import RULES, GovernorState, decide
 from policies.outlook import DepthCost, Outlook
 from policies.policy import DEPTH_LADDER, Policy, parse_policy
@@ -65,6 +65,8 @@ READINGS = st.builds(
     power_watts=st.none() | st.floats(0, 50, allow_subnormal=False),
     power_is_modelled=st.booleans(),
     utilisation=st.none() | st.floats(0, 1, allow_subnormal=False),
+    memory_available_bytes=st.none() | st.integers(0, 1 << 30),
+    pressure=st.lists(st.tuples(st.just("memory"), st.floats(0, 1, allow_subnormal=False)), max_size=1).map(tuple),
 )
 COSTS = st.sampled_from([(), tuple(DepthCost(depth, 0.1 - depth / 2000) for depth in DEPTH_LADDER)])
 OUTLOOKS = st.builds(
@@ -92,6 +94,7 @@ def faster(one: Decision, other: Decision) -> bool:
         or (one.frequency_cap_hz or 0) > (other.frequency_cap_hz or 0)
         or one.least_depth_percent < other.least_depth_percent
         or one.cooling_level < other.cooling_level
+        or one.micro_batch_share > other.micro_batch_share
     )
 
 
@@ -105,11 +108,13 @@ def test_no_decision_is_above_any_bound_of_any_rule(
         *thermal.bounds(policy.thermal, state.thermal),
         *battery.bounds(policy.battery, state.battery),
         *schedule.bounds(policy.schedule, outlook),
+        *memory.bounds(state.memory),
     ]
     for bound in asked:
         assert decision.action >= bound.action
         assert decision.duty <= bound.duty
         assert decision.least_depth_percent >= bound.depth
+        assert decision.micro_batch_share <= bound.micro_batch_share
         assert decision.cooling_level >= bound.cooling * reading.cooling_max
         assert bound.rule in {decision.rule, *decision.notes}
         assert (decision.frequency_cap_hz or 0) <= (dvfs.cap_hz(reading.operating_points, bound.ratio) or 0)

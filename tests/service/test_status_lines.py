@@ -47,6 +47,13 @@ def test_a_rule_that_is_named_is_not_named_again() -> None:
     assert told.endswith("rules that apply too: battery.low")
 
 
+def test_a_smaller_micro_batch_is_told_with_its_rule() -> None:
+    told = shown(notes=["memory.pressure"], batch_rule="memory.pressure")
+    assert told.endswith("clock by dvfs.frozen, micro-batch by memory.pressure, duty 60.00 %")
+    training = {"epoch": 1, "epochs": 4, "loss": 0.5, "depth_percent": 75, "micro_batch": 4}
+    assert status_lines({"training": training})[-1] == "epoch 1/4, loss 0.50, 75 % frozen, 4 samples at once"
+
+
 def test_energy_says_where_it_comes_from() -> None:
     energy = {"joules": 59.0, "joules_per_sample": 0.59, "gops_per_watt": 1.5, "source": "model", "modelled": True}
     assert energy_line(energy) == "energy 59.00 J, 0.5900 J a sample, 1.50 GOPS/W from model (modelled)"
