@@ -238,7 +238,7 @@ def test_a_bare_board_is_judged_by_its_temperature_alone() -> None:
 
 POINTS = tuple(OperatingPoint(mhz * 10**6, 0.8) for mhz in (600, 1200, 1800))
 SENSORS = ("temperature", "frequency-cap", "cooling")
-MAYBE = st.none() | st.floats(-50, 150)
+MAYBE = st.none() | st.floats(-50, 150, allow_subnormal=False)  # the runtime switches subnormals off in its process
 
 
 @given(
@@ -252,12 +252,12 @@ MAYBE = st.none() | st.floats(-50, 150)
             frequency_hz=st.none() | st.integers(1, 5_000_000_000),
             cooling_max=st.integers(0, 255),
             cooling_level=st.none() | st.integers(0, 255),
-            power_watts=st.none() | st.floats(0, 1000),
+            power_watts=st.none() | st.floats(0, 1000, allow_subnormal=False),
             power_source=st.sampled_from(("", "model", "hwmon")),
-            utilisation=st.none() | st.floats(0, 1),
+            utilisation=st.none() | st.floats(0, 1, allow_subnormal=False),
             health=st.lists(st.tuples(st.sampled_from(SENSORS), st.sampled_from(Health)), max_size=3).map(tuple),
             throttled=st.booleans(),
-            charge=st.none() | st.floats(0, 1),
+            charge=st.none() | st.floats(0, 1, allow_subnormal=False),
             on_mains=st.none() | st.booleans(),
         ),
         min_size=1,
@@ -368,7 +368,7 @@ def test_people_see_a_summary_curves_and_a_picture() -> None:
     assert line(empty)
 
 
-@given(st.lists(st.none() | st.floats(-1e9, 1e9), max_size=200), st.integers(1, 80))
+@given(st.lists(st.none() | st.floats(-1e9, 1e9, allow_subnormal=False), max_size=200), st.integers(1, 80))
 def test_a_curve_fits_its_width(values: list[float | None], width: int) -> None:
     assert len(curve(values, width)) <= width
 
