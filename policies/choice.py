@@ -139,26 +139,27 @@ class Search:
 
     def _kept(self, old: Choice, found: Prospect, rule: str) -> bool:
         """Whether the present setting stays although the search found another."""
-        if not self._grid.has(old.setting):
-            return False
-        top, lowest = self._grid.points[-1].frequency_hz, self._grid.points[0].frequency_hz
-        if old.setting.frequency_hz > max((self._moment.cap_ratio + TABLE_TOLERANCE) * top, lowest):
+        if not self._grid.has(old.setting) or self._above_the_cap(old.setting):
             return False
         cost = next((cost for cost in self._costs if cost.depth_percent == old.setting.depth), None)
         present = self._grid.foresee(old.setting, cost)
         if not self._grid.highest_kelvin(present) <= self._kept_limit:
             return False
+        if rule == DEADLINE and self._pace(present) < min(self._needed_pace() or 0.0, self._pace(found)):
+            return False  # a job that is already late does not wait out the dwell
         if 0.0 <= self._moment.mono_s - old.since_s < self._policy.dwell_s:
             return True
         if old.setting.duty != found.setting.duty:
             return False
         return self._in_time_as_well(present, found) if rule == DEADLINE else _about_as_thrifty(present, found)
 
+    def _above_the_cap(self, setting: Setting) -> bool:
+        top, lowest = self._grid.points[-1].frequency_hz, self._grid.points[0].frequency_hz
+        return setting.frequency_hz > max((self._moment.cap_ratio + TABLE_TOLERANCE) * top, lowest)
+
     def _in_time_as_well(self, present: Prospect, found: Prospect) -> bool:
         need = self._needed_pace()
         assert need is not None  # the deadline rule found something
-        if self._pace(present) < min(need, self._pace(found)):
-            return False
         if present.setting.depth > found.setting.depth:  # back to the shallower depth only with more to spare
             return self._pace(found) < need * SPARE * SPARE
         return present.setting.depth == found.setting.depth and _about_as_thrifty(present, found)

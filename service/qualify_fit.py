@@ -13,7 +13,7 @@ from typing import NamedTuple
 from policies import power_model, thermal_model
 from policies.power_model import PowerModel, fan_share, switching
 from policies.predictive import LEAST_WINDOWS, PredictiveState, models_of, with_models
-from policies.reading import Health, Reading
+from policies.reading import Reading
 from policies.strict import TableError
 from policies.thermal_model import ThermalModel
 
@@ -47,6 +47,8 @@ class Fit:
     power: PowerModel = field(default_factory=PowerModel)
     thermal: ThermalModel = field(default_factory=ThermalModel)
     heat_readings: int = 0
+    from_baseline: bool = False
+    """Delta-T counts from the resting baseline: there is no ambient sensor."""
 
     @property
     def known_power(self) -> bool:
@@ -69,7 +71,9 @@ class Fit:
         state = PredictiveState()
         with contextlib.suppress(TableError):  # an empty table, or one of another version: nothing to take over
             state = with_models(state, before)
-        return models_of(dataclasses.replace(state, power=self.power, thermal=self.thermal))
+        return models_of(
+            dataclasses.replace(state, power=self.power, thermal=self.thermal, from_baseline=self.from_baseline)
+        )
 
     def watts(self, reading: Reading) -> float | None:
         """Supply power at the clock, load, temperature and cooling of a reading; `None` where one is not known."""
@@ -170,11 +174,12 @@ def fit(readings: Iterable[Reading]) -> Fit:
     thermal, heated = ThermalModel(), 0
     for reading in kept:
         watts = None if reading.power_watts is None else _heating(power, reading, 0.0)
-        baseline = dict(reading.health).get("ambient") is Health.MISSING
         delta = reading.delta_t_celsius
-        thermal = thermal_model.learn(thermal, reading.mono_s, delta, watts, fan_share(reading), baseline=baseline)
+        thermal = thermal_model.learn(
+            thermal, reading.mono_s, delta, watts, fan_share(reading), baseline=reading.ambient_is_baseline
+        )
         heated += watts is not None and delta is not None
-    return Fit(power, thermal, heated)
+    return Fit(power, thermal, heated, any(reading.ambient_is_baseline for reading in kept))
 
 
 def power_error(fitted: Fit, readings: Iterable[Reading]) -> float | None:

@@ -57,7 +57,11 @@ def test_required_bandwidth_is_the_figure_of_r10() -> None:
     assert math.isclose(required_bandwidth(14e6, 1, 0.020), required_bandwidth(7e6, 2, 0.020))
 
 
-@given(st.floats(1.0, 1e9), st.floats(0.5, 8.0), st.floats(1e-4, 60.0))
+@given(
+    st.floats(1.0, 1e9, allow_subnormal=False),
+    st.floats(0.5, 8.0, allow_subnormal=False),
+    st.floats(1e-4, 60.0, allow_subnormal=False),
+)
 def test_a_tighter_budget_or_a_larger_model_requires_more(size: float, operations: float, budget_s: float) -> None:
     required = required_bandwidth(size, operations, budget_s)
     assert required_bandwidth(size, operations, budget_s / 2) == pytest.approx(2 * required)

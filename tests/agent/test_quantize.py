@@ -200,7 +200,7 @@ def test_every_range_holds_zero_exactly(low: float, high: float) -> None:
 @given(
     exponents=st.lists(st.integers(-44, 6), min_size=1, max_size=6),
     bias=st.floats(-100, 100, allow_subnormal=False),
-    input_scale=st.floats(1e-4, 1),
+    input_scale=st.floats(1e-4, 1, allow_subnormal=False),
     seed=st.integers(0, 99),
 )
 def test_weights_and_biases_fit_their_integers(

@@ -36,7 +36,9 @@ def policies(draw: st.DrawFn) -> Policy:
     action = draw(st.sampled_from(["slow", "pause"]))
     return replace(
         base,
-        thermal=replace(base.thermal, slow=slow, hot=hot, hysteresis_kelvin=draw(st.floats(0.5, 20))),
+        thermal=replace(
+            base.thermal, slow=slow, hot=hot, hysteresis_kelvin=draw(st.floats(0.5, 20, allow_subnormal=False))
+        ),
         battery=replace(
             base.battery,
             **{
@@ -74,7 +76,7 @@ OUTLOOKS = st.builds(
     plan_depth_percent=st.sampled_from(DEPTH_LADDER),
     costs=COSTS,
     samples_left=st.none() | st.integers(0, 100_000),
-    deadline_mono_s=st.none() | st.floats(0, 1e6),
+    deadline_mono_s=st.none() | st.floats(0, 1e6, allow_subnormal=False),
     minute_of_day=st.none() | st.integers(0, 1439),
 )
 
@@ -138,7 +140,13 @@ def test_every_decision_names_a_rule_that_there_is(
 
 
 @UNTIMED
-@given(policies(), st.lists(READINGS, max_size=5), READINGS, OUTLOOKS, st.tuples(*[st.floats(-20, 130)] * 2))
+@given(
+    policies(),
+    st.lists(READINGS, max_size=5),
+    READINGS,
+    OUTLOOKS,
+    st.tuples(*[st.floats(-20, 130, allow_subnormal=False)] * 2),
+)
 def test_under_the_fixed_rules_hotter_is_never_faster(
     policy: Policy, before: list[Reading], reading: Reading, outlook: Outlook, pair: tuple[float, float]
 ) -> None:
@@ -149,7 +157,13 @@ def test_under_the_fixed_rules_hotter_is_never_faster(
 
 
 @UNTIMED
-@given(policies(), st.lists(READINGS, max_size=5), READINGS, OUTLOOKS, st.tuples(*[st.floats(0, 1)] * 2))
+@given(
+    policies(),
+    st.lists(READINGS, max_size=5),
+    READINGS,
+    OUTLOOKS,
+    st.tuples(*[st.floats(0, 1, allow_subnormal=False)] * 2),
+)
 def test_under_the_fixed_rules_a_lower_charge_is_never_faster(
     policy: Policy, before: list[Reading], reading: Reading, outlook: Outlook, pair: tuple[float, float]
 ) -> None:

@@ -141,7 +141,11 @@ def test_a_lower_charge_is_never_faster(before: list[Reading], reading: Reading,
     assert {bound.rule for bound in full} <= {bound.rule for bound in empty}
 
 
-@given(st.lists(READINGS, max_size=6), st.sampled_from([0.10, 0.20]), st.lists(st.floats(0, 0.999), max_size=20))
+@given(
+    st.lists(READINGS, max_size=6),
+    st.sampled_from([0.10, 0.20]),
+    st.lists(st.floats(0, 0.999, allow_subnormal=False), max_size=20),
+)
 def test_a_charge_that_moves_inside_the_hysteresis_changes_nothing(
     before: list[Reading], mark: float, shares: list[float]
 ) -> None:

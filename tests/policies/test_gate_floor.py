@@ -48,11 +48,11 @@ def test_the_same_and_stricter_pass() -> None:
 
 GATES = st.builds(
     GatePolicy,
-    least_gain=st.floats(-1, 1),
+    least_gain=st.floats(-1, 1, allow_subnormal=False),
     class_samples=st.integers(1, 50),
-    class_drop=st.floats(0, 1),
-    class_least=st.floats(0, 1),
-    weight_growth=st.floats(1, 10),
+    class_drop=st.floats(0, 1, allow_subnormal=False),
+    class_least=st.floats(0, 1, allow_subnormal=False),
+    weight_growth=st.floats(1, 10, allow_subnormal=False),
     held_out=st.sampled_from(["", "/a", "/b"]),
 )
 

@@ -36,13 +36,25 @@ def levels(*seen: Reading, marks: MemoryPolicy = MARKS) -> list[int]:
     return found
 
 
-SHORT = st.builds(reading, st.just(0.0), st.floats(0, 95), st.floats(0, 1)) | st.builds(
-    reading, st.just(0.0), st.none() | st.floats(0, 4000), st.floats(0.11, 1)
+SHORT = st.builds(
+    reading, st.just(0.0), st.floats(0, 95, allow_subnormal=False), st.floats(0, 1, allow_subnormal=False)
+) | st.builds(
+    reading,
+    st.just(0.0),
+    st.none() | st.floats(0, 4000, allow_subnormal=False),
+    st.floats(0.11, 1, allow_subnormal=False),
 )
-BETWEEN = st.builds(reading, st.just(0.0), st.floats(97, 159), st.floats(0, 0.1)) | st.builds(
-    reading, st.just(0.0), st.none() | st.floats(97, 4000), st.floats(0.06, 0.1)
+BETWEEN = st.builds(
+    reading, st.just(0.0), st.floats(97, 159, allow_subnormal=False), st.floats(0, 0.1, allow_subnormal=False)
+) | st.builds(
+    reading,
+    st.just(0.0),
+    st.none() | st.floats(97, 4000, allow_subnormal=False),
+    st.floats(0.06, 0.1, allow_subnormal=False),
 )
-PLENTY = st.builds(reading, st.just(0.0), st.floats(161, 4000), st.floats(0, 0.05))
+PLENTY = st.builds(
+    reading, st.just(0.0), st.floats(161, 4000, allow_subnormal=False), st.floats(0, 0.05, allow_subnormal=False)
+)
 ANY = SHORT | BETWEEN | PLENTY | st.just(reading(0.0, None, None))
 
 

@@ -31,6 +31,7 @@ from policies.strict import TableError, build
 
 POLICY = Policy()
 PI4 = "raspberry-pi-4"
+EDGE = "edge-22w"
 COSTS = (DepthCost(50, 0.10, measured=True), DepthCost(75, 0.05, measured=True), DepthCost(100, 0.02, measured=True))
 JOB = Outlook(plan_depth_percent=50, costs=COSTS, samples_left=10_000_000)
 Learnt = Callable[..., PredictiveState]
@@ -357,6 +358,17 @@ def test_a_point_is_kept_for_its_dwell_and_left_at_once_when_it_is_too_hot(learn
     assert late.choice is not None
     assert early.choice.setting == tight.choice.setting  # less than 60 s after the change
     assert late.choice.setting == first.setting
+
+
+def test_a_job_that_would_be_late_does_not_wait_out_the_dwell(learnt: Learnt) -> None:
+    state, _ = choose(POLICY, learnt(EDGE), reading_of(EDGE), JOB, [])
+    assert state.choice is not None
+    hurried = replace(JOB, deadline_mono_s=10_010.0)
+    later, bound = choose(POLICY, state, reading_of(EDGE, mono_s=10_006.0), hurried, [])
+    assert later.choice is not None
+    assert later.choice.setting.frequency_hz > state.choice.setting.frequency_hz
+    assert bound is not None
+    assert bound.rule == "predict.deadline"
 
 
 def test_between_two_searches_nothing_moves(learnt: Learnt) -> None:

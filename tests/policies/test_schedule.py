@@ -99,7 +99,11 @@ def test_every_minute_is_in_the_hours_or_in_their_opposite(begin: int, end: int,
     assert sum(is_quiet(there, m) for m in range(MINUTES_A_DAY)) == (end - begin) % MINUTES_A_DAY
 
 
-@given(st.sampled_from(["slow", "pause"]), st.floats(-20, 130, allow_subnormal=False), st.none() | st.floats(0, 1))
+@given(
+    st.sampled_from(["slow", "pause"]),
+    st.floats(-20, 130, allow_subnormal=False),
+    st.none() | st.floats(0, 1, allow_subnormal=False),
+)
 def test_quiet_hours_are_never_faster(action: str, celsius: float, charge: float | None) -> None:
     policy = parse_policy(f'[schedule]\nquiet = "22:00-07:00"\nquiet_action = "{action}"')
     reading = Reading(0.0, celsius, 25.0, operating_points=POINTS, charge=charge, on_mains=False, cooling_max=4)

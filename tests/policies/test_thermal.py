@@ -45,14 +45,21 @@ def stages(low: float, steps: tuple[float, float, float], band: float, look: flo
 
 POLICIES = st.builds(
     stages,
-    st.floats(21, 35),
-    st.tuples(st.floats(0.1, 8), st.floats(0.1, 8), st.floats(0, 8)),
-    st.floats(0.5, 20),
+    st.floats(21, 35, allow_subnormal=False),
+    st.tuples(
+        st.floats(0.1, 8, allow_subnormal=False),
+        st.floats(0.1, 8, allow_subnormal=False),
+        st.floats(0, 8, allow_subnormal=False),
+    ),
+    st.floats(0.5, 20, allow_subnormal=False),
     st.sampled_from([0.0, 10.0, 120.0]),
 )
 TEMPERATURES = st.floats(-20, 130, allow_subnormal=False)
 READINGS = st.builds(
-    Reading, st.floats(0, 1e5, allow_subnormal=False), st.none() | TEMPERATURES, st.none() | st.floats(-20, 60)
+    Reading,
+    st.floats(0, 1e5, allow_subnormal=False),
+    st.none() | TEMPERATURES,
+    st.none() | st.floats(-20, 60, allow_subnormal=False),
 )
 
 
@@ -122,7 +129,12 @@ def test_hotter_is_never_milder(
     assert hot.suspect >= cool.suspect
 
 
-@given(POLICIES, st.lists(READINGS, max_size=5), st.floats(30, 90), st.lists(st.floats(0, 0.999), max_size=40))
+@given(
+    POLICIES,
+    st.lists(READINGS, max_size=5),
+    st.floats(30, 90, allow_subnormal=False),
+    st.lists(st.floats(0, 0.999, allow_subnormal=False), max_size=40),
+)
 def test_a_value_that_moves_less_than_the_hysteresis_crosses_each_trip_once_at_most(
     policy: ThermalPolicy, before: list[Reading], lowest: float, shares: list[float]
 ) -> None:

@@ -131,7 +131,7 @@ FAULTS = st.fixed_dictionaries(
 @settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(NAMES),
-    st.floats(0.0, 45.0),
+    st.floats(0.0, 45.0, allow_subnormal=False),
     st.integers(0, 99),
     st.lists(st.tuples(FAULTS, st.integers(1, 90)), min_size=1, max_size=4),
 )

@@ -29,7 +29,7 @@ def test_ondemand_is_proportional_up_to_its_threshold(load: float, mhz: int) -> 
     assert POINTS[ondemand(POINTS, load)].frequency_hz == mhz * 1_000_000
 
 
-@given(st.floats(0, 1), st.floats(0, 1))
+@given(st.floats(0, 1, allow_subnormal=False), st.floats(0, 1, allow_subnormal=False))
 def test_more_load_is_never_a_lower_clock(one: float, other: float) -> None:
     low, high = sorted((one, other))
     assert ondemand(POINTS, low) <= ondemand(POINTS, high)
@@ -53,7 +53,7 @@ def test_fan_of_a_pi_5_rises_at_its_trips_and_falls_5_k_below() -> None:
     assert seen == [0, 1, 1, 2, 3, 4, 4, 3, 3, 2, 2, 1, 1, 0]
 
 
-@given(st.integers(0, 4), st.floats(-40, 150), st.floats(-40, 150))
+@given(st.integers(0, 4), st.floats(-40, 150, allow_subnormal=False), st.floats(-40, 150, allow_subnormal=False))
 def test_a_hotter_board_never_gets_less_fan(level: int, one: float, other: float) -> None:
     low, high = sorted((one, other))
     assert fan_level(level, low, PI5, 5.0) <= fan_level(level, high, PI5, 5.0)

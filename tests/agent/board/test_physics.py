@@ -100,7 +100,13 @@ def test_more_load_is_hotter_and_more_fan_cooler(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(CONSTANTS)), st.floats(0.05, 1), st.floats(0, 1), st.integers(0, TOP), st.integers(0, 4))
+@given(
+    st.sampled_from(sorted(CONSTANTS)),
+    st.floats(0.05, 1, allow_subnormal=False),
+    st.floats(0, 1, allow_subnormal=False),
+    st.integers(0, TOP),
+    st.integers(0, 4),
+)
 def test_what_flows_out_of_the_cells_is_what_the_board_draws(
     name: str, charge: float, load: float, index: int, fan: int
 ) -> None:

@@ -32,7 +32,7 @@ def test_a_resting_die_never_looks_stuck(name: str) -> None:
     assert longest < stuck_s
 
 
-@given(st.sampled_from(NAMES), st.floats(-30, 120), st.integers(0, 2**32))
+@given(st.sampled_from(NAMES), st.floats(-30, 120, allow_subnormal=False), st.integers(0, 2**32))
 def test_what_a_healthy_sensor_says_is_near_and_in_its_steps(name: str, celsius: float, seed: int) -> None:
     parts, said = SENSORS[name], SensorModel(SENSORS[name], seed).die_millidegrees(celsius)
     assert said is not None
@@ -41,7 +41,7 @@ def test_what_a_healthy_sensor_says_is_near_and_in_its_steps(name: str, celsius:
     assert steps == pytest.approx(round(steps), abs=0.001 / parts.celsius_step)
 
 
-@given(st.sampled_from(NAMES), st.floats(0, 40), st.integers(0, 2**32))
+@given(st.sampled_from(NAMES), st.floats(0, 40, allow_subnormal=False), st.integers(0, 2**32))
 def test_a_meter_is_near_in_its_steps_and_never_negative(name: str, watts: float, seed: int) -> None:
     parts, said = SENSORS[name], SensorModel(SENSORS[name], seed).watts(watts)
     assert said >= 0.0
