@@ -28,6 +28,8 @@ class Position:
         dropped: steps whose loss or gradient was not finite; they changed nothing.
         depth_changes: how often the freeze boundary moved.
         busy_s: time spent in steps.
+        head_until: steps of the whole training that were done when the head last stopped learning alone; `None`: it
+            never learnt alone.
     """
 
     epoch: int = 0
@@ -36,17 +38,21 @@ class Position:
     dropped: int = 0
     depth_changes: int = 0
     busy_s: float = 0.0
+    head_until: int | None = None
 
 
 # what NumPy and zipfile raise on bytes that are no checkpoint
 _UNREADABLE = (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, OSError, EOFError)
 _POSITION = ("epoch", "step", "samples", "dropped", "depth_changes", "busy_s")
+_NEVER = -1  # in a file, where `head_until` is `None`
+_OLD_PLACES = 7  # a checkpoint of before has no `head_until`: that job goes on with the rates it began with
 
 
 def write_checkpoint(state: Mapping[str, npt.NDArray[np.generic]], position: Position, depth_percent: int) -> bytes:
     """Weights, optimizer state and position as .npz bytes (to be sealed before they touch a disk)."""
     buffer = io.BytesIO()
-    place = np.asarray([*(getattr(position, name) for name in _POSITION), depth_percent], np.float64)
+    head_until = _NEVER if position.head_until is None else position.head_until
+    place = np.asarray([*(getattr(position, name) for name in _POSITION), depth_percent, head_until], np.float64)
     arrays: dict[str, Any] = {f"state/{name}": value for name, value in state.items()}
     np.savez(buffer, position=place, **arrays)
     return buffer.getvalue()
@@ -63,6 +69,8 @@ def read_checkpoint(data: bytes) -> tuple[dict[str, npt.NDArray[np.generic]], Po
             place = archive["position"]
             state = {key.removeprefix("state/"): archive[key] for key in archive if key.startswith("state/")}
         epoch, step, samples, dropped, changes = (int(value) for value in place[:5])
-        return state, Position(epoch, step, samples, dropped, changes, float(place[5])), int(place[6])
+        head_until = int(place[7]) if len(place) > _OLD_PLACES else _NEVER
+        busy_s, joined = float(place[5]), None if head_until < 0 else head_until
+        return state, Position(epoch, step, samples, dropped, changes, busy_s, joined), int(place[6])
     except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise EngineError("the checkpoint cannot be read", fix="The job starts over") from error

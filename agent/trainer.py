@@ -21,9 +21,10 @@ from agent.features_prefix import FrozenPrefix
 from agent.frozen_guard import FrozenGuard
 from agent.messages import Steer
 from agent.plan import Plan
-from agent.schedule import rate_share
+from agent.schedule import rate_share, rewarmed_share
 from agent.spec import FineTuneSpec
 from agent.task import Task
+from policies.freezing import HEAD_ONLY_PERCENT
 
 CHECKPOINT_EVERY_S = 30.0  # work lost to a power cut, against wear: a checkpoint of MobileNetV2 writes 27 MB
 PROGRESS_EVERY_S = 0.25  # four lines a second are live to a person and cost nothing
@@ -241,12 +242,14 @@ class Trainer:
         self._split(order)
         depth, boundary = self._plan.frozen_layers(order.least_depth_after(self._at.samples))
         if boundary != self._run.frozen_layers:
+            was_head_alone = self._run.frozen_layers == self._plan.frozen_layers(HEAD_ONLY_PERCENT)[1]
+            head_until = self._done() if was_head_alone else self._at.head_until
             self._guard.verify()
             self._run.set_plan(self._plan.update(boundary))
             self._guard.take()
             self._guard.verify()
             self._depth = depth
-            self._move(depth_changes=self._at.depth_changes + 1)
+            self._move(depth_changes=self._at.depth_changes + 1, head_until=head_until)
             self._tell("depth")
         self._follow(order)
 
@@ -308,15 +311,19 @@ class Trainer:
             self._world.nap(min(left, MAX_NAP_S))
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine to zero, or the same to the end."""
-        spec = self._spec
+        """Linear warm-up, then half a cosine to zero, or the same to the end; again a warm-up after the head alone."""
+        spec, done = self._spec, self._done()
         total = spec.epochs * self._plan.steps
-        done = self._at.epoch * self._plan.steps + self._at.step
-        return spec.learning_rate * rate_share(done, total, spec.warm_up, falls=spec.schedule != "constant")
+        share = rate_share(done, total, spec.warm_up, falls=spec.schedule != "constant")
+        return spec.learning_rate * share * rewarmed_share(done, self._at.head_until, total, spec.warm_up)
+
+    def _done(self) -> int:
+        """Steps made of the whole training, dropped ones too."""
+        return self._at.epoch * self._plan.steps + self._at.step
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
 
-    def _move(self, **changes: float) -> None:
+    def _move(self, **changes: float | None) -> None:
         values = {name: getattr(self._at, name) for name in Position.__slots__} | changes
         self._at = Position(**values)
 

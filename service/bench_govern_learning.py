@@ -24,7 +24,8 @@ from agent.errors import EngineError
 from agent.evaluate import score_logits
 from agent.images import Images, preprocessed
 from agent.publish import IMAGENET_OFFSET, IMAGENET_SCALE
-from agent.schedule import rate_share
+from agent.schedule import rate_share, rewarmed_share
+from policies.freezing import HEAD_ONLY_PERCENT
 from policies.policy import DEPTH_LADDER
 from service.bench_files import bench_graph, layers_at
 
@@ -90,6 +91,15 @@ def runs_prefix(depths: Depths) -> bool:
     if depths[-1] == 0:
         return False
     return len(depths) < 2 or depths[-2] != depths[-1]  # noqa: PLR2004 - the epoch before
+
+
+def rate_share_after(depths: Depths, step: int, steps: int, epochs: int) -> float:
+    """Share of the peak rate, as a job's, after `step` of `steps` in the last epoch of `depths`, of `epochs` in all."""
+    done, total = (len(depths) - 1) * steps + step, epochs * steps
+    moves = zip(range(1, len(depths)), depths, depths[1:], strict=False)
+    joined = [at * steps for at, before, now in moves if now < before == HEAD_ONLY_PERCENT]
+    again = rewarmed_share(done, joined[-1] if joined else None, total, WARM_UP_SHARE)
+    return rate_share(done, total, WARM_UP_SHARE, falls=True) * again
 
 
 class Learning:
@@ -171,7 +181,7 @@ class Learning:
         kept, held_out = self._crossing()
         losses = []
         for step, chosen in enumerate(epoch_batches(len(labels), course.batch, course.seed, epoch)):
-            share = rate_share(epoch * self._steps + step, course.epochs * self._steps, WARM_UP_SHARE, falls=True)
+            share = rate_share_after((*self._at[:epoch], depth), step, self._steps, course.epochs)
             done = self._run.step_from_boundary(
                 [rows[chosen] for rows in kept], labels[chosen], course.learning_rate * share
             )

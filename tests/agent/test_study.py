@@ -11,7 +11,7 @@ from agent.errors import SpecError
 from agent.finetune import training_setup
 from agent.images import Images
 from agent.plan import DepthChoice, Plan, make_plan, parse_plan, plan_table
-from agent.schedule import rate_share
+from agent.schedule import rate_share, rewarmed_share
 from agent.spec import FineTuneSpec
 from agent.study import LEAST_TRIAL_SAMPLES, Study
 from agent.update_plan import Learner, learners_macs
@@ -115,3 +115,9 @@ def test_the_rate_rises_then_falls_or_stays() -> None:
     assert np.all(np.diff(falling[4:]) < 0)
     assert falling[12] == pytest.approx(0.5)
     assert [rate_share(done, 20, 0.2, falls=False) for done in (3, 4, 19)] == [1.0, 1.0, 1.0]
+
+
+def test_the_second_warm_up_takes_as_many_steps_as_the_first() -> None:
+    assert [rewarmed_share(done, 5, 20, 0.2) for done in (5, 6, 7, 8, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [rewarmed_share(done, None, 20, 0.2) for done in (0, 5)] == [1.0, 1.0]
+    assert rewarmed_share(5, 5, 20, 0.0) == 1.0

@@ -317,6 +317,44 @@ def test_the_rate_warms_up_and_falls_along_half_a_cosine() -> None:
     assert 0 < run.rates[-1] < peak / 100
 
 
+def head_for_18_samples() -> Steer:
+    return replace(steer(depth=100), depth_until_samples=18, depth_after_percent=25)
+
+
+def test_the_rate_warms_up_again_once_other_layers_learn_after_the_head_alone() -> None:
+    scene = Scene(lambda _: head_for_18_samples())
+    trainer, run = trainer_in(scene, replace(SPEC, warm_up=0.5, schedule="constant"))
+    trainer.train()
+    peak = SPEC.learning_rate
+    assert run.rates == pytest.approx([peak * share for share in (0.25, 0.5, 0.75, 0.25, 0.5, 0.75, 1.0, 1.0)])
+    assert run.depths[2] > run.depths[3]
+
+
+@pytest.mark.parametrize(("first", "then"), [(50, 0), (0, 50), (0, 100)])
+def test_the_rate_does_not_warm_up_again_where_the_head_did_not_learn_alone(first: int, then: int) -> None:
+    scene = Scene(lambda scene: steer(depth=then if scene.steps >= 4 else first))
+    trainer, run = trainer_in(scene, replace(SPEC, warm_up=0.25, schedule="constant"))
+    trainer.train()
+    assert run.depths[3] != run.depths[4]
+    assert run.rates == pytest.approx([SPEC.learning_rate / 2, *[SPEC.learning_rate] * 7])
+
+
+@pytest.mark.parametrize("ended_after", [2, 3, 4, 5, 6])
+def test_a_job_that_goes_on_has_the_rates_of_one_that_was_never_ended(ended_after: int) -> None:
+    spec = replace(SPEC, warm_up=0.5)
+    whole, run = trainer_in(Scene(lambda _: head_for_18_samples()), spec)
+    whole.train()
+    scene = Scene(lambda scene: replace(head_for_18_samples(), action="ABORT" if scene.steps == ended_after else "RUN"))
+    first, before = trainer_in(scene, spec)
+    with pytest.raises(JobEndedError):
+        first.train()
+    again, after = trainer_in(Scene(lambda _: head_for_18_samples()), spec)
+    again.resume(scene.saved[-1])
+    again.train()
+    assert before.rates + after.rates == run.rates
+    assert again.position.head_until == whole.position.head_until == 3
+
+
 def test_without_warm_up_and_schedule_the_rate_stays() -> None:
     trainer, run = trainer_in(Scene(), replace(SPEC, warm_up=0.0, schedule="constant"))
     trainer.train()
@@ -733,7 +771,12 @@ numbers = st.integers(0, 2**40)
 
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(
-    st.builds(Position, numbers, numbers, numbers, numbers, numbers, st.floats(0, 1e9, allow_subnormal=False)),
+    st.builds(
+        Position,
+        *[numbers] * 5,
+        st.floats(0, 1e9, allow_subnormal=False),
+        st.one_of(st.none(), numbers),
+    ),
     st.sampled_from([0, 25, 50, 75, 100]),
     st.dictionaries(st.text(st.characters(codec="ascii", exclude_characters="\0\\:"), min_size=1), st.integers(0, 9)),
 )
@@ -742,6 +785,12 @@ def test_a_checkpoint_reads_back(position: Position, depth: int, sizes: dict[str
     found, where, percent = read_checkpoint(write_checkpoint(state, position, depth))
     assert (where, percent) == (position, depth)
     assert_same(found, state)
+
+
+def test_a_checkpoint_of_before_knows_no_second_warm_up() -> None:
+    old = saved(position=np.asarray([1, 2, 3, 4, 5, 6.0, 50]), **{"state/a": np.ones(4, np.float32)})
+    _, where, percent = read_checkpoint(old)
+    assert (where, percent) == (Position(1, 2, 3, 4, 5, 6.0), 50)
 
 
 def saved(**arrays: np.ndarray) -> bytes:
@@ -772,6 +821,7 @@ GOOD = write_checkpoint({"weight/a": np.ones(4, np.float32)}, Position(1, 2, 3, 
         saved(position=np.float64(1)),
         saved(position=np.full(7, np.nan)),
         saved(position=np.full(7, np.inf)),
+        saved(position=np.asarray([1, 2, 3, 4, 5, 6.0, 50, np.nan])),
         saved(position=np.asarray(["x"] * 7)),
         saved(position=np.zeros((7, 2))),
     ],

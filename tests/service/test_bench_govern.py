@@ -20,7 +20,7 @@ from policies.policy import DEPTH_LADDER
 from policies.reading import Action, Decision
 from service.bench_govern import GOVERNORS, PREDICTIVE, WITHOUT, Study, compared, measure, stays_from
 from service.bench_govern_kept import kept_file, read_kept, write_kept
-from service.bench_govern_learning import Course, EpochCost, Learning, runs_prefix
+from service.bench_govern_learning import Course, EpochCost, Learning, rate_share_after, runs_prefix
 from service.bench_govern_report import chart, show
 from service.bench_govern_run import (
     LONGEST_JOB_S,
@@ -71,6 +71,15 @@ def learning(model: str, images: Images) -> Iterator[Learning]:
 
 def job(plan: int = 0, slowdown: float = 1.0, epochs: int = EPOCHS) -> SimulatedJob:
     return SimulatedJob(COSTS, plan, epochs, samples=100, slowdown=slowdown)
+
+
+def test_the_rate_warms_up_again_in_the_epoch_after_the_head_alone_and_in_no_other() -> None:
+    steps, epochs = 40, 4  # a warm-up of 8 steps
+    plain, moved = (0, 50, 0, 0), (100, 0, 0, 0)
+    for upto, step in itertools.product((1, 2, 3, 4), (0, 3, 7, 39)):
+        found = [rate_share_after(depths[:upto], step, steps, epochs) for depths in (plain, moved)]
+        again = min(1.0, (step + 1) / 8) if upto == 2 else 1.0
+        assert found[1] == pytest.approx(found[0] * again)
 
 
 def test_what_a_sequence_of_depths_teaches_does_not_depend_on_what_was_asked_before(
