@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import ipaddress
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -124,6 +125,16 @@ def test_a_command_goes_there_and_its_status_comes_back(broker: Mosquitto) -> No
             seen = await see(console, lambda item: item.kind == "status")
             assert (seen.name, seen.command_id, seen.body) == ("fine-tune", an_id(1), {"status": "received"})
             assert await console.clear("fine-tune", an_id(1))
+
+    run(story)
+
+
+def test_a_small_packet_does_not_wait_for_the_one_before(broker: Mosquitto) -> None:
+    async def story() -> None:
+        async with up(a_link(settings(broker))) as link:
+            open_socket = link._connection._client.socket()
+            assert isinstance(open_socket, socket.socket)
+            assert open_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     run(story)
 
