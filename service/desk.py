@@ -152,10 +152,12 @@ class Desk:
         return record
 
     def _control(self, command: Command) -> None:
-        """Cancel, pause or resume a job."""
+        """Cancel, pause or resume a job; a stress run can be canceled."""
         record = self._journal.job(command.job)
-        done = command.type == CANCEL and record is not None and record.standing.state is State.CANCELED
-        if done:  # a crash came between the act and its record: the answer is the same
+        done = command.type == CANCEL and (
+            self.qualifications.cancel(command.job) if record is None else record.standing.state is State.CANCELED
+        )
+        if done:  # a stress run; or a crash came between the act and its record: the answer is the same
             pass
         elif record is None or record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
             stands = "unknown" if record is None else record.standing.state.lower()

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.5  # the governor makes the steps, once a second; the load follows them
 WAITING, RUNNING = "accepted", "running"
+CANCELED = "canceled"
 LAST = "qualify"
 """Name in the journal's memory: the command asked for last, until its end is confirmed."""
+ENDED = "qualify-ended"
+"""The same: earlier ones whose ends are not confirmed yet."""
+MAX_ENDED = 8  # a run takes a minute at least and a broker confirms in seconds; a result has a few KB
 
 log = logger("qualify")
 
@@ -59,6 +63,13 @@ class _Asked:
     def ended(self) -> bool:
         return self.status not in (WAITING, RUNNING)
 
+    @property
+    def outcome(self) -> str:
+        """As the ledger has it."""
+        if not self.ended:
+            return WAITING
+        return f"{self.status}:{self.code}" if self.code else self.status
+
 
 class Qualifications:
     """See the module.
@@ -83,9 +94,12 @@ class Qualifications:
     ) -> None:
         self._journal, self._statuses, self._steering = journal, statuses, steering
         self._clock, self._shop, self._policy = clock, shop, policy
-        kept = json.loads(journal.recall(LAST) or "null")
-        self._asked: _Asked | None = build(_Asked, kept) if kept else None
-        self._in_flight = False
+        self._asked: _Asked | None = next(iter(_kept(journal, LAST)), None)
+        self._ended = {ended.id: ended for ended in _kept(journal, ENDED)}
+        if self._asked is not None:  # a crash may have left it in both places
+            self._ended.pop(self._asked.id, None)
+        self._in_flight: set[str] = set()
+        self._canceled = False
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -95,26 +109,53 @@ class Qualifications:
         Raises:
             BoardError: the disk refuses: not to be acknowledged.
         """
-        if self._asked is not None and not self._asked.ended:
-            self._journal.record(command.id, command.digest, "rejected:busy")
-            why = f"{self._asked.id} is {self._asked.status}"
-            self._statuses.publish_plain(QUALIFY, command.id, "rejected", "busy", why)
+        now = self._asked
+        if now is not None and (now.id, now.digest) == (command.id, command.digest):
+            # A crash came after it was remembered and before the ledger had it: it is not asked for twice.
+            self._journal.record(now.id, now.digest, now.outcome)
+            self._publish(now)
             return
-        self._remember(_Asked(command.id, command.digest, command.minutes))
-        self._journal.record(command.id, command.digest, WAITING)
-        self._publish()
+        if now is not None and not now.ended:
+            self._journal.record(command.id, command.digest, "rejected:busy")
+            self._statuses.publish_plain(QUALIFY, command.id, "rejected", "busy", f"{now.id} is {now.status}")
+            return
+        if now is not None:
+            self._set_aside(now)
+        asked = _Asked(command.id, command.digest, command.minutes)
+        self._remember(asked)
+        self._journal.record(command.id, command.digest, asked.outcome)
+        self._publish(asked)
+
+    def cancel(self, command_id: str) -> bool:
+        """End a run that waits or is at work; its status follows, of one at work within a second.
+
+        Returns:
+            Whether the run is canceled, now or before; false where it has ended otherwise or is not known.
+
+        Raises:
+            BoardError: the disk refuses: not to be acknowledged.
+        """
+        now = self._asked
+        if now is None or now.id != command_id or now.ended:
+            return (self._journal.outcome(command_id) or "").startswith(CANCELED)
+        if now.status == WAITING:
+            self._end_canceled()
+        else:
+            self._canceled = True
+        return True
 
     def repeat(self, command_id: str) -> bool:
         """Publish the status of the command once more; false where it is not known here."""
-        if self._asked is None or self._asked.id != command_id:
-            return False
-        self._publish()
-        return True
+        known = [asked for asked in self._all() if asked.id == command_id]
+        for asked in known:
+            self._publish(asked)
+        return bool(known)
 
     def publish_pending(self) -> None:
-        """Publish an end that the broker has not confirmed."""
-        if self._asked is not None and self._asked.ended and not self._in_flight:
-            self._publish()
+        """Publish the ends that the broker has not confirmed."""
+        for asked in self._all():
+            if asked.ended and asked.id not in self._in_flight:
+                self._publish(asked)
 
     def recover(self) -> None:
         """After a start: a run that was cut short has failed.
@@ -144,13 +185,16 @@ class Qualifications:
             BoardError: the journal cannot be written.
         """
         assert self._asked is not None
-        minutes = self._asked.minutes
-        self._change(RUNNING)
+        minutes, self._canceled = self._asked.minutes, False
+        self._advance(dataclasses.replace(self._asked, status=RUNNING))
         log.info("stress run begins", minutes=minutes)
         from service.qualify import keep  # noqa: PLC0415 - a board that is never stressed does not pay for the arithmetic
 
         try:
             outcome = await self._driven(minutes * 60.0)
+            if self._canceled:
+                self._end_canceled()
+                return
             models = keep(outcome, self._shop.place, self._clock.now())
         except TemperdError as error:
             log.error("stress run failed", reason=error.code, why=str(error))  # noqa: TRY400 - said whole
@@ -177,7 +221,7 @@ class Qualifications:
 
         async def wait() -> bool:
             await asyncio.sleep(LOOK_S)
-            return True
+            return not self._canceled
 
         try:
             await drive(drill, load, wait, lambda _drill: None)
@@ -198,39 +242,80 @@ class Qualifications:
 
     # --- what is remembered ------------------------------------------------------------------------------------------
 
+    def _all(self) -> list[_Asked]:
+        return [*self._ended.values(), *([self._asked] if self._asked else [])]
+
     def _end(self, status: str, code: str, reason: str, result: dict[str, object] | None) -> None:
         assert self._asked is not None
-        outcome = f"{status}:{code}" if code else status
-        self._journal.record(self._asked.id, self._asked.digest, outcome)
-        self._change(status, code, reason, result)
-
-    def _change(self, status: str, code: str = "", reason: str = "", result: dict[str, object] | None = None) -> None:
-        assert self._asked is not None
         before = self._asked
-        changed = dataclasses.replace(before, status=status, code=code, reason=reason[:4096], result=result)
-        self._remember(dataclasses.replace(changed, version=before.version + 1))
-        self._publish()
+        ended = dataclasses.replace(before, status=status, code=code, reason=reason[:4096], result=result)
+        self._journal.record(ended.id, ended.digest, ended.outcome)
+        self._advance(ended)
+
+    def _end_canceled(self) -> None:
+        log.info("stress run canceled")
+        self._end(CANCELED, CANCELED, "canceled by an operator", None)
+
+    def _advance(self, changed: _Asked) -> None:
+        changed = dataclasses.replace(changed, version=changed.version + 1)
+        self._remember(changed)
+        self._publish(changed)
 
     def _remember(self, asked: _Asked) -> None:
-        self._journal.remember(LAST, json.dumps(dataclasses.asdict(asked), allow_nan=False))
+        self._journal.remember(LAST, _text(dataclasses.asdict(asked)))
         self._asked = asked
 
-    def _publish(self) -> None:
-        assert self._asked is not None
-        now = self._asked
+    def _set_aside(self, ended: _Asked) -> None:
+        """Keep an end that is not confirmed, while another command takes its place."""
+        kept = [*self._ended.values(), ended]
+        for lost in kept[:-MAX_ENDED]:
+            log.warning("an end that the broker never confirmed is not told", id=lost.id, status=lost.status)
+        self._keep_ended({one.id: one for one in kept[-MAX_ENDED:]})
+
+    def _keep_ended(self, ended: dict[str, _Asked]) -> None:
+        self._journal.remember(ENDED, _text([dataclasses.asdict(one) for one in ended.values()]))
+        self._ended = ended
+
+    def _publish(self, now: _Asked) -> None:
         done = self._statuses.publish_plain(
             QUALIFY, now.id, now.status, now.code, now.reason, version=now.version, result=now.result
         )
         if done is not None and now.ended:
-            self._in_flight = True
+            self._in_flight.add(now.id)
             done.add_done_callback(lambda future: self._answered(now.id, confirmed=future.result()))
 
     def _answered(self, command_id: str, *, confirmed: bool) -> None:
-        self._in_flight = False
-        if not confirmed or self._asked is None or self._asked.id != command_id:
+        self._in_flight.discard(command_id)
+        if not confirmed:
             return
         try:
-            self._journal.remember(LAST, "null")
-            self._asked = None
+            self._forget(command_id)
         except BoardError as error:  # published once more when the disk takes writes again
             log.warning("the journal cannot be written", why=str(error))
+
+    def _forget(self, command_id: str) -> None:
+        if self._asked is not None and self._asked.id == command_id:
+            self._journal.remember(LAST, "null")
+            self._asked = None
+        elif command_id in self._ended:
+            self._keep_ended({key: one for key, one in self._ended.items() if key != command_id})
+
+
+def _kept(journal: Journal, name: str) -> list[_Asked]:
+    """What is kept under `name`: one command or a list. What another version wrote must not stop the daemon."""
+    try:
+        found = json.loads(journal.recall(name) or "[]") or []
+        return [build(_Asked, _table(item)) for item in (found if isinstance(found, list) else [found])]
+    except ValueError as error:  # a TableError is one too
+        log.warning("stress runs asked for before are forgotten, the journal has them in another form", why=str(error))
+        return []
+
+
+def _table(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise TableError("", "must be a table")
+    return value
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, allow_nan=False)

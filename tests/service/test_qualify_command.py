@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ import pytest
 
 from agent.board.record import read_record
 from agent.board.simulated import SimulatedBoard
-from agent.errors import SpecError
+from agent.errors import BoardError, SpecError
 from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Action, Decision
 from service import qualify_command
 from service.cli_fleet import _arguments
-from service.commands import QUALIFY, Command, new_id
-from service.journal import Journal, Verdict
+from service.commands import CANCEL, QUALIFY, Command, new_id
+from service.desk import Desk
+from service.journal import JobRecord, Journal, Verdict
+from service.policy_file import PolicyFile
 from service.qualify_command import Qualifications, QualifyShop
 from service.qualify_plan import Place
+from service.runner import Workshop
+from service.scrub import ScrubShop
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 
@@ -67,12 +72,27 @@ class Bench:
         command_id = new_id((NOW + at) * 1000, lambda count: b"\1" * count)
         return Command(command_id, "board-1", QUALIFY, NOW + at, NOW + 600, args, digest=f"{at}")
 
-    async def whole_run(self) -> None:
+    def end(self, at: int) -> Command:
+        """A command whose run was cut short by the end of the daemon; nobody has confirmed that."""
+        command = self.command(at)
+        self.runs.ask(command)
+        kept = self.journal.recall(qualify_command.LAST)
+        self.journal.remember(qualify_command.LAST, kept.replace('"accepted"', '"running"'))
+        self.restart()
+        self.runs.recover()
+        return command
+
+    def told(self, command: Command) -> list[tuple[str, str]]:
+        """Status and reason of everything that was published of a command."""
+        return [(one["status"], one["reason_code"]) for one in self.seen if one["id"] == command.id]
+
+    async def whole_run(self, at_each: Callable[[], object] = lambda: None) -> None:
         """The run, with the governor's ticks beside it."""
         run = asyncio.ensure_future(self.runs.run())
         try:
             while not run.done():
                 self.tick()
+                at_each()
                 await asyncio.sleep(0)
         finally:
             await run
@@ -200,6 +220,130 @@ def test_an_end_is_published_until_the_broker_has_it(bench: Bench) -> None:
     assert len(bench.seen) == told
     assert not bench.runs.repeat(command.id), "the journal's outcome answers from now on"
     assert bench.journal.outcome(command.id) == "failed:restarted"
+
+
+def test_a_crash_before_the_ledger_has_it_does_not_make_a_command_busy_with_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_args: object) -> None:
+        raise BoardError("the power went")
+
+    command = bench.command()
+    monkeypatch.setattr(bench.journal, "record", crash)
+    with pytest.raises(BoardError):
+        bench.runs.ask(command)
+    bench.restart()
+    bench.runs.recover()
+    assert bench.journal.judge(command.id, command.digest) is Verdict.NEW, "so the broker's next copy is asked for"
+    bench.runs.ask(command)
+    assert bench.told(command) == [("accepted", "")]
+    assert bench.journal.outcome(command.id) == "accepted"
+    assert bench.runs.due()
+
+
+def test_another_command_does_not_take_the_place_of_an_end_that_nobody_confirmed(bench: Bench) -> None:
+    first = bench.end(at=0)
+    second = bench.command(at=1)
+    bench.runs.ask(second)
+    bench.restart()
+    bench.seen.clear()
+    bench.runs.publish_pending()
+    assert bench.told(first) == [("failed", "restarted")]
+    assert bench.runs.repeat(first.id)
+    assert bench.runs.repeat(second.id)
+
+    async def confirm() -> None:
+        bench.confirm = True
+        bench.runs.publish_pending()
+        await asyncio.sleep(0)
+
+    asyncio.run(confirm())
+    bench.restart()
+    bench.seen.clear()
+    bench.runs.publish_pending()
+    assert bench.seen == [], "confirmed, once for all"
+    assert not bench.runs.repeat(first.id)
+    assert bench.runs.due(), "the second still waits"
+
+
+def test_ends_that_nobody_confirms_have_a_bound(bench: Bench) -> None:
+    ended = [bench.end(at) for at in range(qualify_command.MAX_ENDED + 3)]
+    bench.seen.clear()
+    bench.runs.publish_pending()
+    newest = ended[-qualify_command.MAX_ENDED - 1 :]
+    assert [status["id"] for status in bench.seen] == [command.id for command in newest]
+    assert len(json.loads(bench.journal.recall(qualify_command.ENDED))) == qualify_command.MAX_ENDED
+
+
+@pytest.mark.parametrize("name", [qualify_command.LAST, qualify_command.ENDED])
+@pytest.mark.parametrize("kept", ['{"id": "a", "digest": "b", "minutes": 3, "fans": 2}', "[7]", '"text"', "{", "3"])
+def test_a_journal_of_another_version_does_not_stop_the_daemon(bench: Bench, name: str, kept: str) -> None:
+    bench.journal.remember(name, kept)
+    bench.restart()
+    bench.runs.recover()
+    bench.runs.publish_pending()
+    bench.runs.ask(bench.command())
+    assert bench.runs.due()
+
+
+def test_a_run_that_waits_can_be_canceled(bench: Bench) -> None:
+    command = bench.command()
+    bench.runs.ask(command)
+    assert bench.runs.cancel(command.id)
+    assert bench.told(command) == [("accepted", ""), ("canceled", "canceled")]
+    assert not bench.runs.due()
+    bench.restart()
+    assert bench.runs.cancel(command.id), "the console may ask twice"
+    assert bench.journal.outcome(command.id) == "canceled:canceled"
+
+
+def test_a_run_at_work_can_be_canceled_and_leaves_no_record(bench: Bench) -> None:
+    command = bench.command(minutes=60)
+    bench.runs.ask(command)
+
+    def cancel() -> None:
+        if bench.runs.running:
+            assert bench.runs.cancel(command.id)
+
+    asyncio.run(bench.whole_run(cancel))
+    assert bench.told(command) == [("accepted", ""), ("running", ""), ("canceled", "canceled")]
+    assert bench.steering.drill is None
+    assert not bench.runs.due()
+    assert read_record(bench.folder, MODEL).record is None
+
+
+def test_what_has_ended_or_is_not_known_cannot_be_canceled(bench: Bench) -> None:
+    command = bench.end(at=0)
+    assert not bench.runs.cancel(command.id)
+    assert not bench.runs.cancel(bench.command(at=1).id)
+    assert bench.told(command)[-1] == ("failed", "restarted")
+
+
+def test_a_console_cancels_a_run_as_it_cancels_a_job(bench: Bench) -> None:
+    def refuse(*_args: object) -> Any:
+        raise AssertionError("no worker is started here")
+
+    class Listener:
+        def publish_status(self, _kind: str, _id: str, status: Mapping[str, object]) -> None:
+            bench.seen.append(dict(status))
+
+    clock = Clock(lambda: float(NOW), lambda: bench.mono_s, lambda: True)
+    told: Callable[[object, JobRecord], None] = lambda _message, _record: None  # noqa: E731 - a callback of the shop
+    desk = Desk(
+        *(bench.journal, bench.steering, PolicyFile(bench.folder, "", "default"), Listener(), dict, "board-1", clock),
+        Workshop(refuse, 0, told, lambda _job: None),
+        scrub_shop=ScrubShop(refuse, lambda: None, lambda: None),
+        qualify_shop=bench.runs._shop,
+    )
+    run, cancel = bench.command(), bench.command(at=1)
+    desk._carry_out(run)
+    cancel = dataclasses.replace(cancel, type=CANCEL, args={"job": run.id})
+    desk._carry_out(cancel)
+    late = dataclasses.replace(bench.command(at=2), type=CANCEL, args={"job": bench.command(at=3).id})
+    desk._carry_out(late)
+    assert bench.told(run) == [("accepted", ""), ("canceled", "canceled")]
+    assert bench.told(cancel) == [("succeeded", "")]
+    assert bench.told(late) == [("rejected", "wrong-state")]
 
 
 def test_a_record_that_cannot_be_written_fails_the_command(bench: Bench) -> None:
