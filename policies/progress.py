@@ -2,8 +2,8 @@
 
 A job whose plan lets early layers learn needs them to learn for a while, not all the time: as the learning rate falls,
 they move least and cost most (Brock et al. 2017, "FreezeOut"). A frozen prefix runs once a sample. A fresh head that
-learns alone first costs next to nothing (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features"), but uses
-the warm-up of the learning rate up. docs/govern.md has what both save, and what else was tried.
+learns alone first is cheap (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features"), but takes samples from
+layers that have few. docs/govern.md has what both save, and what else was tried.
 """
 
 from __future__ import annotations
