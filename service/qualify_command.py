@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.errors import BoardError, TemperdError
 from policies.policy import Policy
 from policies.reading import Action
-from policies.strict import TableError, build
+from policies.strict import TableError
 from service.commands import QUALIFY, Command
 from service.journal import Journal
 from service.logs import logger
+from service.qualify_asked import ENDED, LAST, MAX_ENDED, RUNNING, WAITING, Asked, recall, text, texts
 from service.qualify_load import StressLoad
 from service.qualify_plan import Drill, Place
 from service.statuses import Clock, Statuses
@@ -28,13 +28,7 @@ if TYPE_CHECKING:
     from service.qualify import Outcome
 
 LOOK_S = 0.5  # the governor makes the steps, once a second; the load follows them
-WAITING, RUNNING = "accepted", "running"
 CANCELED = "canceled"
-LAST = "qualify"
-"""Name in the journal's memory: the command asked for last, until its end is confirmed."""
-ENDED = "qualify-ended"
-"""The same: earlier ones whose ends are not confirmed yet."""
-MAX_ENDED = 8  # a run takes a minute at least and a broker confirms in seconds; a result has a few KB
 
 log = logger("qualify")
 
@@ -44,31 +38,6 @@ class QualifyShop(NamedTuple):
 
     place: Place
     cores: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Asked:
-    """The command, as it is kept."""
-
-    id: str
-    digest: str
-    minutes: int
-    status: str = WAITING
-    version: int = 1
-    code: str = ""
-    reason: str = ""
-    result: dict[str, object] | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.status not in (WAITING, RUNNING)
-
-    @property
-    def outcome(self) -> str:
-        """As the ledger has it."""
-        if not self.ended:
-            return WAITING
-        return f"{self.status}:{self.code}" if self.code else self.status
 
 
 class Qualifications:
@@ -94,8 +63,8 @@ class Qualifications:
     ) -> None:
         self._journal, self._statuses, self._steering = journal, statuses, steering
         self._clock, self._shop, self._policy = clock, shop, policy
-        self._asked: _Asked | None = next(iter(_kept(journal, LAST)), None)
-        self._ended = {ended.id: ended for ended in _kept(journal, ENDED)}
+        self._asked: Asked | None = next(iter(recall(journal, LAST)), None)
+        self._ended = {ended.id: ended for ended in recall(journal, ENDED)}
         if self._asked is not None:  # a crash may have left it in both places
             self._ended.pop(self._asked.id, None)
         self._in_flight: set[str] = set()
@@ -121,7 +90,7 @@ class Qualifications:
             return
         if now is not None:
             self._set_aside(now)
-        asked = _Asked(command.id, command.digest, command.minutes)
+        asked = Asked(command.id, command.digest, command.minutes)
         self._remember(asked)
         self._journal.record(command.id, command.digest, asked.outcome)
         self._publish(asked)
@@ -242,7 +211,7 @@ class Qualifications:
 
     # --- what is remembered ------------------------------------------------------------------------------------------
 
-    def _all(self) -> list[_Asked]:
+    def _all(self) -> list[Asked]:
         return [*self._ended.values(), *([self._asked] if self._asked else [])]
 
     def _end(self, status: str, code: str, reason: str, result: dict[str, object] | None) -> None:
@@ -256,27 +225,27 @@ class Qualifications:
         log.info("stress run canceled")
         self._end(CANCELED, CANCELED, "canceled by an operator", None)
 
-    def _advance(self, changed: _Asked) -> None:
+    def _advance(self, changed: Asked) -> None:
         changed = dataclasses.replace(changed, version=changed.version + 1)
         self._remember(changed)
         self._publish(changed)
 
-    def _remember(self, asked: _Asked) -> None:
-        self._journal.remember(LAST, _text(dataclasses.asdict(asked)))
+    def _remember(self, asked: Asked) -> None:
+        self._journal.remember(LAST, text(asked))
         self._asked = asked
 
-    def _set_aside(self, ended: _Asked) -> None:
+    def _set_aside(self, ended: Asked) -> None:
         """Keep an end that is not confirmed, while another command takes its place."""
         kept = [*self._ended.values(), ended]
         for lost in kept[:-MAX_ENDED]:
             log.warning("an end that the broker never confirmed is not told", id=lost.id, status=lost.status)
         self._keep_ended({one.id: one for one in kept[-MAX_ENDED:]})
 
-    def _keep_ended(self, ended: dict[str, _Asked]) -> None:
-        self._journal.remember(ENDED, _text([dataclasses.asdict(one) for one in ended.values()]))
+    def _keep_ended(self, ended: dict[str, Asked]) -> None:
+        self._journal.remember(ENDED, texts([*ended.values()]))
         self._ended = ended
 
-    def _publish(self, now: _Asked) -> None:
+    def _publish(self, now: Asked) -> None:
         done = self._statuses.publish_plain(
             QUALIFY, now.id, now.status, now.code, now.reason, version=now.version, result=now.result
         )
@@ -295,27 +264,7 @@ class Qualifications:
 
     def _forget(self, command_id: str) -> None:
         if self._asked is not None and self._asked.id == command_id:
-            self._journal.remember(LAST, "null")
+            self._journal.remember(LAST, text(None))
             self._asked = None
         elif command_id in self._ended:
             self._keep_ended({key: one for key, one in self._ended.items() if key != command_id})
-
-
-def _kept(journal: Journal, name: str) -> list[_Asked]:
-    """What is kept under `name`: one command or a list. What another version wrote must not stop the daemon."""
-    try:
-        found = json.loads(journal.recall(name) or "[]") or []
-        return [build(_Asked, _table(item)) for item in (found if isinstance(found, list) else [found])]
-    except ValueError as error:  # a TableError is one too
-        log.warning("stress runs asked for before are forgotten, the journal has them in another form", why=str(error))
-        return []
-
-
-def _table(value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise TableError("", "must be a table")
-    return value
-
-
-def _text(value: object) -> str:
-    return json.dumps(value, allow_nan=False)

@@ -17,12 +17,12 @@ from agent.errors import BoardError, SpecError
 from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Action, Decision
-from service import qualify_command
 from service.cli_fleet import _arguments
 from service.commands import CANCEL, QUALIFY, Command, new_id
 from service.desk import Desk
 from service.journal import JobRecord, Journal, Verdict
 from service.policy_file import PolicyFile
+from service.qualify_asked import ENDED, LAST, MAX_ENDED
 from service.qualify_command import Qualifications, QualifyShop
 from service.qualify_plan import Place
 from service.runner import Workshop
@@ -76,8 +76,8 @@ class Bench:
         """A command whose run was cut short by the end of the daemon; nobody has confirmed that."""
         command = self.command(at)
         self.runs.ask(command)
-        kept = self.journal.recall(qualify_command.LAST)
-        self.journal.remember(qualify_command.LAST, kept.replace('"accepted"', '"running"'))
+        kept = self.journal.recall(LAST)
+        self.journal.remember(LAST, kept.replace('"accepted"', '"running"'))
         self.restart()
         self.runs.recover()
         return command
@@ -200,9 +200,7 @@ def test_an_end_is_published_until_the_broker_has_it(bench: Bench) -> None:
     command = bench.command()
     bench.runs.ask(command)
     bench.restart()
-    bench.journal.remember(
-        qualify_command.LAST, bench.journal.recall(qualify_command.LAST).replace("accepted", "running")
-    )
+    bench.journal.remember(LAST, bench.journal.recall(LAST).replace("accepted", "running"))
     bench.restart()
     bench.runs.recover()
     told = len(bench.seen)
@@ -267,15 +265,15 @@ def test_another_command_does_not_take_the_place_of_an_end_that_nobody_confirmed
 
 
 def test_ends_that_nobody_confirms_have_a_bound(bench: Bench) -> None:
-    ended = [bench.end(at) for at in range(qualify_command.MAX_ENDED + 3)]
+    ended = [bench.end(at) for at in range(MAX_ENDED + 3)]
     bench.seen.clear()
     bench.runs.publish_pending()
-    newest = ended[-qualify_command.MAX_ENDED - 1 :]
+    newest = ended[-MAX_ENDED - 1 :]
     assert [status["id"] for status in bench.seen] == [command.id for command in newest]
-    assert len(json.loads(bench.journal.recall(qualify_command.ENDED))) == qualify_command.MAX_ENDED
+    assert len(json.loads(bench.journal.recall(ENDED))) == MAX_ENDED
 
 
-@pytest.mark.parametrize("name", [qualify_command.LAST, qualify_command.ENDED])
+@pytest.mark.parametrize("name", [LAST, ENDED])
 @pytest.mark.parametrize("kept", ['{"id": "a", "digest": "b", "minutes": 3, "fans": 2}', "[7]", '"text"', "{", "3"])
 def test_a_journal_of_another_version_does_not_stop_the_daemon(bench: Bench, name: str, kept: str) -> None:
     bench.journal.remember(name, kept)
