@@ -25,8 +25,8 @@ class PredictivePolicy:
     settled_share: float = field(default=0.4, metadata=limits(0.0, 1.0))
     """Share of a job's samples after which half of the layers are frozen, or three quarters where half were planned;
     1: never."""
-    late_share: float = field(default=0.7, metadata=limits(0.0, 1.0))
-    """Share of a job's samples after which three quarters of the layers are frozen; 1: never."""
+    late_share: float = field(default=0.72, metadata=limits(0.0, 1.0))
+    """Share of a job's samples after which the head learns alone again; 1: never."""
 
     def __post_init__(self) -> None:
         """Refuse a schedule that goes back."""

@@ -18,9 +18,10 @@ from policies.policy_predictive import PredictivePolicy
 from policies.reading import Action
 
 RULE = "predict.progress"
-HALF, LATEST = 50, 75
-"""Depths of the last two stages. A plan that froze three quarters or more is left alone: an epoch of it costs less
-than what the head needs first, the frozen part once more."""
+HALF, DEEP = 50, 75
+"""Depths of the settled stage. A plan that froze three quarters or more is left alone: an epoch of it costs less than
+what the head needs, the frozen part once more. The late stage is the head alone: with what is left of the rate, deeper
+layers learnt nothing that was seen on held-out samples (docs/govern.md)."""
 LEAST_SAVING = 0.15
 """A deeper boundary must make a sample cheaper by this share: what crosses it has to be made once for all samples."""
 
@@ -78,15 +79,15 @@ def _cost(outlook: Outlook, depth_percent: int) -> float | None:
 def _wanted(policy: PredictivePolicy, outlook: Outlook) -> tuple[int, int]:
     """Depth in percent (0: as planned) and the samples done until which it is wanted (0: to the job's end)."""
     total = (outlook.samples_left or 0) + outlook.samples_done
-    if outlook.samples_left is None or total <= 0 or outlook.plan_depth_percent >= LATEST:
+    if outlook.samples_left is None or total <= 0 or outlook.plan_depth_percent >= DEEP:
         return 0, 0
     head_until = math.floor(policy.head_first_share * total)
     if outlook.samples_done < head_until:
         return HEAD_ONLY_PERCENT, head_until
     if outlook.samples_done >= policy.late_share * total:
-        return LATEST, 0
+        return HEAD_ONLY_PERCENT, 0
     if outlook.samples_done >= policy.settled_share * total:
-        return (HALF if outlook.plan_depth_percent < HALF else LATEST), 0
+        return (HALF if outlook.plan_depth_percent < HALF else DEEP), 0
     return 0, 0
 
 

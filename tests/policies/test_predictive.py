@@ -193,7 +193,7 @@ class TestDeadline:
         assert self.asked(learnt(self.NAME), 300.0).depth == 100
 
     def test_later_stages_that_freeze_deeper_count_as_time_saved(self, learnt: Learnt) -> None:
-        stages = 0.4 * 1_000.0 + 0.6 * 500.0  # of 10,000 samples, at the top clock
+        stages = 0.4 * 1_000.0 + 0.32 * 500.0 + 0.28 * 200.0  # of 10,000 samples, at the top clock
         assert self.asked(learnt(self.NAME), stages * 1.1, POLICY).depth == 0
         assert self.asked(learnt(self.NAME), stages * 0.8, POLICY).depth == 75
 
@@ -209,7 +209,7 @@ class TestDeadline:
         assert bound.rule in ("predict.energy", "predict.delta-t")
 
     def test_depth_of_a_head_that_learns_alone_is_not_the_jobs(self, learnt: Learnt) -> None:
-        job = replace(JOB, samples_left=10_000, deadline_mono_s=10_000.0 + 1_300.0)
+        job = replace(JOB, samples_left=10_000, deadline_mono_s=10_000.0 + 1_000.0)
         alone = Bound("predict.progress", Action.RUN, depth=100, depth_until_samples=1_000)
         _, bound = choose(POLICY, learnt(self.NAME), reading_of(self.NAME), job, [alone])
         assert bound is not None

@@ -11,7 +11,7 @@ from policies.governor import GovernorState, decide
 from policies.outlook import DepthCost, Outlook
 from policies.policy import DEPTH_LADDER, Policy, PolicyError, parse_policy
 from policies.policy_predictive import PredictivePolicy
-from policies.progress import HALF, LATEST, RULE, least_depth, samples_to_go
+from policies.progress import DEEP, HALF, RULE, least_depth, samples_to_go
 from policies.reading import Action, Reading
 
 COSTS = tuple(
@@ -29,14 +29,14 @@ def depth_at(done: int, plan: int = 0, policy: PredictivePolicy = POLICY, costs:
 @pytest.mark.parametrize(
     ("plan", "depths"),
     [
-        (0, [HEAD_ONLY_PERCENT, 0, HALF, LATEST]),
-        (25, [HEAD_ONLY_PERCENT, 0, HALF, LATEST]),
-        (50, [HEAD_ONLY_PERCENT, 0, LATEST, LATEST]),
+        (0, [HEAD_ONLY_PERCENT, 0, HALF, HEAD_ONLY_PERCENT]),
+        (25, [HEAD_ONLY_PERCENT, 0, HALF, HEAD_ONLY_PERCENT]),
+        (50, [HEAD_ONLY_PERCENT, 0, DEEP, HEAD_ONLY_PERCENT]),
         (75, [0, 0, 0, 0]),
         (100, [0, 0, 0, 0]),
     ],
 )
-def test_the_head_first_then_the_plan_then_deeper_and_deeper(plan: int, depths: list[int]) -> None:
+def test_the_head_first_then_the_plan_then_deeper_and_the_head_last(plan: int, depths: list[int]) -> None:
     for (first, last), depth in zip(((0, 99), (100, 399), (400, 699), (700, 1000)), depths, strict=True):
         assert (depth_at(first, plan), depth_at(last, plan)) == (depth, depth)
 
@@ -114,11 +114,11 @@ def test_a_schedule_that_goes_back_is_refused_with_the_key() -> None:
 
 def test_what_is_to_go_counts_each_stage_at_its_own_cost() -> None:
     whole = Outlook(0, COSTS, samples_left=1000)
-    planned, half, late, head = 300 * 0.004, 300 * 0.002, 300 * 0.001, 100 * 0.0001
+    planned, half, late, head = 300 * 0.004, 300 * 0.002, 300 * 0.0001, 100 * 0.0001
     assert samples_to_go(POLICY, whole, 0) == pytest.approx((head + planned + half + late) / 0.004)
-    assert samples_to_go(POLICY, whole, 75) == pytest.approx((head + 900 * 0.001) / 0.001)
+    assert samples_to_go(POLICY, whole, 75) == pytest.approx((head + 600 * 0.001 + late) / 0.001)
     last = Outlook(0, COSTS, samples_left=200, samples_done=800)
-    assert samples_to_go(POLICY, last, 75) == pytest.approx(200)
+    assert samples_to_go(POLICY, last, HEAD_ONLY_PERCENT) == pytest.approx(200)
 
 
 def test_what_is_to_go_without_costs_or_length() -> None:
