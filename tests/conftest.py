@@ -1,10 +1,14 @@
-"""Which tests touch no runtime: CI tries them once, instead of once beside each runtime."""
+"""For all tests: properties are not timed, and those that touch no runtime are marked: CI tries them once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 HERE = Path(__file__).parent
 FOLDERS = ("policies", "agent/board", "service", "vectors")
