@@ -37,7 +37,7 @@ def does(fleet: World, *verb: str) -> None:
 
 def succeeds(fleet: World, job: dict[str, object]) -> None:
     status = fleet.send("fine-tune", job)
-    assert status["status"] == "succeeded", status
+    assert status["status"] == "succeeded", (status["reason_code"], status["reason"])
 
 
 def test_a_rotation_between_jobs_loses_neither_grants_nor_models(fleet: World) -> None:
