@@ -41,6 +41,8 @@ class Choice:
     cap_ratio: float
     """Cap and depth it was searched under."""
     wanted_depth: int
+    deadline_mono_s: float | None = None
+    """Of the job it was searched for."""
 
 
 def limit_kelvin(policy: Policy, ambient_celsius: float) -> float:
@@ -93,7 +95,8 @@ class Search:
         setting, since_s = found.setting, now
         if old is not None and (old.setting == setting or self._kept(old, found, rule)):
             setting, since_s = old.setting, old.since_s
-        return Choice(setting, rule, since_s, now, self._moment.cap_ratio, self._moment.wanted_depth)
+        moment = self._moment
+        return Choice(setting, rule, since_s, now, moment.cap_ratio, moment.wanted_depth, self._outlook.deadline_mono_s)
 
     def _best(self, prospects: list[Prospect]) -> tuple[Prospect, str]:
         thrifty = best(self._grid, prospects, self._limit, _thrift)

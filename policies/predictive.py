@@ -205,7 +205,7 @@ def choose(
     # A depth that soon ends says nothing of the job's length.
     wanted = max([outlook.plan_depth_percent, *(bound.depth for bound in bounds if not bound.depth_until_samples)])
     choice = state.choice
-    if choice is None or _stale(choice, reading, cap, wanted):
+    if choice is None or _stale(choice, reading, cap, wanted) or choice.deadline_mono_s != outlook.deadline_mono_s:
         choice = _searched(policy, state, reading, outlook, Moment(reading.mono_s, cap, wanted, None, choice))
     near = _near(policy, state, reading.ambient_celsius or 0.0)
     return dataclasses.replace(state, choice=choice, near=near), _bound(choice, reading, wanted, near=near)

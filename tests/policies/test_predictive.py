@@ -371,12 +371,12 @@ def test_a_job_that_would_be_late_does_not_wait_out_the_dwell(learnt: Learnt) ->
     assert bound.rule == "predict.deadline"
 
 
-def test_between_two_searches_nothing_moves(learnt: Learnt) -> None:
+def test_between_two_searches_nothing_moves_but_a_deadline_counts_at_once(learnt: Learnt) -> None:
     state, bound = choose(POLICY, learnt(PI4), reading_of(PI4), JOB, [])
-    hurried = replace(JOB, deadline_mono_s=10_100.0)
-    after, same = choose(POLICY, state, reading_of(PI4, mono_s=10_004.0), hurried, [])
+    after, same = choose(POLICY, state, reading_of(PI4, mono_s=10_004.0), replace(JOB, samples_left=10), [])
     assert (after.choice, same) == (state.choice, bound)
-    later, _ = choose(POLICY, state, reading_of(PI4, mono_s=10_006.0), hurried, [])
+    hurried = replace(JOB, deadline_mono_s=10_100.0)
+    later, _ = choose(POLICY, state, reading_of(PI4, mono_s=10_001.0), hurried, [])
     assert later.choice is not None
     assert later.choice.rule == "predict.deadline"
 
