@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
@@ -15,6 +17,16 @@ FOLDERS = ("policies", "agent/board", "service", "vectors")
 BESIDE_THE_RUNTIME = ("bench", "logs", "outlook", "runner")
 """Tests of the service that start a worker, or time one."""
 ARTIFACTS = ("card", "download", "durable", "keys", "parity", "sealed", "strict_json", "vectors", "web")
+
+WHICHEVER_RUNTIME = ("delta_slots", "keys", "lasting", "memory", "policy", "refusals", "scrub", "secrets")
+"""End-to-end tests of what the daemon does around a job: CI runs them beside one runtime, at full speed."""
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_found() -> Iterator[None]:
+    """A verb sets the program's log up on a stream that ends with its test."""
+    yield
+    structlog.reset_defaults()
 
 
 def _touches_no_runtime(path: Path) -> bool:
@@ -31,3 +43,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _touches_no_runtime(item.path):
             item.add_marker(pytest.mark.once)
+        elif item.path.parent == HERE / "e2e" and item.path.stem.removeprefix("test_") in WHICHEVER_RUNTIME:
+            item.add_marker(pytest.mark.whichever)

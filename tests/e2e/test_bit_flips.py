@@ -23,7 +23,7 @@ from tests.simulators.wide_net import wide_net
 pytestmark = pytest.mark.e2e
 SAMPLES = 240
 LONG = 1000  # epochs of the small net: some seconds
-SHORT = 150  # of the wide one, the same
+SHORT = 400  # of the wide one, the same
 WIDE_SIZE = 48  # pixels
 VERY_HOT = 92_000  # millidegrees; a board this hot is above 85 for longer than the governor's second
 SECONDS_TO_COOL = 10.0

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from service import cli_fleet
 from service.cli import main
@@ -17,13 +15,6 @@ from service.cli_fleet import policy_lines
 from service.commands import MAX_ENVELOPE_BYTES
 from service.live import write_live
 from service.policy_file import COPY, PolicyFile
-
-
-@pytest.fixture(autouse=True)
-def unconfigured_logs() -> Iterator[None]:
-    """`fleet send` sets the program's log up, on a stream that ends with the test."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture
