@@ -92,7 +92,7 @@ root=$(engine mount "$c")
 expect "no pip settings in the image" "" "$(find "$root/etc/pip.conf" "$root/root" -name '*pip*' -size +0 2>/dev/null)"
 expect "no pip in the image's environment" "" "$(find "$root/opt/temperd" -maxdepth 4 -name 'pip*')"
 echo "     $(du -sm "$root" | cut -f1) MB unpacked, of it temperd's environment $(du -sm "$root/opt/temperd" | cut -f1) MB"
-du -sm "$root"/opt/temperd/lib/python3*/site-packages/* | sort -rn | head -n 6 | sed -E 's#\t.*/#\t#; s/^/     /'
+du -sm "$root"/opt/temperd/lib/python3*/site-packages/* | sort -rn | sed -n 1,6p | sed -E 's#\t.*/#\t#; s/^/     /'
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ expect "no broker" False "$(field '["connected"]' <<<"$view")"
 pid=$(field '["pid"]' <<<"$view")
 expect "runs as the fixed user" 10001 "$(stat -c %u "/proc/$pid")"
 echo "     idle daemon: $(sed -n 's/^VmRSS:[[:space:]]*//p' "/proc/$pid/status") resident"
-printf '%s\n' "$view" | sed 's/^/     /' | head -n 24
+printf '%s\n' "$view" | sed 's/^/     /' | sed -n 1,24p
 first=$(fingerprint)
 expect "the device document is in the volume" shelf-7 "$(field '["device"]' <"$work/state/shelf-7.device.json")"
 in_container "$c" -- /opt/temperd/bin/python -c '
