@@ -15,10 +15,11 @@ from agent.errors import BoardError, TemperdError
 from policies.policy import Policy
 from policies.reading import Action
 from policies.strict import TableError
+from service.asked import RUNNING, WAITING
 from service.commands import QUALIFY, Command
 from service.journal import Journal
 from service.logs import logger
-from service.qualify_asked import ENDED, LAST, MAX_ENDED, RUNNING, WAITING, Asked, recall, text, texts
+from service.qualify_asked import ENDED, LAST, MAX_ENDED, StressAsked, recall, text, texts
 from service.qualify_load import StressLoad
 from service.qualify_plan import Drill, Place
 from service.statuses import Clock, Statuses
@@ -63,7 +64,7 @@ class Qualifications:
     ) -> None:
         self._journal, self._statuses, self._steering = journal, statuses, steering
         self._clock, self._shop, self._policy = clock, shop, policy
-        self._asked: Asked | None = next(iter(recall(journal, LAST)), None)
+        self._asked: StressAsked | None = next(iter(recall(journal, LAST)), None)
         self._ended = {ended.id: ended for ended in recall(journal, ENDED)}
         if self._asked is not None:  # a crash may have left it in both places
             self._ended.pop(self._asked.id, None)
@@ -90,7 +91,7 @@ class Qualifications:
             return
         if now is not None:
             self._set_aside(now)
-        asked = Asked(command.id, command.digest, command.minutes)
+        asked = StressAsked(digest=command.digest, id=command.id, minutes=command.minutes)
         self._remember(asked)
         self._journal.record(command.id, command.digest, asked.outcome)
         self._publish(asked)
@@ -211,7 +212,7 @@ class Qualifications:
 
     # --- what is remembered ------------------------------------------------------------------------------------------
 
-    def _all(self) -> list[Asked]:
+    def _all(self) -> list[StressAsked]:
         return [*self._ended.values(), *([self._asked] if self._asked else [])]
 
     def _end(self, status: str, code: str, reason: str, result: dict[str, object] | None) -> None:
@@ -225,27 +226,27 @@ class Qualifications:
         log.info("stress run canceled")
         self._end(CANCELED, CANCELED, "canceled by an operator", None)
 
-    def _advance(self, changed: Asked) -> None:
+    def _advance(self, changed: StressAsked) -> None:
         changed = dataclasses.replace(changed, version=changed.version + 1)
         self._remember(changed)
         self._publish(changed)
 
-    def _remember(self, asked: Asked) -> None:
+    def _remember(self, asked: StressAsked) -> None:
         self._journal.remember(LAST, text(asked))
         self._asked = asked
 
-    def _set_aside(self, ended: Asked) -> None:
+    def _set_aside(self, ended: StressAsked) -> None:
         """Keep an end that is not confirmed, while another command takes its place."""
         kept = [*self._ended.values(), ended]
         for lost in kept[:-MAX_ENDED]:
             log.warning("an end that the broker never confirmed is not told", id=lost.id, status=lost.status)
         self._keep_ended({one.id: one for one in kept[-MAX_ENDED:]})
 
-    def _keep_ended(self, ended: dict[str, Asked]) -> None:
+    def _keep_ended(self, ended: dict[str, StressAsked]) -> None:
         self._journal.remember(ENDED, texts([*ended.values()]))
         self._ended = ended
 
-    def _publish(self, now: Asked) -> None:
+    def _publish(self, now: StressAsked) -> None:
         done = self._statuses.publish_plain(
             QUALIFY, now.id, now.status, now.code, now.reason, version=now.version, result=now.result
         )

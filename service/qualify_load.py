@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from agent.errors import BoardError
-from service.worker_process import environment
+from service.worker_process import environment, wait_or_kill
 
 MODULE = "agent.worker_stress"
 MAX_LINE_BYTES = 256  # two numbers
@@ -90,12 +90,7 @@ class StressLoad:
             assert core.child.stdin is not None
             core.child.stdin.close()
         for core in self._cores:
-            try:
-                await asyncio.wait_for(core.child.wait(), GRACE_S)
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    core.child.kill()
-                await core.child.wait()
+            await wait_or_kill(core.child, GRACE_S)
         await asyncio.gather(*self._readers)
 
 

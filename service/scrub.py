@@ -17,6 +17,7 @@ from policies.policy import Policy
 from policies.reading import Action
 from policies.scrub import ScrubClock, allowed, due, due_before_job, duty
 from policies.strict import build
+from service.asked import RUNNING, WAITING, Asked
 from service.commands import SCRUB, Command
 from service.journal import Journal
 from service.logs import logger
@@ -27,7 +28,6 @@ from service.worker_process import STOP_GRACE_S, WorkerProcess
 RETRY_S = 600.0  # after a scrub that could not be finished
 MAX_ASKED = 16  # commands that wait for one scrub; a fleet has a few consoles
 NICE = 19
-WAITING, RUNNING = "accepted", "running"
 LAST, ASKED = "scrub", "scrub-asked"  # names in the journal's memory
 
 log = logger("scrub")
@@ -46,22 +46,6 @@ class ScrubShop:
     make_order: Callable[[], ScrubOrder]
     memory_errors: Callable[[], MemoryErrors | None]
     told: Callable[[], None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Asked:
-    """A command to scrub, as it is kept until its end is confirmed."""
-
-    digest: str
-    status: str = WAITING
-    version: int = 1
-    code: str = ""
-    reason: str = ""
-    result: dict[str, object] | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.status not in (WAITING, RUNNING)
 
 
 class Scrubs:
@@ -83,7 +67,7 @@ class Scrubs:
         self._policy, self._clock, self._shop = policy.scrub, clock, shop
         self._last: dict[str, object] = json.loads(journal.recall(LAST) or "{}")
         asked = json.loads(journal.recall(ASKED) or "{}")
-        self._asked = {name: build(_Asked, table) for name, table in asked.items()}
+        self._asked = {name: build(Asked, table) for name, table in asked.items()}
         self._in_flight: set[str] = set()
         self._since, self._tried = clock.mono(), False
         self._retry: float | None = None
@@ -150,7 +134,7 @@ class Scrubs:
             why = f"{MAX_ASKED} commands wait for a scrub already"
             self._statuses.publish_plain(SCRUB, command.id, "rejected", "busy", why)
             return
-        self._remember(self._asked | {command.id: _Asked(command.digest)})
+        self._remember(self._asked | {command.id: Asked(command.digest)})
         self._journal.record(command.id, command.digest, WAITING)
         self._publish(command.id)
         self.hurry()
@@ -185,12 +169,12 @@ class Scrubs:
             except BoardError as error:  # published once more when the disk takes writes again
                 log.warning("the journal cannot be written", why=str(error))
 
-    def _remember(self, asked: dict[str, _Asked]) -> None:
+    def _remember(self, asked: dict[str, Asked]) -> None:
         tables = {name: dataclasses.asdict(one) for name, one in asked.items()}
         self._journal.remember(ASKED, json.dumps(tables, allow_nan=False))
         self._asked = asked
 
-    def _change(self, names: list[str], after: _Asked) -> None:
+    def _change(self, names: list[str], after: Asked) -> None:
         """Give commands the standing of `after` at once, one version up, and tell."""
         if not names:
             return
@@ -216,7 +200,7 @@ class Scrubs:
         """
         names = self._waiting()
         self._hurried = awaited or bool(names)
-        self._change(names, _Asked("", RUNNING))
+        self._change(names, Asked("", RUNNING))
         began = self._clock.mono()
         log.info("scrub begins", awaited=self._hurried)
         last: Message | None = None
@@ -246,7 +230,7 @@ class Scrubs:
         if isinstance(last, Failed):
             self._retry = self._clock.mono() + RETRY_S
             log.error("scrub failed", reason=last.code, why=last.message)
-            self._end(names, _Asked("", "failed", code=last.code, reason=last.message))
+            self._end(names, Asked("", "failed", code=last.code, reason=last.message))
             return
         self._retry = None
         result = self._result(last.report, seconds)
@@ -259,7 +243,7 @@ class Scrubs:
             log.warning("stored file was damaged", **finding)
         told = f"{lost} damaged files could not be mended" if lost else ""
         ended = ("failed", "damage-left") if lost else ("succeeded", "")
-        self._end(names, _Asked("", ended[0], code=ended[1], reason=told, result=result))
+        self._end(names, Asked("", ended[0], code=ended[1], reason=told, result=result))
         self._shop.told()
 
     def _result(self, report: Mapping[str, object], seconds: float) -> dict[str, object]:
@@ -272,10 +256,9 @@ class Scrubs:
             "ts": self._clock.now(),
         }
 
-    def _end(self, names: list[str], after: _Asked) -> None:
+    def _end(self, names: list[str], after: Asked) -> None:
         for name in names:
-            outcome = f"{after.status}:{after.code}" if after.code else after.status
-            self._journal.record(name, self._asked[name].digest, outcome)
+            self._journal.record(name, self._asked[name].digest, after.outcome)
         self._change(names, after)
 
     def steer(self) -> None:

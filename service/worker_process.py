@@ -17,6 +17,16 @@ MAX_UNREAD_BYTES = 64 << 10  # of orders in the daemon, beyond what the pipe hol
 MAX_LOG_LINE = 500  # characters of one line of the worker's standard error
 
 
+async def wait_or_kill(child: asyncio.subprocess.Process, grace_s: float) -> None:
+    """Wait until a child is gone; after `grace_s` seconds it is killed."""
+    try:
+        await asyncio.wait_for(child.wait(), grace_s)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
 class WorkerProcess:
     """One worker. Everything it writes to standard error is told to `on_log`, line by line."""
 
@@ -91,12 +101,7 @@ class WorkerProcess:
 
     async def end(self, grace_s: float = STOP_GRACE_S) -> int:
         """Wait for the process, kill it after `grace_s`; its exit code, negative for a signal."""
-        try:
-            await asyncio.wait_for(self._child.wait(), grace_s)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
-            await self._child.wait()
+        await wait_or_kill(self._child, grace_s)
         await self._logs
         assert self._child.returncode is not None
         return self._child.returncode
