@@ -95,11 +95,6 @@ class Steer:
     micro_batch_share: float = 1.0
     """Most of the usual micro-batch that goes through a step at once."""
 
-    def least_depth_after(self, samples: int) -> int:
-        """The least depth once so many samples of the job are done, in percent."""
-        over = 0 < self.depth_until_samples <= samples
-        return self.depth_after_percent if over else self.least_depth_percent
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:

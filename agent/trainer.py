@@ -25,6 +25,7 @@ from agent.schedule import rate_share, rewarmed_share
 from agent.spec import FineTuneSpec
 from agent.task import Task
 from policies.freezing import HEAD_ONLY_PERCENT
+from policies.reading import least_depth_after
 
 CHECKPOINT_EVERY_S = 30.0  # work lost to a power cut, against wear: a checkpoint of MobileNetV2 writes 27 MB
 PROGRESS_EVERY_S = 0.25  # four lines a second are live to a person and cost nothing
@@ -240,7 +241,7 @@ class Trainer:
             self._world.verified()
             self._tell("verified")
         self._split(order)
-        depth, boundary = self._plan.frozen_layers(order.least_depth_after(self._at.samples))
+        depth, boundary = self._plan.frozen_layers(least_depth_after(order, self._at.samples))
         if boundary != self._run.frozen_layers:
             was_head_alone = self._run.frozen_layers == self._plan.frozen_layers(HEAD_ONLY_PERCENT)[1]
             head_until = self._done() if was_head_alone else self._at.head_until

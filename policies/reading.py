@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Protocol
 
 FULL_DUTY = 1.0
 
@@ -122,3 +123,28 @@ class Decision:
     """Most of the usual micro-batch that goes through a step at once: 1, 1/2, 1/4 or 1/8. The optimizer's batch stays,
     and so does what is learnt."""
     batch_rule: str = "plan"
+
+
+class DepthOrder(Protocol):
+    """An order of a freeze depth, perhaps with an end: a Decision, or what a worker is told of it."""
+
+    @property
+    def least_depth_percent(self) -> int:
+        """Until `depth_until_samples`."""
+        ...
+
+    @property
+    def depth_until_samples(self) -> int:
+        """Samples of the job; 0: no end."""
+        ...
+
+    @property
+    def depth_after_percent(self) -> int:
+        """From then on."""
+        ...
+
+
+def least_depth_after(order: DepthOrder, samples: float) -> int:
+    """The least depth that `order` asks for once so many samples of the job are done, in percent."""
+    over = 0 < order.depth_until_samples <= samples
+    return order.depth_after_percent if over else order.least_depth_percent

@@ -17,7 +17,7 @@ from agent.board.simulated import SimulatedBoard
 from policies.governor import GovernorState, decide
 from policies.outlook import DepthCost, Outlook
 from policies.policy import DEPTH_LADDER, Policy, parse_policy
-from policies.reading import Action, Decision
+from policies.reading import Action, Decision, least_depth_after
 from service.bench_govern_learning import Depths, EpochCost, runs_prefix
 
 TICK_S = 1.0  # as the daemon's
@@ -186,8 +186,7 @@ class SimulatedJob:
     def work(self, seconds: float, order: Decision) -> float:
         """Spend seconds at the top clock, to the epoch's end at most; the seconds that are left then."""
         if not self._left:
-            over = 0 < order.depth_until_samples <= self.samples_done
-            self._begin(order.depth_after_percent if over else order.least_depth_percent)
+            self._begin(least_depth_after(order, self.samples_done))
         while self._left:
             if seconds < self._left[0]:
                 self._left[0] -= seconds
