@@ -139,6 +139,15 @@ def test_every_decision_names_a_rule_that_there_is(
     assert (decision.duty == 0.0) == (decision.action >= Action.PAUSE)
 
 
+def under_fixed_rules(
+    policy: Policy, before: list[Reading], outlook: Outlook, readings: list[Reading]
+) -> list[Decision]:
+    """What is decided of each of `readings`, from the state that those before it left."""
+    fixed = replace(policy, predictive=replace(policy.predictive, enabled=False))
+    state = run(fixed, before, outlook)
+    return [decide(fixed, state, reading, outlook)[1] for reading in readings]
+
+
 @UNTIMED
 @given(
     policies(),
@@ -150,9 +159,8 @@ def test_every_decision_names_a_rule_that_there_is(
 def test_under_the_fixed_rules_hotter_is_never_faster(
     policy: Policy, before: list[Reading], reading: Reading, outlook: Outlook, pair: tuple[float, float]
 ) -> None:
-    fixed = replace(policy, predictive=replace(policy.predictive, enabled=False))
-    state = run(fixed, before, outlook)
-    cool, hot = (decide(fixed, state, replace(reading, temperature_celsius=t), outlook)[1] for t in sorted(pair))
+    readings = [replace(reading, temperature_celsius=t) for t in sorted(pair)]
+    cool, hot = under_fixed_rules(policy, before, outlook, readings)
     assert not faster(hot, cool)
 
 
@@ -167,9 +175,7 @@ def test_under_the_fixed_rules_hotter_is_never_faster(
 def test_under_the_fixed_rules_a_lower_charge_is_never_faster(
     policy: Policy, before: list[Reading], reading: Reading, outlook: Outlook, pair: tuple[float, float]
 ) -> None:
-    fixed = replace(policy, predictive=replace(policy.predictive, enabled=False))
-    state = run(fixed, before, outlook)
-    empty, full = (decide(fixed, state, replace(reading, charge=c), outlook)[1] for c in sorted(pair))
+    empty, full = under_fixed_rules(policy, before, outlook, [replace(reading, charge=c) for c in sorted(pair)])
     assert not faster(empty, full)
 
 
