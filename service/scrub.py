@@ -66,8 +66,7 @@ class Scrubs:
         self._journal, self._statuses, self._steering = journal, statuses, steering
         self._policy, self._clock, self._shop = policy.scrub, clock, shop
         self._last: dict[str, object] = json.loads(journal.recall(LAST) or "{}")
-        asked = json.loads(journal.recall(ASKED) or "{}")
-        self._asked = {name: build(Asked, table) for name, table in asked.items()}
+        self._asked = _recall(journal)
         self._in_flight: set[str] = set()
         self._since, self._tried = clock.mono(), False
         self._retry: float | None = None
@@ -280,6 +279,16 @@ class Scrubs:
     def metrics(self) -> dict[str, object]:
         """The `store` group of the telemetry: counts of the last scrub; empty before the first."""
         return {name: value for name, value in self._last.items() if not isinstance(value, list)}
+
+
+def _recall(journal: Journal) -> dict[str, Asked]:
+    """Commands whose ends are not confirmed. What another version wrote must not stop the daemon."""
+    try:
+        tables = json.loads(journal.recall(ASKED) or "{}")
+        return {name: build(Asked, table) for name, table in tables.items()}
+    except (ValueError, AttributeError, TypeError) as error:  # a TableError is a ValueError
+        log.warning("scrubs asked for before are forgotten, the journal has them in another form", why=str(error))
+        return {}
 
 
 def _list(value: object) -> list[dict[str, object]]:

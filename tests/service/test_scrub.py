@@ -19,7 +19,7 @@ from policies.reading import Action, Decision
 from policies.scrub import SETTLE_S
 from service.commands import Command, new_id
 from service.journal import Journal
-from service.scrub import MAX_ASKED, RETRY_S, Scrubs, ScrubShop
+from service.scrub import ASKED, MAX_ASKED, RETRY_S, Scrubs, ScrubShop
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 
@@ -193,6 +193,16 @@ def test_an_end_that_the_broker_has_not_confirmed_is_told_again_also_after_a_res
     asyncio.run(connected())
     assert bench.uplink.words() == [("succeeded", 3), ("succeeded", 3)]
     assert bench.uplink.seen[-1]["result"]["damaged"] == 0
+
+
+@pytest.mark.parametrize("kept", ["[1]", '{"a": 1}', '{"a": {"digest": "b", "newer": 1}}', "{"])
+def test_commands_that_another_version_kept_do_not_stop_the_daemon(bench: Bench, kept: str) -> None:
+    bench.journal.remember(ASKED, kept)
+    bench.start()
+    assert not bench.scrubs.repeat("a")
+    bench.scrubs.ask(bench.command())
+    bench.scrub()
+    assert bench.uplink.seen[-1]["status"] == "succeeded"
 
 
 def test_lost_files_fail_the_command(bench: Bench) -> None:
