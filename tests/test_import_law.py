@@ -72,7 +72,7 @@ def test_foreign_worlds_have_one_door(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_the_daemon_owns_clock_and_tasks_of_the_service(path: Path) -> None:
     """Long-running parts get their time handed in; programs with a beginning and an end may look at the clock."""
-    programs = ("service/bench.py", "service/cli", "service/demo", "service/broker.py")
+    programs = ("service/bench", "service/cli", "service/demo", "service/broker.py", "service/fleet/")
     name = name_of(path)
     if name.startswith("service/") and name != "service/daemon.py" and not name.startswith(programs):
         text = path.read_text("utf-8")

@@ -16,9 +16,8 @@ pytestmark = pytest.mark.e2e
 
 
 def live(fleet: World) -> dict[str, Any]:
-    """What the daemon shows of its job."""
+    """What the daemon shows of itself, up to a second old."""
     view: dict[str, Any] = json.loads((fleet.state / "run/live.json").read_text())
-    assert view["job"], "the job is over"
     return view
 
 
