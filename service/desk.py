@@ -1,4 +1,4 @@
-"""The job desk: takes commands, keeps the journal ahead of every effect, decides which job is next."""
+"""The job desk: keeps the journal ahead of every effect and decides which job is next."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 
-from agent.errors import ArtifactError, BoardError, CommandError, TemperdError
+from agent.errors import BoardError
 from agent.messages import Scrubbed
 from agent.spec import FineTuneSpec, spec_table
 from policies.battery import is_short, order_jobs
 from policies.policy import Policy
 from policies.reading import Action
-from service.commands import CANCEL, FINE_TUNE, PAUSE, QUALIFY, SCRUB, SET_POLICY, Command, Refusal, open_command
-from service.device_link import Incoming
+from service.command_desk import CommandDesk, Rooms
+from service.commands import FINE_TUNE
 from service.job import TERMINAL, WORKING, Event, State
-from service.journal import JobRecord, Journal, Verdict
+from service.journal import JobRecord, Journal
 from service.logs import bind, logger
 from service.policy_commands import PolicyCommands
 from service.policy_file import PolicyFile
@@ -65,7 +65,7 @@ class Desk:
         policy_by_command: bool = True,
     ) -> None:
         self._journal, self._steering, self._policies = journal, steering, policies
-        self._trusted, self._device, self._clock, self._ended = trusted, device, clock, shop.ended
+        self._clock, self._ended = clock, shop.ended
         self._statuses = Statuses(journal, uplink, clock)
         self._held, self._canceled = _Names(journal, "held"), _Names(journal, "canceled")
         self._not_before: dict[str, float] = {}
@@ -75,70 +75,13 @@ class Desk:
         self.qualifications = Qualifications(
             journal, self._statuses, steering, clock, qualify_shop, lambda: policies.policy
         )
-        self._policy_commands = PolicyCommands(
+        policy_commands = PolicyCommands(
             journal, self._statuses, policies, allowed=policy_by_command, changed=self.policy_changed
         )
+        rooms = Rooms(self, self.scrubs, self.qualifications, policy_commands)
+        self.commands = CommandDesk(journal, self._statuses, clock, trusted, device, rooms)
 
-    # --- commands ----------------------------------------------------------------------------------------------------
-
-    def take(self, incoming: Incoming) -> None:
-        """Judge a command, journal it, act on it, acknowledge it: in this order."""
-        try:
-            trusted = self._trusted()
-        except TemperdError as error:  # a broken key file is the owner's to mend; the command stays with the broker
-            log.error("the trusted consoles cannot be read, no command is obeyed", why=str(error))  # noqa: TRY400
-            return
-        try:
-            command = open_command(
-                incoming.envelope,
-                topic_type=incoming.type,
-                topic_id=incoming.id,
-                trusted=trusted,
-                device=self._device,
-                now=self._clock.now(),
-                clock_synchronised=self._clock.synchronised(),
-            )
-            self._carry_out(command)
-        except BoardError as error:  # not acknowledged: the broker keeps the command until the disk takes it
-            log.error("a command could not be journaled", id=incoming.id, why=str(error))  # noqa: TRY400 - said whole
-            return
-        except (CommandError, ArtifactError) as error:
-            log.warning("command refused", id=incoming.id, type=incoming.type, reason=error.code, why=str(error))
-            self._answer_refusal(incoming, error)
-        incoming.ack()
-
-    def _answer_refusal(self, incoming: Incoming, error: TemperdError) -> None:
-        """Say why, unless the id is that of an accepted command: its status is not for a stranger to replace."""
-        if self._journal.outcome(incoming.id) is None and self._journal.job(incoming.id) is None:
-            self._statuses.publish_plain(incoming.type, incoming.id, "rejected", error.code, str(error))
-
-    def _carry_out(self, command: Command) -> None:
-        verdict = self._journal.judge(command.id, command.digest)
-        if verdict is Verdict.REPLAY:
-            raise CommandError("this id was used before", where=command.id, reason=Refusal.REPLAY)
-        if verdict is Verdict.REPEAT:
-            self._repeat(command)
-        elif command.type == FINE_TUNE:
-            self.accept(command.id, command.digest, command.spec)
-        elif command.type == SCRUB:
-            self.scrubs.ask(command)
-            self.wake()
-        elif command.type == QUALIFY:
-            self.qualifications.ask(command)
-            self.wake()
-        elif command.type == SET_POLICY:
-            self._policy_commands.take(command)
-        else:
-            self._control(command)
-
-    def _repeat(self, command: Command) -> None:
-        log.info("command repeated, nothing runs again", id=command.id)
-        record = self._journal.job(command.id)
-        if record is not None:
-            self._statuses.publish(record)
-        elif not any(room.repeat(command.id) for room in (self.scrubs, self.qualifications, self._policy_commands)):
-            status, _, reason = (self._journal.outcome(command.id) or "succeeded").partition(":")
-            self._statuses.publish_plain(command.type, command.id, status, reason, "")
+    # --- what commands do ---------------------------------------------------------------------------------------------
 
     def accept(self, job_id: str, digest: str, spec: FineTuneSpec) -> JobRecord:
         """Enter a fine-tune job; RECEIVED, then ACCEPTED."""
@@ -151,30 +94,18 @@ class Desk:
         self.wake()
         return record
 
-    def _control(self, command: Command) -> None:
-        """Cancel, pause or resume a job; a stress run can be canceled."""
-        record = self._journal.job(command.job)
-        done = command.type == CANCEL and (
-            self.qualifications.cancel(command.job) if record is None else record.standing.state is State.CANCELED
-        )
-        if done:  # a stress run; or a crash came between the act and its record: the answer is the same
-            pass
-        elif record is None or record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
-            stands = "unknown" if record is None else record.standing.state.lower()
-            self._journal.record(command.id, command.digest, "rejected:wrong-state")
-            why = f"job {command.job} is {stands}"
-            self._statuses.publish_plain(command.type, command.id, "rejected", "wrong-state", why)
-            return
-        elif command.type == CANCEL:
-            self._canceled.add(record.id)
-            self._end_canceled()
-        elif command.type == PAUSE:
-            self._held.add(record.id)
-        else:
-            self._held.discard(record.id)
-        self._journal.record(command.id, command.digest, "succeeded")
-        self._statuses.publish_plain(command.type, command.id, "succeeded", "", "")
-        self.wake()
+    def cancel(self, job_id: str) -> None:
+        """End a job: at once where no worker is at it, else when its worker ends."""
+        self._canceled.add(job_id)
+        self._end_canceled()
+
+    def hold(self, job_id: str) -> None:
+        """Let a job rest until it is released."""
+        self._held.add(job_id)
+
+    def release(self, job_id: str) -> None:
+        """Let a job go on."""
+        self._held.discard(job_id)
 
     def policy_changed(self) -> None:
         """Another policy is in force: the governor and the scrubs take it, and waiting jobs may run."""

@@ -334,11 +334,11 @@ def test_a_console_cancels_a_run_as_it_cancels_a_job(bench: Bench) -> None:
         qualify_shop=bench.runs._shop,
     )
     run, cancel = bench.command(), bench.command(at=1)
-    desk._carry_out(run)
+    desk.commands._carry_out(run)
     cancel = dataclasses.replace(cancel, type=CANCEL, args={"job": run.id})
-    desk._carry_out(cancel)
+    desk.commands._carry_out(cancel)
     late = dataclasses.replace(bench.command(at=2), type=CANCEL, args={"job": bench.command(at=3).id})
-    desk._carry_out(late)
+    desk.commands._carry_out(late)
     assert bench.told(run) == [("accepted", ""), ("canceled", "canceled")]
     assert bench.told(cancel) == [("succeeded", "")]
     assert bench.told(late) == [("rejected", "wrong-state")]
