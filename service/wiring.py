@@ -1,0 +1,201 @@
+"""The rooms of one daemon, built from its configuration and connected with each other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from agent.board.edac import memory_errors
+from agent.board.profile import BoardProfile, named_profile, pick_profile
+from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
+from agent.keys_consoles import load_trusted_consoles
+from agent.messages import Message, Order, Progress, ScrubOrder
+from agent.slots import checkpoint_path
+from service.commands import SUPPORTED
+from service.config import Config
+from service.desk import Desk
+from service.device_link import Address, Link
+from service.footprint import give_back
+from service.journal import JobRecord, Journal
+from service.learnt import Learnt
+from service.logs import logger
+from service.policy_file import PolicyFile
+from service.policy_watch import PolicyWatch
+from service.qualify_command import QualifyShop
+from service.qualify_plan import Place
+from service.runner import Workshop
+from service.scrub import ScrubShop
+from service.statuses import Clock
+from service.steering import Steering
+from service.views import Views, training_metrics
+
+EARLIEST_TIME = 1_790_000_000  # 2026-09-21, before the first release: an earlier clock was never set
+
+log = logger("daemon")
+
+
+class Wiring:
+    """See the module. What the rooms tell each other, the callbacks below carry; `close` puts back and closes.
+
+    Args:
+        config: see `service.config`.
+        roots: where the board is read.
+        now: wall clock, seconds since 1970.
+        mono: monotonic clock, seconds.
+
+    Attributes:
+        clock: as the rooms see it: synchronised if it is after this release and not before what the journal last wrote.
+
+    Raises:
+        ConfigError: a file or name in the configuration cannot be used.
+        BoardError: the disk fails.
+    """
+
+    def __init__(self, config: Config, roots: BoardRoots, now: Callable[[], float], mono: Callable[[], float]) -> None:
+        self.config, self._now, self._mono = config, now, mono
+        self.state = Path(config.device.state_dir)
+        self.boot_id = _boot_id()
+        model = read_model(roots)
+        profile = self._profile(model)
+        self.board_name = profile.name
+        wanted = config.policy
+        self.policies = PolicyFile(self.state, wanted.file, profile.policy_name, by_command=wanted.by_command)
+        self.journal = self._open_journal()
+        self._floor = max([float(EARLIEST_TIME), *(job.updated for job in self.journal.jobs(1))])
+        self.clock = Clock(now, mono, lambda: now() >= self._floor)
+        board = SysfsBoard(roots, profile, self.state / "undo.json", config.board.powerd)
+        self.steering = Steering(board, self.policies.policy, time.thread_time)
+        self.steering.restore()
+        self.learnt = Learnt(self.state, model, profile.name, self.steering)
+        self.learnt.load()
+        self._views = Views(config, model, profile.name, self.steering, self.clock)
+        self.link = self._make_link()
+        self.desk = Desk(
+            *(self.journal, self.steering, self.policies, _Statuses(self.link), self._trusted, config.device.name),
+            *(self.clock, Workshop(self._order, config.worker.nice, self._watch, self._ended)),
+            scrub_shop=ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed),
+            qualify_shop=QualifyShop(Place(self.state, model, profile.name, profile.emulated), os.cpu_count() or 1),
+            policy_by_command=wanted.by_command,
+        )
+        self.policy_watch = PolicyWatch(self.policies, profile.points, self.desk.policy_changed, self._announce)
+
+    def close(self) -> None:
+        """Put back what was changed on the board, keep what was learnt, close the journal."""
+        self.steering.restore()
+        self.learnt.save()
+        self.journal.close()
+
+    def birth(self) -> dict[str, object]:
+        """The birth message of this moment."""
+        return self._views.birth(self.policies.shown())
+
+    def live(self) -> dict[str, object]:
+        """The live view of this moment."""
+        return self._views.live(self.desk, self.policies.shown(), connected=self.link.connected)
+
+    def publish_store(self) -> None:
+        """Tell the fleet about the store, if a scrub has looked at it."""
+        if values := self.desk.scrubs.metrics():
+            self.link.publish_metrics("store", values)
+
+    # --- building ----------------------------------------------------------------------------------------------------
+
+    def _profile(self, model: str) -> BoardProfile:
+        wanted = self.config.board.profile
+        profile = pick_profile(model) if wanted == "auto" else named_profile(wanted)
+        if profile.name == "generic":
+            log.warning("unknown board, the safe generic profile serves", model=model)
+        return profile
+
+    def _open_journal(self) -> Journal:
+        opened = Journal.open(self.state / "journal.sqlite", self._now())
+        if opened.quarantined:
+            log.error("journal was broken: put aside, a new one made", aside=str(opened.quarantined))
+        return opened.journal
+
+    def _make_link(self) -> Link:
+        device = self.config.device
+        return Link(
+            self.config.mqtt,
+            Address(device.tenant, device.name),
+            session=self.journal.next_session(),
+            boot_id=self.boot_id,
+            capabilities={kind: {"type": kind, "schema": f"temperd-{kind}-1"} for kind in SUPPORTED},
+            birth=self.birth(),
+            now=self._now,
+            monotonic=self._mono,
+        )
+
+    # --- what the rooms ask ------------------------------------------------------------------------------------------
+
+    def _trusted(self) -> Mapping[str, bytes]:
+        """Consoles obeyed, read at each command: a key that was removed counts no more."""
+        return load_trusted_consoles(Path(self.config.commands.trusted_consoles))
+
+    def _order(self, record: JobRecord) -> Order:
+        repository = self.config.repository
+        return Order(
+            job_id=record.id,
+            spec=record.spec,
+            state_dir=str(self.state),
+            repository_url=repository.url,
+            repository_root=repository.root,
+            metered=repository.metered == "wait",
+            policy=str(self.policies.copy),
+            threads=self.config.worker.threads or os.cpu_count() or 1,
+            board=self.board_name,
+            attempt=record.standing.attempt,
+            resume_plan=record.plan,
+            last_end=record.standing.reason_code,
+            boot_id=self.boot_id,
+            clock_share=self.steering.cap_share,
+        )
+
+    def _scrub_order(self) -> ScrubOrder:
+        repository = self.config.repository
+        return ScrubOrder(str(self.state), repository.url, repository.root, metered=repository.metered == "wait")
+
+    # --- what the rooms tell -----------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        if self.link.connected:
+            self.link.announce(self.birth())
+
+    def _scrubbed(self) -> None:
+        """A scrub has ended; it may have left another active model."""
+        self._announce()
+        self.publish_store()
+
+    def _ended(self, job_id: str) -> None:
+        """An ended job needs its checkpoint no more, and may have left another active model."""
+        self._announce()
+        with contextlib.suppress(OSError):
+            checkpoint_path(self.state / "store", job_id).unlink(missing_ok=True)
+        give_back()
+
+    def _watch(self, message: Message, _record: JobRecord) -> None:
+        if isinstance(message, Progress):
+            self.link.publish_metrics("training", training_metrics(message))
+
+
+class _Statuses:
+    """The link as an `Uplink`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def publish_status(
+        self, command_type: str, command_id: str, status: Mapping[str, object]
+    ) -> asyncio.Future[bool] | None:
+        return self._link.publish_status(command_type, command_id, status) if self._link.connected else None
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
