@@ -18,6 +18,8 @@ MAX_PATH = 1024
 NAME = re.compile(r"[a-z0-9-]{1,63}")  # one DNS label and one MQTT topic level: no wildcard, no separator
 _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
 _HOST_LABEL = 63  # RFC 1035, 2.3.4
+_MOST_PORT = 65535
+_PREFIX = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 Section = TypeVar("Section")
 
@@ -137,6 +139,56 @@ class Commands:
 
 
 @dataclass(frozen=True, slots=True)
+class HomeAssistant:
+    """Whether Home Assistant finds the board by itself."""
+
+    enabled: bool = False
+    prefix: str = field(default="homeassistant", metadata=limits(longest=128))
+    """Topic below which it looks; several levels are allowed."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no topic, and our own root."""
+        if not _PREFIX.fullmatch(self.prefix) or self.prefix.partition("/")[0] == "temper":
+            raise TableError(
+                "prefix", f"{self.prefix!r} is no topic: names of letters, digits, _ and - with slashes between"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Prometheus:
+    """Where Prometheus finds the board's figures; both empty: nowhere."""
+
+    textfile: str = _file("")
+    """A `.prom` file in the folder that node_exporter's textfile collector reads."""
+    listen: str = field(default="", metadata=limits(longest=262))
+    """`host:port` of a small web server; `:port` is the board's own loopback."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that node_exporter passes over, and addresses that are none."""
+        if self.textfile and not self.textfile.endswith(".prom"):
+            raise TableError(
+                "textfile", f"{self.textfile!r} does not end with .prom, and node_exporter reads nothing else"
+            )
+        if self.listen:
+            split_address(self.listen)
+
+
+def split_address(listen: str) -> tuple[str, int]:
+    """Host and port of `host:port`, `[IPv6]:port` or `:port`.
+
+    Raises:
+        TableError: no such address.
+    """
+    host, colon, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= _MOST_PORT:
+        raise TableError("listen", f"{listen!r} is no address: host:port, or :port for the loopback")
+    if not _HOST.fullmatch(host):
+        raise TableError("listen", f"{host!r} is neither a host name nor an address")
+    return host, int(port)
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """What is logged and how."""
 
@@ -156,6 +208,8 @@ class Config:
     worker: Worker = field(default_factory=Worker)
     commands: Commands = field(default_factory=Commands)
     log: Log = field(default_factory=Log)
+    home_assistant: HomeAssistant = field(default_factory=HomeAssistant)
+    prometheus: Prometheus = field(default_factory=Prometheus)
 
 
 def load_config(path: Path) -> Config:
