@@ -36,3 +36,20 @@ def add_group(verbs: Verbs, name: str, summary: str, text: str) -> Verbs:
         name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     return parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
+
+
+def add_broker_options(parser: argparse.ArgumentParser) -> None:
+    """How a verb of a laptop or a server reaches the broker; `service.fleet.access` reads them."""
+    broker = parser.add_argument_group("broker (else TEMPERD_BROKER, else the profile)")
+    text = "MQTT broker (localhost; port 1883, with TLS 8883, with websockets 80 or 443)"
+    broker.add_argument("--broker", default="", metavar="HOST[:PORT]", help=text)
+    broker.add_argument("--tenant", default="", help="whose boards (default)")
+    broker.add_argument("--tls", action="store_true", help="TLS, checked against the system's authorities")
+    broker.add_argument("--ca", default="", metavar="FILE", help="TLS, checked against this authority")
+    broker.add_argument("--cert", default="", metavar="FILE", help="our certificate")
+    broker.add_argument("--key-file", default="", metavar="FILE", help="private key of --cert")
+    broker.add_argument("--user", default="", metavar="NAME", help="user name at the broker")
+    broker.add_argument("--password-file", default="", metavar="FILE", help="its password, in the first line")
+    broker.add_argument("--websockets", action="store_true", help="MQTT over websockets")
+    text = "TOML with tenant, key, state and [mqtt] (TEMPERD_PROFILE, else ~/.config/temperd/fleet.toml)"
+    broker.add_argument("--profile", default="", metavar="FILE", help=text)
