@@ -18,6 +18,8 @@ MAX_PATH = 1024
 NAME = re.compile(r"[a-z0-9-]{1,63}")  # one DNS label and one MQTT topic level: no wildcard, no separator
 _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
 _HOST_LABEL = 63  # RFC 1035, 2.3.4
+_LONGEST_SESSION_S = 0xFFFFFFFF  # MQTT 5, 3.1.2.11.2: never expires
+_WEB_PATH = re.compile(r"/[!-~]*")  # it goes into an HTTP request line: no space, no line end
 _MOST_PORT = 65535
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
@@ -49,7 +51,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Mqtt:
-    """The broker. A `ca_file` switches TLS on; `cert_file` and `key_file` prove the board to the broker."""
+    """The broker. `tls` or a `ca_file` switches TLS on; `cert_file` and `key_file` prove the board to the broker."""
 
     host: str = field(default="localhost", metadata=limits(longest=253))
     port: int = field(default=1883, metadata=limits(1, 65535))
@@ -58,7 +60,20 @@ class Mqtt:
     ca_file: str = _file("")
     cert_file: str = _file("")
     key_file: str = _file("")
+    tls: bool = False
+    """TLS with the authorities that the system trusts, unless `ca_file` names one."""
+    transport: str = field(default="tcp", metadata=limits(choices=("tcp", "websockets")))
+    websocket_path: str = field(default="/mqtt", metadata=limits(longest=256))
     keepalive_s: int = field(default=30, metadata=limits(5, 3600))
+    session_expiry_s: int = field(default=7 * 86400, metadata=limits(0, _LONGEST_SESSION_S))
+    """How long the broker keeps our subscriptions while we are away; requests are retained anyway."""
+    receive_maximum: int = field(default=20, metadata=limits(1, 1000))
+    """Unacknowledged messages: beyond it the broker waits, so a flood costs no memory."""
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection is TLS."""
+        return self.tls or bool(self.ca_file)
 
     def __post_init__(self) -> None:
         """Refuse halves of a pair, and hosts that no resolver can read."""
@@ -68,10 +83,12 @@ class Mqtt:
         if bool(self.cert_file) != bool(self.key_file):
             missing = "key_file" if self.cert_file else "cert_file"
             raise TableError(missing, "missing: cert_file and key_file go together")
-        if self.cert_file and not self.ca_file:
-            raise TableError("ca_file", "missing: a client certificate needs TLS")
+        if self.cert_file and not self.encrypted:
+            raise TableError("ca_file", "missing: a client certificate needs TLS; or set tls = true")
         if self.password_file and not self.username:
             raise TableError("username", "missing: a password needs a user name")
+        if not _WEB_PATH.fullmatch(self.websocket_path):
+            raise TableError("websocket_path", f"{self.websocket_path!r} is no path: / and printable characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +206,25 @@ def split_address(listen: str) -> tuple[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Telemetry:
+    """How much the board tells, in which form, and what is kept on its disk while the broker is away."""
+
+    format: str = field(default="json", metadata=limits(choices=("json", "cbor")))
+    qos: int = field(default=0, metadata=limits(choices=(0, 1)))
+    active_s: int = field(default=1, metadata=limits(1, 3600))
+    """Between two readings while a job, a scrub or a stress run is at work."""
+    idle_s: int = field(default=60, metadata=limits(1, 86400))
+    outbox_mib: int = field(default=64, metadata=limits(1, 4096))
+    outbox_days: int = field(default=30, metadata=limits(1, 3650))
+    backfill_per_s: float = field(default=10.0, metadata=limits(0.01, 10.0))
+
+    def __post_init__(self) -> None:
+        """Refuse a board that tells less while it works."""
+        if self.active_s > self.idle_s:
+            raise TableError("active_s", f"{self.active_s} is more than idle_s, {self.idle_s}")
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """What is logged and how."""
 
@@ -207,6 +243,7 @@ class Config:
     policy: Policy = field(default_factory=Policy)
     worker: Worker = field(default_factory=Worker)
     commands: Commands = field(default_factory=Commands)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     log: Log = field(default_factory=Log)
     home_assistant: HomeAssistant = field(default_factory=HomeAssistant)
     prometheus: Prometheus = field(default_factory=Prometheus)
