@@ -146,6 +146,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Waits:
+    """Worker -> supervisor: it rests between two pieces of work, as ordered, or goes on where it was."""
+
+    resting: bool
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Worker -> supervisor: something worth telling that does not end the job."""
 
@@ -172,11 +180,11 @@ class Failed:
 
 
 Message: TypeAlias = (
-    Order | ScrubOrder | Go | Steer | Stage | Planned | Progress | Warned | Finished | Failed | Scrubbed
+    Order | ScrubOrder | Go | Steer | Stage | Planned | Progress | Waits | Warned | Finished | Failed | Scrubbed
 )
 _TYPES: dict[str, type[Message]] = {
     cls.__name__.lower(): cls
-    for cls in (Order, ScrubOrder, Go, Steer, Stage, Planned, Progress, Warned, Finished, Failed, Scrubbed)
+    for cls in (Order, ScrubOrder, Go, Steer, Stage, Planned, Progress, Waits, Warned, Finished, Failed, Scrubbed)
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from agent.card import MAX_COLUMNS, MAX_DIMENSION, MAX_LABEL_CHARACTERS
 from agent.errors import SpecError
+from policies.policy_schedule import parse_hours
 from policies.strict import TableError, build, limits
 
 DEPTH_CHOICES = ("auto", "0", "25", "50", "75", "head")
@@ -15,6 +16,12 @@ LABEL = "label"
 CACHE_CHOICES = ("auto", "off", "float32", "float16", "int8")
 MAX_BUDGET_MS = 60_000.0  # a pass over the parameters that takes a minute needs no bandwidth to speak of
 MAX_DEADLINE_S = 31 * 86_400.0  # as long as a command may live
+MOST_PRIORITY = 100  # either way: more ranks than anybody tells apart
+MOST_BUDGET_J = 1e9  # 280 kWh: a board of 20 W draws that in a year and a half
+LEAST_LIMIT_CELSIUS, MOST_LIMIT_CELSIUS = (
+    20.0,
+    125.0,
+)  # as the policy's trips: below it never clears, above is no silicon
 MAX_VIEWS = 16  # each is a whole epoch through the frozen part, and its share of the disk
 LOSS_CHOICES = ("auto", "cross-entropy", "mse", "l1", "huber", "bce")
 
@@ -90,6 +97,26 @@ class FineTuneSpec:
     memory cannot give that refuses the job. 0: none."""
     deadline_s: float = field(default=0.0, metadata=limits(0.0, MAX_DEADLINE_S))
     """The job should be done so many seconds after it was accepted; 0: whenever it is. It steers, it ends nothing."""
+    priority: int = field(default=0, metadata=limits(-MOST_PRIORITY, MOST_PRIORITY))
+    """Waiting jobs of a higher one go first. It takes no running job's place."""
+    window: str = field(default="", metadata=limits(longest=11))
+    """`22:00-06:00`, local time of the board: outside these hours the job waits, or is put aside. Empty: any time."""
+    most_time_s: float = field(default=0.0, metadata=limits(0.0, MAX_DEADLINE_S))
+    """So long a worker may be at work, pauses left out, all attempts together; then the job ends. 0: no bound."""
+    most_energy_j: float = field(default=0.0, metadata=limits(0.0, MOST_BUDGET_J))
+    """So much the board may draw while the job has a worker, pauses included; then the job ends. 0: no bound."""
+    most_temperature_celsius: float = field(default=0.0, metadata=limits(0.0, MOST_LIMIT_CELSIUS))
+    """The job pauses above it, whatever the policy allows; 0: as the policy says."""
+    most_wait_s: float = field(default=0.0, metadata=limits(0.0, MAX_DEADLINE_S))
+    """The job ends if it was not begun so many seconds after it was accepted; 0: it waits."""
+
+    def __post_init__(self) -> None:
+        """Refuse a window that is none and a temperature that no board falls below."""
+        if self.window and parse_hours(self.window) is None:
+            raise TableError("window", f"must look like 22:00-06:00 and not begin when it ends, is {self.window!r}")
+        if 0.0 < self.most_temperature_celsius < LEAST_LIMIT_CELSIUS:
+            least = f"{LEAST_LIMIT_CELSIUS:g}..{MOST_LIMIT_CELSIUS:g}"
+            raise TableError("most_temperature_celsius", f"must be 0 or in {least}, is {self.most_temperature_celsius}")
 
 
 def parse_spec(table: Mapping[str, object]) -> FineTuneSpec:

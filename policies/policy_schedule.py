@@ -27,9 +27,14 @@ class SchedulePolicy:
 
     def minutes(self) -> tuple[int, int] | None:
         """First minute of the day and the first one after, 0..1439; `None` where the hours are none."""
-        begin, _, end = self.quiet.partition("-")
-        hours = _minute(begin), _minute(end)
-        return None if hours[0] is None or hours[1] is None or hours[0] == hours[1] else (hours[0], hours[1])
+        return parse_hours(self.quiet)
+
+
+def parse_hours(text: str) -> tuple[int, int] | None:
+    """Minutes of the day, 0..1439, at which `22:00-07:00` begins and ends; `None` where the text is no such hours."""
+    begin, _, end = text.partition("-")
+    hours = _minute(begin), _minute(end)
+    return None if hours[0] is None or hours[1] is None or hours[0] == hours[1] else (hours[0], hours[1])
 
 
 def _minute(text: str) -> int | None:

@@ -29,7 +29,10 @@ def is_quiet(policy: SchedulePolicy, minute_of_day: int | None) -> bool:
     Without a time that can be trusted nothing is quiet: a board that lost its clock still does its work.
     """
     hours = policy.minutes()
-    if hours is None or minute_of_day is None:
-        return False
+    return hours is not None and minute_of_day is not None and is_within(hours, minute_of_day)
+
+
+def is_within(hours: tuple[int, int], minute_of_day: int) -> bool:
+    """Whether a minute lies in hours given by their first minute and the first one after."""
     begin, end = hours
     return begin <= minute_of_day < end if begin < end else minute_of_day >= begin or minute_of_day < end

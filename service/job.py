@@ -53,7 +53,6 @@ class Event(StrEnum):
     COMPILE = "compile"
     TRAIN = "train"
     PAUSE = "pause"
-    RESUME = "resume"
     EVALUATE = "evaluate"
     SEAL = "seal"
     PROMOTE = "promote"
@@ -107,13 +106,28 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.COMPILING, E.CANCEL): S.CANCELED,
     (S.COMPILING, E.TIME_OUT): S.TIMED_OUT,
     (S.COMPILING, E.RESTART): S.PULLING,
-    (S.TRAINING, E.PAUSE): S.PAUSED,
     (S.TRAINING, E.EVALUATE): S.EVALUATING,
     (S.TRAINING, E.FAIL): S.FAILED,
     (S.TRAINING, E.CANCEL): S.CANCELED,
     (S.TRAINING, E.TIME_OUT): S.TIMED_OUT,
     (S.TRAINING, E.RESTART): S.PULLING,
-    (S.PAUSED, E.RESUME): S.TRAINING,
+    # A worker waits between two pieces of work, in any stage before promotion; it goes back to the stage it names.
+    (S.PULLING, E.PAUSE): S.PAUSED,
+    (S.VERIFYING, E.PAUSE): S.PAUSED,
+    (S.UNSEALING, E.PAUSE): S.PAUSED,
+    (S.PLANNING, E.PAUSE): S.PAUSED,
+    (S.COMPILING, E.PAUSE): S.PAUSED,
+    (S.TRAINING, E.PAUSE): S.PAUSED,
+    (S.EVALUATING, E.PAUSE): S.PAUSED,
+    (S.SEALING, E.PAUSE): S.PAUSED,
+    (S.PAUSED, E.PULL): S.PULLING,
+    (S.PAUSED, E.VERIFY): S.VERIFYING,
+    (S.PAUSED, E.UNSEAL): S.UNSEALING,
+    (S.PAUSED, E.PLAN): S.PLANNING,
+    (S.PAUSED, E.COMPILE): S.COMPILING,
+    (S.PAUSED, E.TRAIN): S.TRAINING,
+    (S.PAUSED, E.EVALUATE): S.EVALUATING,
+    (S.PAUSED, E.SEAL): S.SEALING,
     (S.PAUSED, E.FAIL): S.FAILED,
     (S.PAUSED, E.CANCEL): S.CANCELED,
     (S.PAUSED, E.TIME_OUT): S.TIMED_OUT,

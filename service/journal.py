@@ -15,12 +15,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from agent.errors import BoardError
 from service.commands import new_id
 from service.job import TERMINAL, WORKING, Standing, State, wire_status
 from service.journal_file import BUSY_S, connect, is_corrupt, quarantine, storing
 
 LEDGER_KEPT = 10_000  # commands; years of work for one board, about 1 MB
 JOBS_KEPT = 1_000  # finished jobs with plan and result, about 20 KB each at most
+ENDED_AGAIN = 100  # of them so many are told once more to a broker that lost all: 2 MB at most, on bad networks
 
 _HIGH_WATER = "SELECT value FROM marks WHERE name = 'high_water'"
 _RAISE_HIGH_WATER = (
@@ -56,9 +58,22 @@ class JobRecord:
     updated: float
     status_published: bool
     """The broker confirmed this version's status."""
+    until: dict[str, object] | None = None
+    """What a deferred or paused job waits for, see `service.until`."""
+    worked_s: float = 0.0
+    """Time in which a worker of the job was at work, pauses left out, all attempts together."""
 
-    def status(self, *, ts: float, clock: str, progress: float | None = None) -> dict[str, object]:
-        """The status message of docs/mqtt.md; `progress` is 0..1, `clock` says how far `ts` can be believed."""
+    def status(
+        self, *, ts: float, clock: str, progress: float | None = None, eta_s: float | None = None
+    ) -> dict[str, object]:
+        """The status message of docs/mqtt.md.
+
+        Args:
+            ts: seconds since 1970.
+            clock: how far `ts` can be believed.
+            progress: 0..1.
+            eta_s: seconds of training that are left.
+        """
         standing, wire = self.standing, wire_status(self.standing.state)
         return {
             "id": self.id,
@@ -69,6 +84,8 @@ class JobRecord:
             "reason_code": standing.reason_code,
             "reason": standing.reason,
             "progress": progress,
+            "eta_s": eta_s,
+            "until": self.until,
             "ts": ts,
             "clock": clock,
             "energy_j": self.energy_j,
@@ -88,6 +105,8 @@ class Journal:
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._db, self._path = database, path
+        self.refusal = ""
+        """Why the disk refused the latest write, `no-space` or `disk`; empty: it did not."""
 
     @classmethod
     def open(cls, path: Path, now: float) -> Opened:
@@ -189,7 +208,7 @@ class Journal:
                 raise ValueError(f"job {job_id} is already in the journal")
             _enter(db, job_id, digest, "job")
             db.execute(
-                "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, 1, 1, NULL, '', '', NULL, NULL, ?, ?, 0)",
+                "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, 1, 1, NULL, '', '', NULL, NULL, ?, ?, 0, NULL, 0)",
                 (job_id, digest, kind, _dump(spec), State.RECEIVED, now, now),
             )
             db.execute(
@@ -205,11 +224,15 @@ class Journal:
         now: float,
         *,
         standing: Standing | None = None,
+        until: Mapping[str, object] | None = None,
         plan: Mapping[str, object] | None = None,
         result: Mapping[str, object] | None = None,
         energy_j: float | None = None,
+        worked_s: float | None = None,
     ) -> JobRecord:
         """Change what is given, count the version up and mark the status as not yet published.
+
+        What a job waits for belongs to its standing: `until` counts with a `standing` only, and goes with it.
 
         Raises:
             KeyError: no such job.
@@ -218,9 +241,12 @@ class Journal:
         if standing is not None:
             fields |= {"state": standing.state, "attempt": standing.attempt}
             fields |= {"reason_code": standing.reason_code, "reason": standing.reason}
+            fields["until"] = None if until is None else _dump(until)
         fields |= {key: _dump(value) for key, value in (("plan", plan), ("result", result)) if value is not None}
         if energy_j is not None:
             fields["energy_j"] = energy_j
+        if worked_s is not None:
+            fields["worked_s"] = worked_s
         changes = "".join(f", {key} = ?" for key in fields)
         with self._writing() as db:
             db.execute(
@@ -235,9 +261,13 @@ class Journal:
             db.execute("UPDATE jobs SET status_published = 1 WHERE id = ? AND version = ?", (job_id, version))
 
     def forget_published(self) -> None:
-        """The broker lost what it kept: every status is to be published again."""
+        """The broker lost what it kept: the open jobs and the last `ENDED_AGAIN` others are to be published again."""
         with self._writing() as db:
-            db.execute("UPDATE jobs SET status_published = 0")
+            db.execute(
+                f"UPDATE jobs SET status_published = 0 WHERE state NOT IN ({_marks(TERMINAL)}) OR id IN"  # noqa: S608 - only question marks are put in
+                f" (SELECT id FROM jobs WHERE state IN ({_marks(TERMINAL)}) ORDER BY updated DESC, id DESC LIMIT ?)",
+                (*TERMINAL, *TERMINAL, ENDED_AGAIN),
+            )
 
     def job(self, job_id: str) -> JobRecord | None:
         """The job with this id, or `None`."""
@@ -278,15 +308,20 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with storing(self._path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        try:
+            with storing(self._path):
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+        except BoardError as error:
+            self.refusal = error.code
+            raise
+        self.refusal = ""
 
 
 def _enter(db: sqlite3.Connection, command_id: str, digest: str, outcome: str) -> None:
@@ -316,6 +351,8 @@ def _record(row: sqlite3.Row) -> JobRecord:
         created=row["created"],
         updated=row["updated"],
         status_published=bool(row["status_published"]),
+        until=_load(row["until"]) if "until" in row.keys() else None,  # noqa: SIM118 - `in` looks at a row's values
+        worked_s=row["worked_s"] if "worked_s" in row.keys() else 0.0,  # noqa: SIM118 - an older daemon's file, peeked
     )
 
 

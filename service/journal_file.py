@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.errors import BoardError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_S = 2.0  # a reader may hold the file for a moment
 _LEAST_FREE_BYTES = 1 << 20  # below this, "unable to open" means that SQLite found no room for its log
 
@@ -19,12 +19,17 @@ CREATE TABLE jobs (
     id TEXT PRIMARY KEY, digest TEXT NOT NULL, type TEXT NOT NULL, spec TEXT NOT NULL,
     state TEXT NOT NULL, attempt INTEGER NOT NULL, version INTEGER NOT NULL,
     plan TEXT, reason_code TEXT NOT NULL, reason TEXT NOT NULL, result TEXT, energy_j REAL,
-    created REAL NOT NULL, updated REAL NOT NULL, status_published INTEGER NOT NULL
+    created REAL NOT NULL, updated REAL NOT NULL, status_published INTEGER NOT NULL,
+    until TEXT, worked_s REAL NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE ledger (id TEXT PRIMARY KEY, digest TEXT NOT NULL, outcome TEXT NOT NULL) STRICT;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
+_MIGRATIONS = {
+    1: "ALTER TABLE jobs ADD COLUMN until TEXT; ALTER TABLE jobs ADD COLUMN worked_s REAL NOT NULL DEFAULT 0;",
+}
+"""What leads from each earlier version to the next one."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -51,6 +56,9 @@ def _migrate(database: sqlite3.Connection, path: Path, verdict: str) -> None:
         raise BoardError("the journal was written by a newer temperd", where=str(path), fix=fix)
     if version == 0:
         database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version < SCHEMA_VERSION:
+        steps = " ".join(_MIGRATIONS[step] for step in range(version, SCHEMA_VERSION))
+        database.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
 class _CorruptError(sqlite3.DatabaseError):

@@ -271,7 +271,7 @@ class Runner:
             self.current = self._statuses.move(self.current, Event.PAUSE, message.rule, "training is paused")
             self._steering.enter(self._clock.mono(), self.phase)
         elif message.event == "resumed" and state is State.PAUSED:
-            self.current = self._statuses.move(self.current, Event.RESUME)
+            self.current = self._statuses.move(self.current, Event.TRAIN)
             self._steering.enter(self._clock.mono(), self.phase)
         elif message.event == "checkpoint":
             self.current = self._journal.update(

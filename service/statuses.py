@@ -61,8 +61,10 @@ class Statuses:
         code: str = "",
         reason: str = "",
         *,
+        until: Mapping[str, object] | None = None,
         result: Mapping[str, object] | None = None,
         energy_j: float | None = None,
+        worked_s: float | None = None,
     ) -> JobRecord:
         """Advance a job and publish; an impossible event is logged and changes nothing."""
         try:
@@ -70,13 +72,16 @@ class Statuses:
         except TransitionError as error:
             log.warning("wrong transition", job_id=record.id, why=str(error))
             return record
-        record = self._journal.update(record.id, self._clock.now(), standing=standing, result=result, energy_j=energy_j)
+        record = self._journal.update(
+            record.id, self._clock.now(),
+            standing=standing, until=until, result=result, energy_j=energy_j, worked_s=worked_s,
+        )  # fmt: skip
         self.publish(record)
         return record
 
-    def publish(self, record: JobRecord, progress: float | None = None) -> None:
+    def publish(self, record: JobRecord, progress: float | None = None, eta_s: float | None = None) -> None:
         """Publish a job's status as journaled; confirmed ones are marked."""
-        status = record.status(ts=self._clock.now(), clock=self._clock.word(), progress=progress)
+        status = record.status(ts=self._clock.now(), clock=self._clock.word(), progress=progress, eta_s=eta_s)
         done = self._uplink.publish_status(record.type, record.id, status)
         if done is not None:
             self._in_flight.add((record.id, record.version))
@@ -106,6 +111,7 @@ class Statuses:
         """Publish the status of a command that is no job; a future that gives True once confirmed."""
         body = {"id": command_id, "status": status, "step": "", "version": version, "attempt": 1, "reason_code": code}
         rest = {"reason": reason[:MAX_REASON], "progress": None, "energy_j": None, "result": result}
+        rest |= {"eta_s": None, "until": None}
         when = {"ts": self._clock.now(), "clock": self._clock.word()}
         return self._uplink.publish_status(kind, command_id, {**body, **rest, **when})
 

@@ -110,3 +110,13 @@ def test_the_documents_picture_is_the_table() -> None:
     page = Path(__file__).parents[2] / "docs" / "jobs.md"
     picture = page.read_text().split("```mermaid\n")[1].split("```")[0]
     assert picture == diagram(), "put the output of `python -m service.job` into docs/jobs.md"
+
+
+def test_a_pause_leads_back_to_any_stage_but_promotion() -> None:
+    for stage, event in STAGE_EVENTS.items():
+        if stage is State.PROMOTING:
+            assert (stage, Event.PAUSE) not in TABLE
+            assert (State.PAUSED, event) not in TABLE, "a promotion is never entered out of a pause"
+        else:
+            paused = advance(Standing(stage), Event.PAUSE, "held")
+            assert advance(paused, event).state is stage

@@ -82,7 +82,7 @@ def test_a_refused_change_changes_nothing(journal: Journal) -> None:
 def test_the_status_message_has_the_fields_of_the_contract(journal: Journal) -> None:
     job = journal.add_job(an_id(1), "d", "fine-tune", {}, NOW)
     job = journal.update(job.id, NOW, standing=Standing(State.TRAINING, 2, "thermal", "slowed"))
-    assert job.status(ts=NOW, clock="synchronised", progress=0.5) == {
+    assert job.status(ts=NOW, clock="synchronised", progress=0.5, eta_s=12.0) == {
         "id": an_id(1),
         "status": "running",
         "step": "training",
@@ -91,6 +91,8 @@ def test_the_status_message_has_the_fields_of_the_contract(journal: Journal) -> 
         "reason_code": "thermal",
         "reason": "slowed",
         "progress": 0.5,
+        "eta_s": 12.0,
+        "until": None,
         "ts": NOW,
         "clock": "synchronised",
         "energy_j": None,
@@ -107,6 +109,52 @@ def test_only_the_confirmed_version_counts_as_published(journal: Journal) -> Non
     assert journal.unpublished() == []
     journal.forget_published()
     assert [item.id for item in journal.unpublished()] == [job.id]
+
+
+def test_a_broker_that_lost_all_is_told_of_open_jobs_and_the_last_that_ended(journal: Journal) -> None:
+    ended = module.ENDED_AGAIN + 3
+    for number in range(ended + 2):
+        open_ones = {0: State.DEFERRED, 1: State.TRAINING}
+        journal.add_job(an_id(number), "d", "fine-tune", {}, NOW)
+        journal.update(an_id(number), NOW + number, standing=Standing(open_ones.get(number, State.FAILED)))
+        journal.mark_published(an_id(number), 2)
+    assert journal.unpublished() == []
+    journal.forget_published()
+    expected = [an_id(0), an_id(1), *(an_id(number) for number in range(5, ended + 2))]
+    assert [job.id for job in journal.unpublished()] == expected
+
+
+def test_what_a_job_waits_for_goes_with_its_standing(journal: Journal) -> None:
+    journal.add_job(an_id(1), "d", "fine-tune", {}, NOW)
+    until: dict[str, object] = {"what": "charge", "below": None, "above": 0.15, "ts": None}
+    waiting = journal.update(an_id(1), NOW, standing=Standing(State.DEFERRED), until=until, worked_s=2.5)
+    assert (waiting.until, waiting.worked_s) == (until, 2.5)
+    assert journal.update(an_id(1), NOW, energy_j=1.0).until == until
+    gone = journal.update(an_id(1), NOW, standing=Standing(State.PULLING))
+    assert (gone.until, gone.worked_s) == (None, 2.5)
+
+
+def test_a_journal_of_the_first_schema_is_taken_over_whole(path: Path) -> None:
+    """The file was written by the release before schema 2: an ended job, one at work, one deferred, one received."""
+    path.parent.mkdir()
+    path.write_bytes((ROOT / "tests" / "vectors" / "journal-1.sqlite").read_bytes())
+    peeked = Journal.peek(path)
+    assert [job.until for job in peeked.jobs()] == [None] * 4
+    peeked.close()
+    made = reopened(path)
+    first, second, third, fourth = reversed(made.jobs())
+    assert (first.standing.state, first.result, first.energy_j) == (State.SUCCEEDED, {"slot": "a"}, 12.5)
+    assert second.standing == Standing(State.TRAINING, 2, "worker-killed", "again")
+    assert third.standing.reason_code == "thermal.delta-t-pause"
+    assert (fourth.standing, fourth.spec) == (Standing(), {"model": "m", "epochs": 2, "data": "/srv/d"})
+    assert {job.worked_s for job in made.jobs()} == {0.0}
+    assert made.judge(first.id, first.digest) is Verdict.REPEAT
+    assert (made.recall("held"), made.next_session()) == (f'["{third.id}"]', 2)
+    changed = made.update(third.id, NOW, standing=third.standing, until={"what": "clock"}, worked_s=1.5)
+    made.close()
+    again = reopened(path)
+    assert again.job(third.id) == changed
+    again.close()
 
 
 def test_open_and_interrupted_jobs(journal: Journal) -> None:
@@ -149,7 +197,7 @@ def test_ids_that_were_dropped_stay_dead(journal: Journal, path: Path) -> None:
 def test_only_finished_and_published_jobs_are_dropped(journal: Journal) -> None:
     rows = [("SUCCEEDED", 1), ("SUCCEEDED", 0), ("TRAINING", 1)]
     with journal._writing() as db:
-        insert = "INSERT INTO jobs VALUES (?, 'd', 't', '{}', ?, 1, 1, NULL, '', '', NULL, NULL, 0, 0, ?)"
+        insert = "INSERT INTO jobs VALUES (?, 'd', 't', '{}', ?, 1, 1, NULL, '', '', NULL, NULL, 0, 0, ?, NULL, 0)"
         db.executemany(insert, [(an_id(n), *row) for n, row in enumerate(rows)])
         db.executemany(insert, [(an_id(n), "FAILED", 1) for n in range(10, 9 + module.JOBS_KEPT)])
     journal.add_job(an_id(10**6), "d", "t", {}, NOW)
