@@ -135,9 +135,15 @@ def _read(message: Message, prefix: int) -> Seen | None:
             kind = "status"
     if not kind or not message.payload:
         return None
+    body = read_body(message)
+    return None if body is None else Seen(kind, name, command_id, body, message.retained)
+
+
+def read_body(message: Message) -> dict[str, object] | None:
+    """What a message of a device says; `None`, and a warning, where it cannot be read."""
     try:
         body = strict_json.loads(message.payload, what=message.topic, max_bytes=MAX_SEEN_BYTES, error=CommandError)
     except CommandError as error:
         log.warning("message refused", fault=str(error), topic=message.topic)
         return None
-    return Seen(kind, name, command_id, body, message.retained) if isinstance(body, dict) else None
+    return body if isinstance(body, dict) else None
