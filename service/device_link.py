@@ -93,6 +93,7 @@ class Link:
         self._capabilities, self._birth = capabilities, birth
         self._now, self._monotonic = now, monotonic
         self._events: asyncio.Queue[LinkEvent] = asyncio.Queue()
+        self._beside: dict[str, Callable[[bytes], None]] = {}
         self._sequence = 0
         self.dropped_total = 0
         """Metrics that never left."""
@@ -138,6 +139,21 @@ class Link:
         """Publish a retained status; the future gives True once the broker confirmed it, and never raises."""
         return self._publish(status, "cmd", command_type, command_id, "sts")
 
+    def publish_alarm(self, kind: str, alarm: Mapping[str, object] | None) -> asyncio.Future[bool] | None:
+        """Publish a retained alarm, or clear it (`None`); as `publish_status`, but `None` while there is no broker."""
+        if not self.connected:
+            return None
+        payload = b"" if alarm is None else _encode(alarm)
+        return self._connection.publish(self._address.topic("a", kind), payload)
+
+    def publish_beside(self, topic: str, payload: bytes) -> asyncio.Future[bool] | None:
+        """Publish a retained message outside our root, for other programs; answers as `publish_alarm`."""
+        return self._connection.publish(topic, payload) if self.connected else None
+
+    def listen_beside(self, topic: str, told: Callable[[bytes], None]) -> None:
+        """Call `told` with what others publish on a topic outside our root; to be asked for before `start`."""
+        self._beside[topic] = told
+
     def publish_metrics(self, group: str, values: Mapping[str, object]) -> bool:
         """Publish telemetry of a `group` of docs/mqtt.md; dropped and counted while the broker is away."""
         self._sequence += 1
@@ -170,6 +186,8 @@ class Link:
     def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
         # Before we say that we are here: who sees us online may send a command that is not retained.
         self._connection.subscribe(self._address.topic("cmd", "+", "+", "req"))
+        for topic in self._beside:
+            self._connection.subscribe(topic)
         here = self._presence(online=True, connection=self._connection.epoch)
         self._connection.publish(self._address.topic("conn"), here)
         self._publish(self._birth, "birth")
@@ -178,6 +196,10 @@ class Link:
         self._events.put_nowait(Connected(session_present))
 
     def _take(self, message: Message) -> None:
+        if message.topic in self._beside:
+            self._connection.ack(message)
+            self._beside[message.topic](message.payload)
+            return
         if self._events.qsize() >= MAX_QUEUED_EVENTS:
             log.warning("too many events wait, command left to the broker", topic=message.topic)
             return
