@@ -187,6 +187,7 @@ class Daemon:
             case Connected(session_present=present):
                 link.announce(self._parts.birth())
                 self._parts.publish_store()
+                self._parts.alarms.connected()
                 if not present:
                     self._parts.journal.forget_published()
             case Disconnected():
@@ -203,6 +204,7 @@ class Daemon:
             parts.learnt.tick(self._mono(), working=runner.current is not None)
             runner.tick()
             desk.scrubs.steer()
+            parts.alarms.tick()
             desk.wake()
             if link and link.connected:
                 with contextlib.suppress(BoardError):  # a disk that refuses now is asked again in a second

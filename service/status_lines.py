@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 NOTHING = "-"
+_LAST_SECOND = 253_402_300_799  # of the year 9999: later ones are no dates
 FREE = "run"  # stands for no rule
 RULES = (
     ("clock", "frequency_rule", "unlimited"),
@@ -16,7 +18,8 @@ RULES = (
 def status_lines(view: Mapping[str, object]) -> list[str]:
     """What `temperd status` shows of the live view."""
     board = table(view.get("board"))
-    lines = [f"{view.get('device')}: {'connected' if view.get('connected') else 'no broker'}", *_board_lines(board)]
+    lines = [f"{view.get('device')}: {'connected' if view.get('connected') else 'no broker'}"]
+    lines += [*_alarm_lines(view.get("alarms")), *_board_lines(board)]
     job, training = table(view.get("job")), table(view.get("training"))
     if job:
         lines.append(" ".join(str(word) for word in (f"job {job.get('id')}:", *_standing(job)) if word))
@@ -37,6 +40,25 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
         counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
         lines.append(f"last scrub: {store.get('files')} files, {counts}")
     return lines
+
+
+def _alarm_lines(alarms: object) -> list[str]:
+    """What is raised, the critical first."""
+    tables = [table(alarm) for alarm in alarms] if isinstance(alarms, list) else []
+    tables.sort(key=lambda alarm: alarm.get("severity") != "critical")
+    return [f"ALARM {alarm.get('type')} ({alarm.get('severity')}) {_since(alarm)}: {_told(alarm)}" for alarm in tables]
+
+
+def _since(alarm: Mapping[str, object]) -> str:
+    since = alarm.get("since")
+    if not isinstance(since, int | float) or not 0 <= since <= _LAST_SECOND:
+        return "since a time unknown"
+    return f"since {datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _told(alarm: Mapping[str, object]) -> str:
+    evidence = [f"{key} {value}" for key, value in table(alarm.get("evidence")).items() if value not in (None, "")]
+    return " · ".join([str(alarm.get("reason")), *evidence])
 
 
 def _standing(job: Mapping[str, object]) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
 from agent.keys_consoles import load_trusted_consoles
 from agent.messages import Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
+from service.alarms_room import Alarms, Sources
 from service.commands import SUPPORTED
 from service.config import Config
 from service.desk import Desk
@@ -81,6 +82,7 @@ class Wiring:
             qualify_shop=QualifyShop(Place(self.state, model, profile.name, profile.emulated), os.cpu_count() or 1),
             policy_by_command=wanted.by_command,
         )
+        self.alarms = self._make_alarms()
         self.policy_watch = PolicyWatch(self.policies, profile.points, self.desk.policy_changed, self._announce)
 
     def close(self) -> None:
@@ -95,7 +97,8 @@ class Wiring:
 
     def live(self) -> dict[str, object]:
         """The live view of this moment."""
-        return self._views.live(self.desk, self.policies.shown(), connected=self.link.connected)
+        view = self._views.live(self.desk, self.policies.shown(), connected=self.link.connected)
+        return {**view, "alarms": self.alarms.shown()}
 
     def publish_store(self) -> None:
         """Tell the fleet about the store, if a scrub has looked at it."""
@@ -129,6 +132,16 @@ class Wiring:
             now=self._now,
             monotonic=self._mono,
         )
+
+    def _make_alarms(self) -> Alarms:
+        sources = Sources(
+            self.state,
+            self.steering,
+            store=self.desk.scrubs.metrics,
+            takeovers=lambda: 0,
+            policy_complaint=lambda: self.policies.complaint,
+        )
+        return Alarms(self.journal, self.link, self.clock, sources)
 
     # --- what the rooms ask ------------------------------------------------------------------------------------------
 
@@ -173,6 +186,7 @@ class Wiring:
     def _ended(self, job_id: str) -> None:
         """An ended job needs its checkpoint no more, and may have left another active model."""
         self._announce()
+        self.alarms.jobs_changed()
         with contextlib.suppress(OSError):
             checkpoint_path(self.state / "store", job_id).unlink(missing_ok=True)
         give_back()
