@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix reference-figures day clean
+.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -86,7 +86,7 @@ arm64-test:  ## the engine's tests on an emulated Cortex-A72, losses compared (r
 	PYTHON=.venv-ort/bin/python packaging/arm64/test.sh $(ARGS)
 
 clean:  ## remove environments and what the demo made
-	rm -rf .venv-fuzz .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo build *.egg-info
+	rm -rf .node-asyncapi .venv-fuzz .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo build *.egg-info
 
 # The environment is made anew when pyproject.toml or the kernel library's sources change.
 $(VENV)/.installed: pyproject.toml $(wildcard agent/engine/native/*.[ch] agent/engine/native/*.inc)
@@ -94,6 +94,18 @@ $(VENV)/.installed: pyproject.toml $(wildcard agent/engine/native/*.[ch] agent/e
 	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[$(EXTRA),demo,dev]"
+	@touch $@
+
+NODE := .node-asyncapi
+
+asyncapi: $(NODE)/.installed  ## docs/asyncapi.yaml against the standard, with AsyncAPI's own parser
+	NODE_PATH=$(NODE)/node_modules node packaging/asyncapi/validate.cjs docs/asyncapi.yaml
+
+# Beside the sources, as environments are: documents of packages are not ours to check. Their scripts are not run.
+$(NODE)/.installed: packaging/asyncapi/package.json packaging/asyncapi/package-lock.json
+	@command -v node >/dev/null && command -v npm >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq nodejs npm; } || { echo "Node is missing: apt install nodejs npm"; exit 1; }
+	rm -rf $(NODE) && mkdir -p $(NODE) && cp packaging/asyncapi/package.json packaging/asyncapi/package-lock.json $(NODE)/
+	npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 .PHONY: tools
