@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +24,7 @@ LEDGER_KEPT = 10_000  # commands; years of work for one board, about 1 MB
 JOBS_KEPT = 1_000  # finished jobs with plan and result, about 20 KB each at most
 ENDED_AGAIN = 100  # of them so many are told once more to a broker that lost all: 2 MB at most, on bad networks
 
+_REMEMBER = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 _HIGH_WATER = "SELECT value FROM marks WHERE name = 'high_water'"
 _RAISE_HIGH_WATER = (
     "INSERT INTO marks VALUES ('high_water', ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)"
@@ -103,17 +104,18 @@ class Opened(NamedTuple):
 class Journal:
     """An open journal. Every method raises BoardError (`no-space`, `disk`) when the disk refuses."""
 
-    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
-        self._db, self._path = database, path
+    def __init__(self, database: sqlite3.Connection, path: Path, ledger_kept: int = LEDGER_KEPT) -> None:
+        self._db, self._path, self._ledger_kept = database, path, ledger_kept
         self.refusal = ""
         """Why the disk refused the latest write, `no-space` or `disk`; empty: it did not."""
 
     @classmethod
-    def open(cls, path: Path, now: float) -> Opened:
+    def open(cls, path: Path, now: float, ledger_kept: int = LEDGER_KEPT) -> Opened:
         """Open or make the journal at `path`, readable by its owner only.
 
         A file that does not verify is renamed aside and a new one made. What the old ledger knew is lost, so every
-        command made before `now` (seconds since 1970) then counts as a replay, and sessions go on from `now`.
+        command made before `now` (seconds since 1970) then counts as a replay, and sessions and the version of the
+        state go on from `now`.
 
         Raises:
             BoardError: no space, no permission, or written by a newer version.
@@ -122,12 +124,12 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             try:
-                return Opened(cls(connect(path), path), None)
+                return Opened(cls(connect(path), path, ledger_kept), None)
             except sqlite3.DatabaseError as error:
                 if not is_corrupt(error):
                     raise
             aside = quarantine(path)
-            journal = cls(connect(path), path)
+            journal = cls(connect(path), path, ledger_kept)
             journal._start_after(now)
             return Opened(journal, aside)
 
@@ -150,12 +152,15 @@ class Journal:
 
     def next_session(self) -> int:
         """Count one more start of the daemon; larger than every earlier answer."""
-        with self._writing() as db:
-            row = db.execute(
-                "INSERT INTO counters VALUES ('session', 1)"
-                " ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value"
-            ).fetchone()
-            return int(row[0])
+        return self._count("session")
+
+    def state_version(self, state: str) -> int:
+        """Counts the changes of `state`, a short text: larger whenever it is another than at the last call."""
+        if self.recall("state") != state:
+            return self._count("state-version", {"state": state})
+        with storing(self._path):
+            row = self._db.execute("SELECT value FROM counters WHERE name = 'state-version'").fetchone()
+            return 0 if row is None else int(row[0])
 
     def judge(self, command_id: str, digest: str) -> Verdict:
         """Whether a verified command is new here; `command_id` is a UUIDv7, `digest` covers its signed bytes."""
@@ -172,17 +177,29 @@ class Journal:
             row = self._db.execute("SELECT outcome FROM ledger WHERE id = ?", (command_id,)).fetchone()
             return None if row is None else str(row["outcome"])
 
-    def record(self, command_id: str, digest: str, outcome: str) -> None:
-        """Enter a command and what came of it; a later outcome of the same command replaces the earlier."""
+    def record(self, command_id: str, digest: str, outcome: str, marks: Mapping[str, str] | None = None) -> None:
+        """Enter a command and what came of it; a later outcome of the same command replaces the earlier.
+
+        Args:
+            command_id: of the command.
+            digest: of its signed bytes.
+            outcome: what came of it.
+            marks: what is to be remembered in the same commit, see `remember`.
+        """
+        self.record_all([(command_id, digest, outcome)], marks)
+
+    def record_all(self, entries: Iterable[tuple[str, str, str]], marks: Mapping[str, str] | None = None) -> None:
+        """`record` of several commands in one commit."""
         with self._writing() as db:
-            _enter(db, command_id, digest, outcome)
+            for command_id, digest, outcome in entries:
+                _enter(db, command_id, digest, outcome, self._ledger_kept)
+            for name, value in (marks or {}).items():
+                db.execute(_REMEMBER, (name, value))
 
     def remember(self, name: str, value: str) -> None:
         """Keep a small text under a name of the daemon's choice."""
         with self._writing() as db:
-            db.execute(
-                "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
-            )
+            db.execute(_REMEMBER, (name, value))
 
     def recall(self, name: str) -> str:
         """What was kept under `name`; empty when nothing was."""
@@ -206,7 +223,7 @@ class Journal:
         with self._writing() as db:
             if self.job(job_id) is not None:
                 raise ValueError(f"job {job_id} is already in the journal")
-            _enter(db, job_id, digest, "job")
+            _enter(db, job_id, digest, "job", self._ledger_kept)
             db.execute(
                 "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, 1, 1, NULL, '', '', NULL, NULL, ?, ?, 0, NULL, 0)",
                 (job_id, digest, kind, _dump(spec), State.RECEIVED, now, now),
@@ -290,6 +307,17 @@ class Journal:
         """Jobs whose latest status the broker has not confirmed, oldest first."""
         return self._jobs("WHERE status_published = 0 ORDER BY id")
 
+    def _count(self, name: str, marks: Mapping[str, str] | None = None) -> int:
+        """Count up; `marks` are remembered in the same commit."""
+        with self._writing() as db:
+            for mark, value in (marks or {}).items():
+                db.execute(_REMEMBER, (mark, value))
+            row = db.execute(
+                "INSERT INTO counters VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value",
+                (name,),
+            ).fetchone()
+            return int(row[0])
+
     def _job(self, job_id: str) -> JobRecord:
         job = self.job(job_id)
         if job is None:
@@ -304,7 +332,8 @@ class Journal:
     def _start_after(self, now: float) -> None:
         with self._writing() as db:
             db.execute(_RAISE_HIGH_WATER, (new_id(max(0, int(now * 1000)), lambda count: b"\xff" * count),))
-            db.execute("INSERT INTO counters VALUES ('session', ?)", (max(0, int(now)),))
+            for name in ("session", "state-version"):
+                db.execute("INSERT INTO counters VALUES (?, ?)", (name, max(0, int(now))))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -324,14 +353,14 @@ class Journal:
         self.refusal = ""
 
 
-def _enter(db: sqlite3.Connection, command_id: str, digest: str, outcome: str) -> None:
+def _enter(db: sqlite3.Connection, command_id: str, digest: str, outcome: str, kept: int) -> None:
     db.execute(
         "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome",
         (command_id, digest, outcome),
     )
     dropped = db.execute(
         "DELETE FROM ledger WHERE id < (SELECT id FROM ledger ORDER BY id DESC LIMIT 1 OFFSET ?) RETURNING id",
-        (LEDGER_KEPT - 1,),
+        (kept - 1,),
     ).fetchall()
     if dropped:
         db.execute(_RAISE_HIGH_WATER, (max(row["id"] for row in dropped),))
