@@ -111,27 +111,34 @@ class Boards:
         return found
 
     def _fold(self, board: Board, levels: list[str], body: Mapping[str, object] | None) -> bool:
+        if body is None:
+            return len(levels) == 2 and levels[0] == "a" and board.alarms.pop(levels[1], None) is not None  # noqa: PLR2004 - a/<type>
         match levels:
-            case ["conn"] if body is not None:
+            case ["conn"]:
                 return _take_conn(board, body)
-            case ["birth"] if body is not None:
+            case ["birth"]:
                 return self._take_birth(board, body)
-            case ["cmd", kind, command_id, "sts"] if body is not None and COMMAND_ID.fullmatch(command_id):
+            case ["cmd", kind, command_id, "sts"] if COMMAND_ID.fullmatch(command_id):
                 return self._take_status(board, kind[:MAX_NAME], command_id, body)
-            case ["cmd", kind] if body is not None:
-                return _keep(board.capabilities, kind, dict(body) if self._whole else {}, MAX_CAPABILITIES)
-            case ["m", group] if body is not None:
-                values = body.get("values")
-                if not isinstance(values, dict):
-                    return False
-                kept = values if self._whole else _slim(values, _OF_METRICS)
-                return _keep(board.metrics, group, kept, MAX_GROUPS)
-            case ["a", kind]:
-                if body is None:
-                    return board.alarms.pop(kind, None) is not None
-                kept = dict(body) if self._whole else _slim(body, _OF_ALARM)
-                return _keep(board.alarms, kind, kept, MAX_ALARMS)
+            case [name, kind]:
+                return self._take_named(board, name, kind, body)
         return False
+
+    def _take_named(self, board: Board, name: str, kind: str, body: Mapping[str, object]) -> bool:
+        """A capability, telemetry or an alarm."""
+        values = table(body.get("values")) if name == "m" else dict(body)
+        places = {
+            "cmd": (board.capabilities, MAX_CAPABILITIES, ()),
+            "m": (board.metrics, MAX_GROUPS, _OF_METRICS),
+            "a": (board.alarms, MAX_ALARMS, _OF_ALARM),
+        }
+        if name not in places or len(kind) > MAX_NAME:
+            return False
+        kept, most, keys = places[name]
+        if kind not in kept and len(kept) >= most:
+            return False
+        kept[kind] = values if self._whole else _slim(values, keys)
+        return True
 
     def _take_birth(self, board: Board, body: Mapping[str, object]) -> bool:
         schema = body.get("schema")
@@ -169,13 +176,6 @@ def _connection(body: Mapping[str, object]) -> tuple[float, float]:
     return number(body.get("session")) or 0.0, number(body.get("connection")) or 0.0
 
 
-def _keep(table: dict[str, dict[str, object]], name: str, body: dict[str, object], most: int) -> bool:
-    if len(name) > MAX_NAME or (name not in table and len(table) >= most):
-        return False
-    table[name] = body
-    return True
-
-
 def _slim(body: Mapping[str, object], names: Iterable[str]) -> dict[str, object]:
     """What a list keeps of a message: some keys, cut to a size, so that 20,000 hostile boards do not fill memory."""
     return {name: _cut(body[name], MAX_DEPTH) for name in names if name in body}
@@ -197,8 +197,9 @@ def is_final(status: Mapping[str, object]) -> bool:
 
 
 def is_newer(status: Mapping[str, object], before: Mapping[str, object]) -> bool:
-    """Whether a status replaces one seen before: a higher version, or the same one with its progress. A final status
-    never changes.
+    """Whether a status replaces one seen before.
+
+    It does with a higher version, or with the same one and its progress; a final status never changes.
     """
     if is_final(before) and status.get("status") != before.get("status"):
         return False

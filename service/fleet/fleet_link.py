@@ -48,9 +48,11 @@ class FleetLink:
         topics: tuple[str, ...] = EVERYTHING,
     ) -> None:
         self._tenant, self._give = tenant, take
-        self._filters = [f"temper/v1/{tenant}/{board}/{topic}" for board in boards for topic in topics]
+        self._filters = dict.fromkeys(f"temper/v1/{tenant}/{board}/{topic}" for board in boards for topic in topics)
         self._up = asyncio.Event()
         self._latest = 0.0
+        self.connections = 0
+        """Made so far; a broker may have lost what an earlier one gave it."""
         self.refused = 0
         """Messages that could not be read."""
         self._connection = Connection(
@@ -84,6 +86,14 @@ class FleetLink:
             await asyncio.wait_for(self._up.wait(), timeout_s)
         except TimeoutError:
             raise NetworkError(f"no broker within {timeout_s:g} s", fix="Check host, port and credentials") from None
+
+    def listen(self, board: str, topic: str) -> None:
+        """Also take a topic below a board's root, from now on and after each connect."""
+        topic_filter = f"temper/v1/{self._tenant}/{board}/{topic}"
+        if topic_filter not in self._filters:
+            self._filters[topic_filter] = None
+            if self._up.is_set():
+                self._connection.subscribe(topic_filter)
 
     async def wait_quiet(self, least_s: float, most_s: float) -> None:
         """Return once no retained message came for `QUIET_S`, after `least_s` at the earliest and `most_s` at last."""
@@ -128,6 +138,7 @@ class FleetLink:
         return await self._connection.publish(topic, b"")
 
     def _connected(self, _session_present: bool) -> None:  # noqa: FBT001 - a callback
+        self.connections += 1
         for topic_filter in self._filters:
             self._connection.subscribe(topic_filter)
         self._up.set()

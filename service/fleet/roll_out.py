@@ -1,0 +1,286 @@
+"""One roll-out: the state file ahead of every publication, the plan for what comes next, the broker last.
+
+Killed at any point it goes on with the same bytes: a command is in the file before it is sent, and a board that has it
+already answers with the status it has. So no board runs its command twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from agent.errors import NetworkError
+from policies.strict import build, limits
+from service.commands import CANCEL, FINE_TUNE, MAX_LIFETIME_S, QUALIFY, Request, new_id
+from service.fleet.boards import is_newer
+from service.fleet.fleet_link import FleetLink
+from service.fleet.outcome import NOT_ENDED, Outcome, of_status
+from service.fleet.roll_out_plan import Move, Rules, Step, next_step
+from service.fleet.state import FleetState, RollOut, Sent
+from service.logs import logger
+
+LATE_S = 60.0  # a board may have taken a command in its last second; its status gets this long to arrive
+TICK_S = 1.0  # how often expiry and canaries' time are looked at when nothing comes in
+AT_ONCE = 20  # publications on their way; the link takes a hundred
+LEAST_CANCEL_S = 3600  # how long a cancel stays at the broker at least
+MAX_STATUS_CHARACTERS = 500  # of a reason that is kept
+CANCELABLE = frozenset((FINE_TUNE, QUALIFY))
+_KEPT = ("status", "step", "version", "reason_code", "reason", "progress", "eta_s", "ts")
+
+log = logger("roll-out")
+
+Sign = Callable[[Request], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a roll-out asks of each board, and how it goes."""
+
+    rules: Rules
+    args: dict[str, object]
+    expect: dict[str, object] = field(default_factory=dict)
+    valid_s: int = field(default=86400, metadata=limits(1, MAX_LIFETIME_S))
+    """How long each command may wait for its board."""
+
+    def to_table(self) -> dict[str, object]:
+        """As it is kept."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, roll_out: RollOut) -> Terms:
+        """As it was kept."""
+        return build(cls, roll_out.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """What came in since the last look; filled by the link, emptied by the roll-out."""
+
+    online: dict[str, bool] = field(default_factory=dict)
+    statuses: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    """The newest by command id."""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, topic: str, body: Mapping[str, object] | None, _retained: bool) -> None:  # noqa: FBT001 - a callback
+        """See `FleetLink`."""
+        levels = topic.split("/")
+        if body is None:
+            return
+        match levels[3:]:
+            case [board, "conn"]:
+                self.online[board] = body.get("online") is True
+            case [_, "cmd", _, command_id, "sts"]:
+                before = self.statuses.get(command_id)
+                if before is None or is_newer(body, before):
+                    self.statuses[command_id] = body
+            case _:
+                return
+        self.arrived.set()
+
+
+class RollOutRun:
+    """A roll-out at work. Only one process may run one: the caller holds its lock.
+
+    Args:
+        state: the file that has it.
+        roll_out: which.
+        sign: signs a request; called when a wave begins.
+        inbox: what the link fills.
+        now: wall clock, seconds since 1970.
+        tell: called after every change, for whoever watches.
+    """
+
+    def __init__(
+        self,
+        state: FleetState,
+        roll_out: RollOut,
+        sign: Sign,
+        inbox: Inbox,
+        *,
+        now: Callable[[], float],
+        tell: Callable[[RollOutRun], None] = lambda _run: None,
+    ) -> None:
+        self.roll_out, self.terms = roll_out, Terms.of(roll_out)
+        self.commands = state.commands(roll_out.id)
+        self._state, self._sign, self._inbox, self._now, self._tell = state, sign, inbox, now, tell
+        self._by_id = {command.id: command.place for command in self.commands if command.id}
+        self._delivered: set[int] = set()
+        self._connection = 0
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Where each board stands, in order."""
+        return [Outcome(command.outcome) for command in self.commands]
+
+    @property
+    def away(self) -> frozenset[int]:
+        """Places of boards that are offline, or never were on this broker, and have not answered."""
+        online = self._inbox.online
+        silent = (command for command in self.commands if command.status is None)
+        return frozenset(command.place for command in silent if not online.get(command.board, False))
+
+    def counts(self) -> dict[str, int]:
+        """Boards by outcome."""
+        return dict(Counter(str(outcome) for outcome in self.outcomes))
+
+    async def run(self, link: FleetLink) -> RollOut:
+        """Go on until it is done or stopped; what it came to."""
+        self._follow(link)
+        while True:
+            self._inbox.arrived.clear()
+            self._look()
+            step = next_step(self.terms.rules, self.outcomes, self.away, self._now() - self.roll_out.created)
+            if step.move is Move.SEND:
+                self._make(step)
+            elif step.move is not Move.WAIT:
+                return self._end("stopped" if step.move is Move.STOP else "done", step.why)
+            await self._deliver(link)
+            self._tell(self)
+            if step.move is Move.WAIT:
+                await self._news()
+
+    async def follow(self, link: FleetLink, timeout_s: float) -> bool:
+        """Only look on until nothing is open; False when that took longer than `timeout_s`."""
+        self._follow(link)
+        end = self._now() + timeout_s
+        while True:
+            self._inbox.arrived.clear()
+            self._look()
+            self._tell(self)
+            if Outcome.OPEN not in self.outcomes:
+                return True
+            if self._now() >= end:
+                return False
+            await self._news()
+
+    async def abort(self, link: FleetLink) -> None:
+        """Send nothing more, take back what no board has answered, cancel what can be canceled."""
+        self._end("aborted", "aborted by an operator")
+        self._follow(link)
+        self._look()
+        chosen = [command for command in self.commands if command.outcome == Outcome.OPEN]
+        if self.roll_out.type in CANCELABLE:
+            self._keep([self._with_cancel(command) for command in chosen])
+        for place in (command.place for command in chosen):
+            command = self.commands[place]
+            if command.status is None:
+                await link.clear(command.board, self.roll_out.type, command.id)
+            if command.cancel_id:
+                left = self._cancel_s(command)
+                await link.send(command.board, CANCEL, command.cancel_id, command.cancel, expires_s=left)
+
+    def _follow(self, link: FleetLink) -> None:
+        for command in self.commands:
+            if command.id and command.outcome in (Outcome.OPEN, Outcome.EXPIRED):
+                link.listen(command.board, f"cmd/{self.roll_out.type}/{command.id}/sts")
+
+    def _end(self, state: str, why: str) -> RollOut:
+        self._state.stand(self.roll_out.id, state, why)
+        self.roll_out = replace(self.roll_out, state=state, why=why)
+        self._tell(self)
+        return self.roll_out
+
+    async def _news(self) -> None:
+        try:
+            async with asyncio.timeout(TICK_S):
+                await self._inbox.arrived.wait()
+        except TimeoutError:
+            return
+
+    # --- what boards said --------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Journal what came in, and what expired without an answer."""
+        changed: list[Sent] = []
+        for command_id, body in self._inbox.statuses.items():
+            place = self._by_id.get(command_id)
+            if place is not None and (fresh := _with_status(self.commands[place], body)):
+                changed.append(fresh)
+        self._inbox.statuses.clear()
+        self._keep(changed)
+        now = self._now()
+        late = [
+            replace(command, outcome=str(Outcome.EXPIRED))
+            for command in self.commands
+            if command.outcome == Outcome.OPEN and command.status is None and now > command.not_after + LATE_S
+        ]
+        self._keep(late)
+
+    def _keep(self, changed: Sequence[Sent]) -> None:
+        """In the file, then in memory."""
+        if changed:
+            self._state.write(self.roll_out.id, changed)
+            for command in changed:
+                self.commands[command.place] = command
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    def _make(self, step: Step) -> None:
+        """Sign the commands of a wave and journal them: from here on they are sent, whatever happens."""
+        made: list[Sent] = []
+        for command in (self.commands[place] for place in step.places):
+            now = self._now()
+            command_id = new_id(int(now * 1000), os.urandom)
+            until = int(now) + self.terms.valid_s
+            terms, kind = self.terms, self.roll_out.type
+            request = Request(command_id, command.board, kind, int(now), until, terms.args, terms.expect)
+            envelope, outcome = self._sign(request), str(Outcome.OPEN)
+            made.append(replace(command, id=command_id, envelope=envelope, not_after=until, outcome=outcome))
+        self._keep(made)
+        self._by_id.update({command.id: command.place for command in made})
+
+    async def _deliver(self, link: FleetLink) -> None:
+        """Publish what is open and was not published over this connection: a broker that was wiped gets it again."""
+        if link.connections != self._connection:
+            self._connection = link.connections
+            self._delivered.clear()
+        open_ones = [command for command in self.commands if command.outcome == Outcome.OPEN]
+        fresh = [c for c in open_ones if c.status is None and c.place not in self._delivered]
+        for start in range(0, len(fresh), AT_ONCE):
+            batch = fresh[start : start + AT_ONCE]
+            sent = await asyncio.gather(*(self._send(link, command) for command in batch))
+            done = [command for command, confirmed in zip(batch, sent, strict=True) if confirmed]
+            self._delivered.update(command.place for command in done)
+            self._keep([replace(self.commands[command.place], sent=True) for command in done if not command.sent])
+
+    async def _send(self, link: FleetLink, command: Sent) -> bool:
+        left = int(command.not_after - self._now())
+        if left <= 0:
+            return False
+        link.listen(command.board, f"cmd/{self.roll_out.type}/{command.id}/sts")
+        try:
+            await link.send(command.board, self.roll_out.type, command.id, command.envelope, expires_s=left)
+        except NetworkError as error:
+            log.warning("the broker did not take a command, it is sent again", board=command.board, why=str(error))
+            return False
+        return True
+
+    def _with_cancel(self, command: Sent) -> Sent:
+        """A command with its cancel; the one it has, if this is not the first try."""
+        if command.cancel_id:
+            return command
+        now = int(self._now())
+        cancel_id = new_id(now * 1000, os.urandom)
+        until = now + self._cancel_s(command)
+        request = Request(cancel_id, command.board, CANCEL, now, until, {"job": command.id})
+        return replace(command, cancel_id=cancel_id, cancel=self._sign(request))
+
+    def _cancel_s(self, command: Sent) -> int:
+        """A cancel lives as long as what it cancels could still begin."""
+        return min(MAX_LIFETIME_S, max(LEAST_CANCEL_S, int(command.not_after - self._now())))
+
+
+def _with_status(command: Sent, body: Mapping[str, object]) -> Sent | None:
+    """The command with a newer status, or `None`."""
+    if command.status is not None and not is_newer(body, command.status):
+        return None
+    outcome = of_status(body.get("status"))
+    if Outcome(command.outcome) not in {*NOT_ENDED, Outcome.EXPIRED}:
+        return None
+    kept = {key: body.get(key) for key in _KEPT}
+    kept["reason"] = str(body.get("reason") or "")[:MAX_STATUS_CHARACTERS]
+    kept["reason_code"] = str(body.get("reason_code") or "")[:MAX_STATUS_CHARACTERS]
+    return replace(command, outcome=str(outcome), status=kept) if kept != command.status else None
