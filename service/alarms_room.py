@@ -94,6 +94,7 @@ class Alarms:
             self._note(before, changed)
         if changed or (self._dirty and not self._waits()) or (self._journal.refusal and not self._waits()):
             self._remember()
+        self._sources.steering.alarms = tuple(sorted(self._state.raised))
         self._publish_pending()
 
     def connected(self) -> None:

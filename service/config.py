@@ -248,6 +248,12 @@ class Config:
     home_assistant: HomeAssistant = field(default_factory=HomeAssistant)
     prometheus: Prometheus = field(default_factory=Prometheus)
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be read."""
+        if self.home_assistant.enabled and self.telemetry.format == "cbor":
+            what = 'Home Assistant reads JSON alone: leave this out, or set [telemetry] format = "json"'
+            raise TableError("home_assistant.enabled", what)
+
 
 def load_config(path: Path) -> Config:
     """Read the configuration; relative paths in it start at its own folder.

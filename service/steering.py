@@ -34,6 +34,7 @@ class Steering:
 
     Attributes:
         memory_faults: how often a worker found weights changed in memory since the daemon started.
+        alarms: types of the alarms that are raised.
         drill: a stress run's own orders, made of each reading and of what the governor decided; `None`: no such run.
     """
 
@@ -42,6 +43,7 @@ class Steering:
         self._state = GovernorState()
         self._acting, self._restored_s = False, -math.inf
         self.memory_faults = 0
+        self.alarms: tuple[str, ...] = ()
         self.drill: Callable[[Reading, Decision], Decision] | None = None
         self.reading = Reading(mono_s=0.0)
         self.decision = Decision()
@@ -180,6 +182,7 @@ class Steering:
             "health": {name: str(health) for name, health in reading.health},
             "memory_available_bytes": reading.memory_available_bytes,
             "memory_faults": self.memory_faults,
+            "alarms": list(self.alarms),
             "action": decision.action.name,
             "rule": decision.rule,
             "frequency_rule": decision.frequency_rule,
