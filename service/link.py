@@ -1,42 +1,37 @@
-"""MQTT 5: the only module that talks to a broker.
+"""MQTT 5: a connection that comes back by itself.
 
-paho's network thread hands everything over to the event loop; all state here is changed on the loop alone. What the
-broker confirmed is the journal's business: nothing is kept in memory across a lost connection.
+Everything runs on the event loop but the making of a socket, which a worker thread does: one process holds thousands
+of connections, and an idle one wakes twice a keepalive. What the broker confirmed is the journal's business: nothing
+is kept in memory across a lost connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import socket
-import ssl
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-from agent.errors import BoardError, ConfigError
-from agent.keys_files import OPEN_TO_ALL, check_mode
+from service import link_faults
 from service.config import Mqtt
 from service.footprint import without_web_client
+from service.link_client import MAX_PACKET_BYTES, MAX_UNSENT, Client, properties_of_publication
+from service.link_pace import LONGEST_DELAY_S, Pace
 from service.logs import logger
 
 with without_web_client():
     from paho.mqtt import client as mqtt
-    from paho.mqtt.enums import CallbackAPIVersion
-    from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
+    from paho.mqtt.subscribeoptions import SubscribeOptions
 
-FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0  # a fleet coming back after a broker restart spreads over a minute
-SESSION_EXPIRY_S = 7 * 86400  # the broker keeps our subscriptions over a week offline; requests are retained anyway
-RECEIVE_MAXIMUM = 20  # unacknowledged commands: beyond it the broker waits, so a flood costs us no memory
-MAX_PACKET_BYTES = 128 << 10  # the broker drops what is larger: an envelope of 64 KiB and its topic fit
-MAX_UNSENT = 100  # publications in flight: beyond it a stalled connection would fill memory
+__all__ = ["GRACE_S", "LONGEST_DELAY_S", "MAX_PACKET_BYTES", "Connection", "Message", "Will"]
+
+MAX_IN_FLIGHT = 20  # publications unconfirmed at once; fewer where the broker says so
 MAX_PUBLISH_BYTES = 256 << 10  # a status with its result has a few KB
-MAX_PASSWORD_BYTES = 4096
+MAX_TOPIC_BYTES = 1024  # with the properties; ours have less than 200: they count towards a broker's largest packet
+CONNECT_LIMIT_S = 30.0  # from the first packet to the broker's answer: it may not hold us with a byte now and then
 GRACE_S = 2.0  # for the farewell to leave; after it the socket is closed
 
 log = logger("link")
@@ -53,6 +48,7 @@ class Message:
     mid: int
     epoch: int
     """Which connection it came by: an acknowledgement on a later one would name another message."""
+    content_type: str = ""
 
 
 class Will(NamedTuple):
@@ -73,6 +69,7 @@ class Connection:
         on_up: called on the loop after each connect, with whether the broker still knew our session.
         on_down: called on the loop after each loss of a connection, with the reason.
         on_message: called on the loop; the message stays with the broker until `ack`.
+        on_trouble: called on the loop when the reason for which there is no connection changes.
         jitter: draws a delay between two bounds, seconds; uniform by default.
 
     Raises:
@@ -89,82 +86,92 @@ class Connection:
         on_up: Callable[[bool], None],
         on_down: Callable[[str], None],
         on_message: Callable[[Message], None],
+        on_trouble: Callable[[str], None] | None = None,
         jitter: Callable[[float, float], float] | None = None,
     ) -> None:
         self._settings, self._will = settings, will
-        self._jitter = jitter or random.SystemRandom().uniform
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
-        self._keep_session = keep_session
+        self._on_trouble = on_trouble or (lambda _why: None)
+        self._pace = Pace(jitter or random.SystemRandom().uniform)
         self.connected, self._stopping = False, False
+        self.why = "not tried yet"
+        """Why there is no connection; empty while there is one."""
         self.epoch = 0
         """Rises with every connection made and every connection lost."""
-        self._failures = 0
-        self._fence = threading.Lock()
+        self.connections, self.losses, self.takeovers = 0, 0, 0
+        """Made; lost; of these to another client with our id."""
+        self.refusals = 0
+        """Publications and subscriptions that the broker did not allow."""
         self._unconfirmed: dict[int, asyncio.Future[bool]] = {}
         self._unsent: set[int] = set()
-        self._client = self._make_client(client_id)
-
-    def _make_client(self, client_id: str) -> mqtt.Client:
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5, manual_ack=True)
-        client.max_queued_messages_set(MAX_UNSENT)
-        if self._settings.username:
-            client.username_pw_set(self._settings.username, _password(self._settings.password_file))
-        if self._settings.ca_file:
-            client.tls_set_context(_tls(self._settings))
-        client.on_pre_connect = self._before_connect
-        client.on_socket_open = self._opened
-        client.on_connect = self._connected
-        client.on_connect_fail = self._failed
+        self._most_bytes = MAX_PUBLISH_BYTES
+        self._refused = ""
+        self._retry: asyncio.TimerHandle | None = None
+        self._limit: asyncio.TimerHandle | None = None
+        self._dialling: asyncio.Future[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
+        self._client = client = Client(settings, client_id, keep_session=keep_session)
+        client.on_connect = self._answered
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         client.on_publish = self._published
-        return client
+        client.on_subscribe = self._subscribed
+
+    @property
+    def unconfirmed(self) -> int:
+        """Publications that the broker has not confirmed, or that have not left."""
+        return len(self._unconfirmed) + len(self._unsent)
 
     def start(self) -> None:
         """Begin connecting; call on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho left it untyped
-        properties.SessionExpiryInterval = SESSION_EXPIRY_S if self._keep_session else 0
-        properties.ReceiveMaximum = RECEIVE_MAXIMUM
-        properties.MaximumPacketSize = MAX_PACKET_BYTES
-        settings = self._settings
-        self._client.connect_async(
-            settings.host,
-            settings.port,
-            settings.keepalive_s,
-            clean_start=not self._keep_session,
-            properties=properties,
-        )
-        self._client.loop_start()
+        self._dial()
 
     async def stop(self) -> None:
-        """Disconnect without the last will and end the thread."""
+        """Disconnect without the last will."""
         self._stopping = True
-        self._client.disconnect()
-        ending = asyncio.ensure_future(asyncio.to_thread(self._client.loop_stop))
-        while not (await asyncio.wait([ending], timeout=GRACE_S))[0]:
-            self._break()
-        await asyncio.sleep(0)  # what the thread handed over last is run before the caller goes on
+        self._cancel(self._retry)
+        if self._dialling is not None:
+            self._client.abort()
+            await asyncio.wait([self._dialling], timeout=GRACE_S)
+        if self._client.open:
+            self._gone = self._loop.create_future()
+            self._client.disconnect()
+            await asyncio.wait([self._gone], timeout=GRACE_S)
+            self._client.end(None)
+        await asyncio.sleep(0)  # what was put on the loop last is run before the caller goes on
         self._drop()
 
-    def subscribe(self, topic_filter: str) -> None:
-        """Ask for a topic filter at QoS 1, retained messages included."""
-        self._client.subscribe(topic_filter, qos=1)
+    def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
+        """Ask for a topic filter, retained messages included; call after each connect that knew no session."""
+        self._client.subscribe(topic_filter, options=SubscribeOptions(qos=qos))
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = True, expires_s: int = 0) -> asyncio.Future[bool]:
-        """Publish at QoS 1.
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = True,
+        expires_s: int = 0,
+        content_type: str = "",
+    ) -> asyncio.Future[bool]:
+        """Publish at QoS 1; at QoS 0 as `publish_lossy`.
 
         Returns:
             A future that gives True when the broker confirmed, False when it refused or the connection was lost
             before: then nobody sends it again but the caller. It never raises.
         """
         done: asyncio.Future[bool] = self._loop.create_future()
-        if not self.connected or len(payload) > MAX_PUBLISH_BYTES:
+        if qos == 0:
+            done.set_result(self.publish_lossy(topic, payload, content_type=content_type, retain=retain))
+            return done
+        if not self.connected or len(payload) > self._most_bytes:
             if self.connected:
                 log.error("publication too large", topic=topic, bytes=len(payload))
             done.set_result(False)
             return done
-        properties = _expiry(expires_s) if expires_s else None
+        properties = properties_of_publication(expires_s, content_type)
         info = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         if info.rc == mqtt.MQTT_ERR_SUCCESS:
             self._unconfirmed[info.mid] = done
@@ -172,11 +179,12 @@ class Connection:
             done.set_result(False)
         return done
 
-    def publish_lossy(self, topic: str, payload: bytes) -> bool:
+    def publish_lossy(self, topic: str, payload: bytes, *, content_type: str = "", retain: bool = False) -> bool:
         """Publish at QoS 0; False when it was dropped because we are offline or the connection stalls."""
-        if not self.connected or len(self._unsent) >= MAX_UNSENT or len(payload) > MAX_PUBLISH_BYTES:
+        if not self.connected or len(self._unsent) >= MAX_UNSENT or len(payload) > self._most_bytes:
             return False
-        info = self._client.publish(topic, payload, qos=0)
+        properties = properties_of_publication(0, content_type)
+        info = self._client.publish(topic, payload, qos=0, retain=retain, properties=properties)
         if info.rc != mqtt.MQTT_ERR_SUCCESS:
             return False
         self._unsent.add(info.mid)
@@ -184,113 +192,154 @@ class Connection:
 
     def ack(self, message: Message) -> None:
         """Take responsibility for a message: the broker forgets it. Without effect after its connection was lost."""
-        with self._fence:
-            if message.qos == 1 and message.epoch == self.epoch:
-                self._client.ack(message.mid, message.qos)
+        if message.qos == 1 and message.epoch == self.epoch:
+            self._client.ack(message.mid, message.qos)
 
-    # Callbacks of paho's thread. They only hand over; an exception here would end the thread.
+    # --- connecting --------------------------------------------------------------------------------------------------
 
-    def _before_connect(self, client: mqtt.Client, _userdata: object) -> None:
-        with self._fence:
-            self.epoch += 1
-        if self._will is not None:
-            will = self._will(self.epoch)
-            client.will_set(will.topic, will.payload, qos=1, retain=True)
+    def _dial(self) -> None:
+        self._retry, self._refused = None, ""
+        self.epoch += 1
+        self._client.aim(None if self._will is None else self._will(self.epoch))
+        self._dialling = self._loop.run_in_executor(None, self._make_socket)
+        self._dialling.add_done_callback(self._dialled)
 
-    def _opened(self, _client: mqtt.Client, _userdata: object, opened: object) -> None:
-        # Nagle's algorithm (RFC 896) holds a small packet back until the broker's kernel acknowledges the one before,
-        # which Linux puts off by 40 ms: a status would wait for the metrics sent just before.
-        if isinstance(opened, socket.socket):
-            with contextlib.suppress(OSError):
-                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _make_socket(self) -> None:
+        """In a worker thread. The limit counts from here: with many connections a thread is waited for."""
+        self._loop.call_soon_threadsafe(self._start_limit)
+        self._client.make_socket()
 
-    def _connected(
+    def _start_limit(self) -> None:
+        if self._dialling is not None and not self._stopping:
+            self._limit = self._loop.call_later(CONNECT_LIMIT_S, self._overdue)
+
+    def _overdue(self) -> None:
+        self._client.abort(TimeoutError())
+
+    def _dialled(self, dialled: asyncio.Future[None]) -> None:
+        self._dialling = None
+        error = dialled.exception()
+        if error is None and not self._stopping:
+            self._client.begin(self._loop)
+            return
+        self._client.discard()
+        self._cancel(self._limit)
+        if error is not None and not self._stopping:
+            self._down(self._name(self._client.fault or error), taken_over=False)
+
+    def _answered(
         self,
         client: mqtt.Client,
         _userdata: object,
         flags: mqtt.ConnectFlags,
         reason: ReasonCode,
-        _properties: Properties | None,
+        properties: Properties | None,
     ) -> None:
-        # paho would send what the last connection left unconfirmed after what we publish now: old over new.
-        client.drop_out_messages()
+        self._cancel(self._limit)
         if reason.is_failure:
-            self._hand_over(log.warning, "broker refused the connection", reason=str(reason))
+            self._refused = link_faults.of_reason(reason.value, str(reason))
+        elif getattr(properties, "MaximumQoS", 1) < 1:
+            self._refused = link_faults.NO_QOS_1
+        elif not getattr(properties, "RetainAvailable", 1):
+            self._refused = link_faults.NO_RETAIN
+        if self._refused:
+            client.disconnect()
             return
-        self._failures = 0
-        self._hand_over(self._up, flags.session_present)
+        self._client.serve(min(MAX_IN_FLIGHT, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT)))
+        most = getattr(properties, "MaximumPacketSize", 2 * MAX_PUBLISH_BYTES)
+        self._most_bytes = max(0, min(MAX_PUBLISH_BYTES, most - MAX_TOPIC_BYTES))
+        self._pace.connected(self._loop.time())
+        self._loop.call_soon(self._up, self.epoch, flags.session_present)
 
-    def _failed(self, _client: mqtt.Client, _userdata: object) -> None:
-        tell = log.debug if self._failures else log.warning
-        self._hand_over(tell, "no broker, trying on", host=self._settings.host, port=self._settings.port)
-        self._choose_delay()
+    def _up(self, epoch: int, session_present: bool) -> None:  # noqa: FBT001 - called through the loop only
+        if epoch != self.epoch or self._stopping:
+            return
+        self.connected, self.why = True, ""
+        self.connections += 1
+        log.info("connected", host=self._settings.host, port=self._settings.port, session_present=session_present)
+        self._on_up(session_present)
 
     def _disconnected(
         self,
         _client: mqtt.Client,
         _userdata: object,
-        _flags: mqtt.DisconnectFlags,
-        reason: ReasonCode,
+        flags: mqtt.DisconnectFlags,
+        reason: ReasonCode | None,
         _properties: Properties | None,
     ) -> None:
-        with self._fence:
-            self.epoch += 1  # acknowledgements of this connection are void from here on
-        self._choose_delay()
-        self._hand_over(self._down, str(reason))
+        self.epoch += 1  # acknowledgements of this connection are void from here on
+        self._cancel(self._limit)
+        told = reason is not None and flags.is_disconnect_packet_from_server
+        if self._refused:
+            why = self._refused
+        elif told and reason is not None:
+            why = link_faults.of_reason(reason.value, str(reason))
+        elif self._client.fault is not None:
+            why = self._name(self._client.fault)
+        else:
+            why = link_faults.BROKE if self.connected else link_faults.NO_BROKER
+        taken_over = told and reason is not None and reason.value == link_faults.TAKEN_OVER
+        self._loop.call_soon(lambda: self._down(why, taken_over=taken_over))
+
+    def _down(self, why: str, *, taken_over: bool) -> None:
+        was, self.connected = self.connected, False
+        self._drop()
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+        if not self._stopping:
+            self.takeovers += taken_over
+            self._tell(why, lost=was)
+            now = self._loop.time()
+            delay = self._pace.after_takeover(now) if taken_over else self._pace.after_loss(now)
+            self._retry = self._loop.call_later(delay, self._dial)
+        if was:
+            self.losses += 1
+            self._on_down(why)
+
+    def _tell(self, why: str, *, lost: bool) -> None:
+        """A warning once a reason, not once an attempt: a broker may be away for weeks."""
+        changed, self.why = why != self.why, why
+        tell = log.warning if changed else log.debug
+        tell("connection lost" if lost else "no connection, trying on", host=self._settings.host, reason=why)
+        if changed:
+            self._on_trouble(why)
+
+    def _name(self, error: BaseException) -> str:
+        return link_faults.of_error(error, self._settings.host, self._settings.port)
+
+    # --- packets -----------------------------------------------------------------------------------------------------
 
     def _received(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         try:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
-        payload = bytes(message.payload)
-        self._hand_over(self._on_message, Message(topic, payload, message.qos, message.retain, message.mid, self.epoch))
+        about = (message.qos, message.retain, message.mid, self.epoch, getattr(message.properties, "ContentType", ""))
+        self._loop.call_soon(self._on_message, Message(topic, bytes(message.payload), *about))
 
     def _published(
-        self,
-        _client: mqtt.Client,
-        _userdata: object,
-        mid: int,
-        reason: ReasonCode,
-        _properties: Properties,
+        self, _client: mqtt.Client, _userdata: object, mid: int, reason: ReasonCode, _properties: Properties
     ) -> None:
-        self._hand_over(self._confirm, mid, not reason.is_failure)
-
-    def _choose_delay(self) -> None:
-        """Full jitter (AWS Architecture Blog, 2015): uniform between 0 and a bound that doubles to its limit."""
-        bound = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self._failures)
-        self._failures = min(self._failures + 1, 16)
-        delay = self._jitter(0.0, bound)
-        self._client.reconnect_delay_set(delay, delay)  # type: ignore[arg-type]  # typed int, used as seconds
-
-    def _hand_over(self, call: Callable[..., object], *args: object, **fields: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(lambda: call(*args, **fields))
-        except RuntimeError:
-            return  # the loop is closed: nobody is left to tell
-
-    # On the loop.
-
-    def _up(self, session_present: bool) -> None:  # noqa: FBT001 - called through the hand-over only
-        self.connected = True
-        log.info("connected", host=self._settings.host, port=self._settings.port, session_present=session_present)
-        self._on_up(session_present)
-
-    def _down(self, reason: str) -> None:
-        was, self.connected = self.connected, False
-        self._drop()
-        if was and not self._stopping:
-            log.warning("connection lost", reason=reason)
-        if was:
-            self._on_down(reason)
-
-    def _confirm(self, mid: int, accepted: bool) -> None:  # noqa: FBT001 - called through the hand-over only
         self._unsent.discard(mid)
+        if reason.is_failure:
+            self._refuse("publication", str(reason))
         waiting = self._unconfirmed.pop(mid, None)
-        if not accepted:
-            log.warning("broker refused a publication", mid=mid)
         if waiting is not None and not waiting.done():
-            waiting.set_result(accepted)
+            waiting.set_result(not reason.is_failure)
+
+    def _subscribed(
+        self, _client: mqtt.Client, _userdata: object, _mid: int, reasons: list[ReasonCode], _properties: Properties
+    ) -> None:
+        for reason in reasons:
+            if reason.is_failure:
+                self._refuse("subscription", str(reason))
+
+    def _refuse(self, what: str, reason: str) -> None:
+        tell = log.debug if self.refusals else log.warning  # statuses are tried again each second
+        self.refusals += 1
+        tell("broker refused", what=what, reason=reason)
+
+    # --- ending ------------------------------------------------------------------------------------------------------
 
     def _drop(self) -> None:
         self._unsent.clear()
@@ -300,53 +349,10 @@ class Connection:
                 future.set_result(False)
 
     def _break(self) -> None:
-        """End a connection that does not drain."""
-        open_socket = self._client.socket()
-        if isinstance(open_socket, socket.socket):
-            with contextlib.suppress(OSError):
-                open_socket.shutdown(socket.SHUT_RDWR)
+        """End a connection as a network does that breaks."""
+        self._client.abort()
 
-
-def _expiry(seconds: int) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho left it untyped
-    properties.MessageExpiryInterval = seconds
-    return properties
-
-
-def _password(path: str) -> str | None:
-    if not path:
-        return None
-    try:
-        with Path(path).open("rb") as source:
-            data = source.read(MAX_PASSWORD_BYTES + 1)
-        _check_private(path)
-        lines = data.decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("cannot read the broker password", where=path) from error
-    if len(data) > MAX_PASSWORD_BYTES or not lines:
-        raise ConfigError(f"the password file is empty or longer than {MAX_PASSWORD_BYTES} bytes", where=path)
-    return lines[0]
-
-
-def _check_private(path: str) -> None:
-    """A secret that everybody may read is none; a group may, as the daemon often gets it from root that way."""
-    try:
-        check_mode(Path(path), OPEN_TO_ALL)
-    except BoardError as error:
-        raise ConfigError(error.what, where=error.where, fix=error.fix, reason=error.code) from error
-
-
-def _tls(settings: Mqtt) -> ssl.SSLContext:
-    if settings.key_file:
-        _check_private(settings.key_file)
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if settings.cert_file:
-            context.load_cert_chain(
-                settings.cert_file, settings.key_file, password=""
-            )  # an encrypted key must not ask a terminal
-    except (OSError, ssl.SSLError) as error:
-        where = ", ".join(filter(None, (settings.ca_file, settings.cert_file, settings.key_file)))
-        raise ConfigError(f"the TLS files cannot be used: {error}", where=where) from error
-    return context
+    @staticmethod
+    def _cancel(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()

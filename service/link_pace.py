@@ -1,0 +1,46 @@
+"""When to try again: pure, the clock is handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0  # a fleet coming back after a broker restart spreads over a minute
+FIRST_YIELD_S, LONGEST_YIELD_S = 60.0, 900.0  # two boards with one name: each works for a while, and both are seen
+_MOST_DOUBLINGS = 16  # beyond every bound above
+
+
+class Pace:
+    """Delays between attempts.
+
+    Args:
+        jitter: draws a delay between two bounds, seconds.
+    """
+
+    def __init__(self, jitter: Callable[[float, float], float]) -> None:
+        self._jitter = jitter
+        self._failures, self._yields = 0, 0
+        self._up_since: float | None = None
+
+    def connected(self, now: float) -> None:
+        """The broker let us in."""
+        self._failures, self._up_since = 0, now
+
+    def after_loss(self, now: float) -> float:
+        """Full jitter (AWS Architecture Blog, 2015): uniform between 0 and a bound that doubles to its limit."""
+        self._quiet(now)
+        bound = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self._failures)
+        self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
+        return self._jitter(0.0, bound)
+
+    def after_takeover(self, now: float) -> float:
+        """Another client has our name, and to come back throws it out: the longer it goes on, the longer we wait."""
+        self._quiet(now)
+        bound = min(LONGEST_YIELD_S, FIRST_YIELD_S * 2**self._yields)
+        self._yields = min(self._yields + 1, _MOST_DOUBLINGS)
+        return self._jitter(bound / 2, bound)
+
+    def _quiet(self, now: float) -> None:
+        """A connection that lasted says that the other client is gone."""
+        if self._up_since is not None and now - self._up_since >= LONGEST_YIELD_S:
+            self._yields = 0
+        self._up_since = None
