@@ -9,7 +9,7 @@ from policies.strict import TableError
 from service.journal import JobRecord, Journal
 
 NAME = "job-energy"  # in the journal's memory
-JOBS_KEPT = 16  # jobs that were put aside; each has about 300 bytes
+JOBS_KEPT = 100  # jobs that may be put aside at once; each has about 300 bytes
 
 
 class EnergyBook:

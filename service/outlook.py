@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 from agent.messages import Progress
@@ -13,13 +12,8 @@ from service.sample_costs import Cost, RememberedCosts, StepTimes, depth_costs, 
 from service.statuses import Clock
 
 ABSURDLY_LATE_S = 31 * 86_400.0  # a job lives at most as long: it was accepted while the clock was not set
+DUES = ("deadline_s", "most_wait_s")  # bounds that count from a job's acceptance
 HIGHER_IS_BETTER = ("accuracy", "auc")  # as in agent.evaluate, which loads NumPy
-
-
-def minute_of_day(unix_s: float) -> int:
-    """Local time of the day, 0..1439."""
-    local = time.localtime(unix_s)
-    return local.tm_hour * 60 + local.tm_min
 
 
 class Outlooks:
@@ -32,7 +26,7 @@ class Outlooks:
 
     def __init__(self, journal: Journal, clock: Clock) -> None:
         self._remembered, self._clock = RememberedCosts(journal), clock
-        self._deadlines: dict[str, float] = {}
+        self._dues: dict[tuple[str, str], float] = {}
         self._accepted: set[str] = set()
         self.begin(None)
 
@@ -73,7 +67,7 @@ class Outlooks:
 
     def outlook(self) -> Outlook:
         """As the governor is told it now; without a job only the hour."""
-        minute = minute_of_day(self._clock.now()) if self._clock.synchronised() else None
+        minute = self._clock.hour().minute_of_day
         if self._record is None:
             return Outlook(minute_of_day=minute)
         depth = self._number("depth_percent")
@@ -89,30 +83,40 @@ class Outlooks:
             minute_of_day=minute,
         )
 
-    def deadline_mono_s(self, record: JobRecord) -> float | None:
-        """Monotonic time by which the job should be done; `None` without a deadline.
+    @property
+    def samples_left(self) -> int | None:
+        """Training samples to the end of the job that is followed; `None` where that is not known."""
+        return self._samples_left
 
-        It counts from the acceptance: by the monotonic clock in the life of the daemon that accepted the job, after a
-        restart by the wall clock. While that cannot be trusted, or where it was not set at the acceptance, it counts
+    def deadline_mono_s(self, record: JobRecord) -> float | None:
+        """Monotonic time by which the job should be done; `None` without a deadline."""
+        return self.due_mono_s(record, "deadline_s")
+
+    def due_mono_s(self, record: JobRecord, name: str) -> float | None:
+        """Monotonic time at which the seconds that the job's spec has under `name` are over; `None` where it has none.
+
+        They count from the acceptance: by the monotonic clock in the life of the daemon that accepted the job, after a
+        restart by the wall clock. While that cannot be trusted, or where it was not set at the acceptance, they count
         from the first look. A board without a clock of its own learns the time some seconds after its start: a
         deadline found by the wall clock may come nearer then, and never goes further away. A clock that was set back
         never gives more than the whole.
         """
-        asked = record.spec.get("deadline_s", 0.0)
+        asked, key = record.spec.get(name, 0.0), (record.id, name)
         if not isinstance(asked, int | float) or asked <= 0:
             return None
-        if record.id not in self._accepted:
+        if record.id not in self._accepted or key not in self._dues:
             passed = self._clock.now() - record.created if self._clock.synchronised() else 0.0
-            if passed > asked + ABSURDLY_LATE_S:
+            if record.id in self._accepted or passed > asked + ABSURDLY_LATE_S:
                 passed = 0.0
             due = self._clock.mono() + asked - max(0.0, passed)
-            self._deadlines[record.id] = min(due, self._deadlines.get(record.id, due))
-        return self._deadlines[record.id]
+            self._dues[key] = min(due, self._dues.get(key, due))
+        return self._dues[key]
 
     def accepted(self, record: JobRecord) -> None:
-        """The job was accepted just now, so its deadline needs no wall clock."""
-        if self.deadline_mono_s(record) is not None:
-            self._accepted.add(record.id)
+        """The job was accepted just now, so what is due of it needs no wall clock."""
+        self._accepted.add(record.id)
+        for name in DUES:
+            self.due_mono_s(record, name)
 
     def deadline_told(self, record: JobRecord) -> dict[str, object] | None:
         """Whether the deadline is met as of now, as JSON values; `None` without one."""
@@ -135,7 +139,8 @@ class Outlooks:
 
     def forget(self, job_id: str) -> None:
         """The job has ended for good."""
-        self._deadlines.pop(job_id, None)
+        for name in DUES:
+            self._dues.pop((job_id, name), None)
         self._accepted.discard(job_id)
 
     def costs_told(self) -> list[dict[str, object]]:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 from collections.abc import Callable, Container
 
 from agent.energy import OTHER, PAUSED, TRAINING
 from agent.errors import BoardError, TemperdError
 from agent.messages import (
-    CLOCK_WRONG,
     MEMORY_CORRUPT,
-    METERED,
-    OUT_OF_MEMORY,
-    WORKER_KILLED,
     Failed,
     Finished,
     Go,
@@ -24,32 +19,28 @@ from agent.messages import (
     Progress,
     Stage,
     Steer,
+    Waits,
     Warned,
-    can_shrink,
 )
 from policies.outlook import Outlook
-from service.energy_book import EnergyBook
-from service.job import MAX_ATTEMPTS, STAGE_EVENTS, TERMINAL, WORKING, Event, State
+from service.conclusion import Conclusion, conclude
+from service.endings import STOP_GRACE_S
+from service.job import STAGE_EVENTS, TABLE, TERMINAL, WORKING, Event, State
+from service.job_books import JobBooks
+from service.job_orders import PAUSE, WORKS, JobOrders
 from service.journal import JobRecord, Journal
 from service.logs import logger
 from service.obedience import Obedience
 from service.outlook import Outlooks
-from service.sample_costs import prefix_macs, step_macs
 from service.statuses import Clock, Statuses
 from service.steering import Steering
+from service.until import HELD, JOB_HOT, Until, board_waits, held, too_hot
 from service.worker_process import WorkerProcess
 
 PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a fleet
 BOOK_EVERY_S = 60.0  # of energy that `kill -9` may lose where no checkpoint keeps it, as in a pause
-STOP_GRACE_S = 20.0  # for the worker to write its checkpoint when the daemon is stopped
 MAX_WARNINGS = 20  # kept with the result
-OPERATIONS_PER_MAC = 2
-BANDWIDTH_METRICS = ("required_bytes_per_s", "measured_bytes_per_s")  # of R10, as the worker found them
 PHASES = {State.TRAINING: TRAINING, State.PAUSED: PAUSED}
-PATIENT = frozenset({METERED, CLOCK_WRONG})  # why even a job without a plan waits: it would only be sent again
-SHRINKABLE = (State.COMPILING, State.TRAINING, State.PAUSED)  # where a smaller micro-batch takes less memory
-GOES_ON = "The job goes on from its last verified checkpoint"
-STOPPING = "stopping"  # rule of the order with which a stopped daemon ends its worker
 
 log = logger("jobs")
 
@@ -95,13 +86,15 @@ class Runner:
         canceled: Container[str],
     ) -> None:
         self._journal, self._statuses, self._steering = journal, statuses, steering
-        self._clock, self._shop, self._held, self._canceled = clock, shop, held, canceled
+        self._clock, self._shop = clock, shop
         self._worker: WorkerProcess | None = None
         self._sent: Steer | None = None
-        self._told_at = self._booked_s = 0.0
-        self._counted: tuple[int, int] | None = None
-        """Samples and reused ones whose operations count already; `None` until a resumed worker says where it is."""
-        self._energies, self._outlooks, self._obedience = EnergyBook(journal), Outlooks(journal, clock), Obedience()
+        self._told_at = 0.0
+        self._books, self._outlooks = JobBooks(journal, steering, clock), Outlooks(journal, clock)
+        self._obedience = Obedience()
+        self._orders = JobOrders(steering, clock, self._books, held, canceled)
+        self._rests_in: State | None = None
+        self._waits_to_promote = False
         self._warnings: list[str] = []
         self._memory_faults = 0
         self.stopping = False
@@ -113,7 +106,10 @@ class Runner:
     @property
     def phase(self) -> str:
         """What the energy is spent on now, as `agent.energy` names it; empty without a job."""
-        return "" if self.current is None else PHASES.get(self.current.standing.state, OTHER)
+        if self.current is None:
+            return ""
+        elsewhere = self._rests_in not in (None, State.TRAINING)
+        return OTHER if elsewhere else PHASES.get(self.current.standing.state, OTHER)
 
     @property
     def training(self) -> bool:
@@ -131,9 +127,14 @@ class Runner:
 
     def energy_metrics(self, bandwidth: object = None) -> dict[str, object]:
         """The `energy` group of the telemetry; `bandwidth` as a worker's last word has it, else as journaled."""
-        told = self._steering.energy_metrics(self.progress.samples if self.progress else 0)
-        figures = bandwidth if isinstance(bandwidth, dict) else self._bandwidth()
-        return told | {name: figures.get(name) for name in BANDWIDTH_METRICS}
+        figures = bandwidth if isinstance(bandwidth, dict) else self._planned("bandwidth")
+        return self._books.energy_metrics(self.progress.samples if self.progress else 0, figures)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds of training that are left; `None` while the job does not train, or nothing is known yet."""
+        trains = self.current is not None and self.current.standing.state is State.TRAINING
+        return self._books.eta_s(self._outlooks.samples_left) if trains else None
 
     async def run(self, record: JobRecord) -> JobRecord:
         """Run a job to its end, or to the daemon's.
@@ -141,17 +142,15 @@ class Runner:
         Raises:
             BoardError: the journal cannot be written; the worker was ended.
         """
-        self._steering.start_energy(self._energies.load(record))
-        self._obedience, self._booked_s = Obedience(), self._clock.mono()
+        self._books.open(record)
+        self._obedience = Obedience()
         self._warnings, self._memory_faults = list(self.told_before), 0
         self.told_before = ()
         try:
             if record.standing.state not in WORKING:
                 record = self._statuses.move(record, Event.PULL)
             while record.standing.state in WORKING and not self.stopping:
-                self.current, self.progress, self._sent = record, None, None
-                self._counted = None if record.plan else (0, 0)
-                self._outlooks.begin(record)
+                self._begin(record)
                 record = await self._attempt(record)
         finally:
             self.current, self.progress = None, None
@@ -161,6 +160,14 @@ class Runner:
         said = "job ended" if stands.state in TERMINAL else "job put aside"
         log.info(said, job_id=record.id, state=stands.state, reason=stands.reason_code, why=stands.reason)
         return record
+
+    def _begin(self, record: JobRecord) -> None:
+        self.current, self.progress, self._sent = record, None, None
+        self._rests_in, self._waits_to_promote = None, False
+        self._orders.begin()
+        self._books.attempt(record)
+        self._outlooks.begin(record)
+        self._books.enter(self.phase, working=True)
 
     async def _attempt(self, record: JobRecord) -> JobRecord:
         """One worker: follow it until it says the last word or vanishes."""
@@ -186,75 +193,115 @@ class Runner:
 
     def _conclude(self, record: JobRecord, last: Message | None, code: int) -> JobRecord:
         """What the end of a worker means for its job."""
-        concluded = self._concluded(record, last, code)
-        if concluded.standing.state in TERMINAL:
-            self.forget(concluded.id)
-        return concluded
-
-    def _concluded(self, record: JobRecord, last: Message | None, code: int) -> JobRecord:
-        if isinstance(last, Finished | Failed):
-            return self._after_last_word(record, last)
-        if record.id in self._canceled and record.standing.state is not State.PROMOTING:
-            energy_j = self._book_energy(record)
-            return self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator", energy_j=energy_j)
-        if self.stopping:
-            return record  # killed by the stop: the next start counts it as an interrupted attempt
-        ended = WORKER_KILLED if code == -signal.SIGKILL else "worker-crashed"
-        told = f"the worker ended with code {code}"
-        return self._statuses.move(record, Event.RESTART, ended, told, energy_j=self._book_energy(record))
-
-    def _after_last_word(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
-        """A worker that could say how it ended: put aside, try again smaller, or end the job."""
-        promoting = record.standing.state is State.PROMOTING
-        if isinstance(last, Failed) and last.code == STOPPING and not promoting:
-            return self._statuses.move(
-                record,
-                Event.SUSPEND,
-                "daemon-stopped",
-                "goes on when the daemon runs again",
-                energy_j=self._book_energy(record),
-            )
-        if isinstance(last, Failed) and (last.code in PATIENT or (last.code == "network" and record.plan)):
-            return self._statuses.move(
-                record, Event.SUSPEND, last.code, last.message, energy_j=self._book_energy(record)
-            )
-        if isinstance(last, Failed) and last.code == OUT_OF_MEMORY and self._can_shrink(record):
-            return self._statuses.move(record, Event.RESTART, OUT_OF_MEMORY, "goes on with a smaller micro-batch")
+        ending = self._orders.ending(record, stopping=self.stopping)
         if isinstance(last, Failed) and last.code == MEMORY_CORRUPT:
             self._memory_faults += 1
             self._steering.memory_faults += 1
             self._warn(f"attempt {record.standing.attempt}: {last.message}")
-            if record.standing.attempt < MAX_ATTEMPTS and not promoting:
-                return self._statuses.move(record, Event.RESTART, MEMORY_CORRUPT, f"{last.message}. {GOES_ON}")
-        return self._finish(record, last)
+        concluded = self._apply(record, conclude(record, last, code, ending, self._clock.hour()), last)
+        if concluded.standing.state in TERMINAL:
+            self.forget(concluded.id)
+        return concluded
 
-    @staticmethod
-    def _can_shrink(record: JobRecord) -> bool:
-        """Whether there is an attempt left, and a plan that it can shrink."""
-        plan = (record.plan or {}).get("plan")
-        left = record.standing.attempt < MAX_ATTEMPTS and record.standing.state in SHRINKABLE
-        return left and isinstance(plan, dict) and can_shrink(plan)
+    def _apply(self, record: JobRecord, found: Conclusion, last: Message | None) -> JobRecord:
+        if found.event is None:
+            return record
+        until = None if found.until is None else found.until.table()
+        result: dict[str, object] | None = None
+        if found.goes_on:
+            energy_j = self._books.keep(record.id, self.phase)
+        else:
+            said = last.result if isinstance(last, Finished | Failed) else {}
+            result = {**said, **self._told(record, said.get("bandwidth"))}
+            energy_j = self._steering.joules
+        return self._statuses.move(
+            record, found.event, found.code, found.reason,
+            until=until, result=result, energy_j=energy_j, worked_s=self._books.worked_s,
+        )  # fmt: skip
+
+    def _told(self, record: JobRecord, bandwidth: object) -> dict[str, object]:
+        """What the daemon knows of a job that ends, beside the worker's result."""
+        self._books.enter(OTHER, working=False)
+        energy = self.energy_metrics(bandwidth)
+        told = {"energy": energy, "warnings": self._warnings, "memory_faults": self._memory_faults}
+        governor = self._steering.governor_told() | self._obedience.told()
+        told |= {"governor": governor, "sample_costs": self._outlooks.costs_told()}
+        told |= self._books.told(self.progress)
+        deadline = self._outlooks.deadline_told(record)
+        return told if deadline is None else told | {"deadline": deadline}
 
     async def _hear(self, message: Message) -> Message:
         assert self.current is not None
         match message:
             case Stage(stage=stage):
-                state = State(stage)
-                if state is not self.current.standing.state:
-                    self.current = self._statuses.move(self.current, STAGE_EVENTS[state])
-                    self._steering.enter(self._clock.mono(), self.phase)
                 log.info("stage", stage=stage, detail=message.detail)
-                if self._worker is not None:
-                    await self._worker.send(Go(stage))
+                await self._asked(State(stage))
             case Planned(plan=plan):
                 self.current = self._journal.update(self.current.id, self._clock.now(), plan=plan)
                 self._outlooks.planned(self.current)
             case Progress():
                 self._follow(message)
+            case Waits(resting=True, rule=rule):
+                self._rest(rule)
+            case Waits():
+                self._go_on()
             case Warned(what=what):
                 self._warn(what)
         self._shop.watch(message, self.current)
         return message
+
+    async def _asked(self, stage: State) -> None:
+        """The worker asks for a stage: it is journaled, then granted. What is to end or to rest is not promoted."""
+        self._go_on()
+        order = self._order()
+        if stage is State.PROMOTING and order is not None and order.action not in WORKS:
+            self._waits_to_promote = True
+            if order.action == PAUSE:
+                self._rest(order.rule)
+            return
+        self._enter(stage)
+        if self._worker is not None:
+            await self._worker.send(Go(stage))
+
+    def _enter(self, stage: State) -> None:
+        assert self.current is not None
+        if stage is not self.current.standing.state:
+            self._move(STAGE_EVENTS[stage])
+
+    def _move(self, event: Event, code: str = "", reason: str = "", until: Until | None = None) -> None:
+        """Advance the current job while its worker lives."""
+        assert self.current is not None
+        table = None if until is None else until.table()
+        worked_s = self._books.worked_s
+        self.current = self._statuses.move(self.current, event, code, reason, until=table, worked_s=worked_s)
+        self._books.enter(self.phase, working=self.current.standing.state is not State.PAUSED)
+
+    def _rest(self, rule: str) -> None:
+        """The worker rests, or has another reason for it."""
+        assert self.current is not None
+        state = self.current.standing.state
+        if (state, Event.PAUSE) not in TABLE:
+            return
+        if state is not State.PAUSED:
+            self._rests_in = state
+        stage = "training is paused" if self._rests_in is State.TRAINING else f"rests in {str(self._rests_in).lower()}"
+        self._move(Event.PAUSE, rule, stage, self._released(rule))
+
+    def _released(self, rule: str) -> Until:
+        """What lets a job go on that rests by `rule`."""
+        assert self.current is not None
+        if rule == HELD:
+            return held().until
+        if rule == JOB_HOT and (hot := too_hot(self.current.spec, None, before=True)):
+            return hot.until
+        return board_waits(self._steering.policy, rule, self._clock.hour()).until
+
+    def _go_on(self) -> None:
+        """The worker goes on in the stage in which it rested."""
+        assert self.current is not None
+        if self.current.standing.state is State.PAUSED and self._rests_in is not None:
+            stage, self._rests_in = self._rests_in, None
+            self._move(STAGE_EVENTS[stage])
 
     def _warn(self, what: str) -> None:
         log.warning("job warns", what=what)
@@ -262,88 +309,78 @@ class Runner:
 
     def _follow(self, message: Progress) -> None:
         assert self.current is not None
-        self._count_operations(message)
+        self._books.follow(message, self._planned("plan"))
         self._outlooks.follow(message, self._steering.reading)
         self._obedience.hear(message)
         self.progress = message
-        state = self.current.standing.state
-        if message.event == "paused" and state is State.TRAINING:
-            self.current = self._statuses.move(self.current, Event.PAUSE, message.rule, "training is paused")
-            self._steering.enter(self._clock.mono(), self.phase)
-        elif message.event == "resumed" and state is State.PAUSED:
-            self.current = self._statuses.move(self.current, Event.TRAIN)
-            self._steering.enter(self._clock.mono(), self.phase)
+        if message.event == "paused":
+            self._rest(message.rule)
+        elif message.event == "resumed":
+            self._go_on()
         elif message.event == "checkpoint":
-            self.current = self._journal.update(
-                self.current.id, self._clock.now(), energy_j=self._book_energy(self.current)
-            )
+            self._book()
         elif self._clock.mono() - self._told_at >= PROGRESS_EVERY_S:
             self._told_at = self._clock.mono()
             done = message.epoch * message.steps + message.step
-            self._statuses.publish(self.current, min(1.0, done / max(1, message.epochs * message.steps)))
+            share = min(1.0, done / max(1, message.epochs * message.steps))
+            self._statuses.publish(self.current, share, self.eta_s)
 
-    def _book_energy(self, record: JobRecord) -> float:
-        """Keep what the job spent, for another attempt; the joules."""
-        self._booked_s = self._clock.mono()
-        self._steering.enter(self._clock.mono(), self.phase or OTHER)
-        self._energies.keep(record.id, self._steering.energy)
-        return self._steering.joules
-
-    def _told(self, record: JobRecord, bandwidth: object) -> dict[str, object]:
-        """What the daemon knows of a job that ends, beside the worker's result."""
-        self._steering.enter(self._clock.mono(), OTHER)
-        energy = self.energy_metrics(bandwidth)
-        told = {"energy": energy, "warnings": self._warnings, "memory_faults": self._memory_faults}
-        governor = self._steering.governor_told() | self._obedience.told()
-        told |= {"governor": governor, "sample_costs": self._outlooks.costs_told()}
-        deadline = self._outlooks.deadline_told(record)
-        return told if deadline is None else told | {"deadline": deadline}
-
-    def _finish(self, record: JobRecord, last: Finished | Failed) -> JobRecord:
-        result = {**last.result, **self._told(record, last.result.get("bandwidth"))}
-        if isinstance(last, Finished):
-            succeeded = last.outcome == "SUCCEEDED"
-            event = Event.SUCCEED if succeeded else Event.ROLL_BACK
-            code, reason = ("", "") if succeeded else ("self-test", last.reason)
-        else:
-            event = Event.CANCEL if last.outcome == "CANCELED" else Event.FAIL
-            code, reason = last.code, last.message
-        return self._statuses.move(record, event, code, reason, result=result, energy_j=self._steering.joules)
+    def _book(self) -> None:
+        """Keep what the job spent, for another attempt."""
+        assert self.current is not None
+        energy_j = self._books.keep(self.current.id, self.phase)
+        self.current = self._journal.update(
+            self.current.id, self._clock.now(), energy_j=energy_j, worked_s=self._books.worked_s
+        )
 
     def accepted(self, record: JobRecord) -> None:
         """A job was entered just now."""
         self._outlooks.accepted(record)
 
+    def waited_too_long(self, record: JobRecord) -> bool:
+        """Whether a job that was never begun should have been by now."""
+        due = None if record.plan else self._outlooks.due_mono_s(record, "most_wait_s")
+        return due is not None and self._clock.mono() >= due
+
     def forget(self, job_id: str) -> None:
         """The job has ended for good: its record has all that is worth keeping."""
         self._outlooks.forget(job_id)
-        with contextlib.suppress(BoardError):  # a few hundred bytes stay until newer jobs push them out
-            self._energies.forget(job_id)
+        self._books.forget(job_id)
 
     def tick(self) -> None:
         """Call once a second: passes the present decision on, and keeps the energy of a long pause."""
         self.steer()
-        if self.current is not None and self._clock.mono() - self._booked_s >= BOOK_EVERY_S:
-            with contextlib.suppress(BoardError):  # a full disk is asked again after as long
-                self._book_energy(self.current)
+        if self.current is None:
+            return
+        with contextlib.suppress(BoardError):  # a full disk is asked again in a second
+            if self._clock.mono() - self._books.booked_s >= BOOK_EVERY_S:
+                self._book()
+            stands, order = self.current.standing, self._sent
+            if stands.state is State.PAUSED and order and order.action == PAUSE and order.rule != stands.reason_code:
+                self._rest(order.rule)
+        if self._worker is not None and self._orders.overdue():
+            log.warning("the worker did not end as ordered, it is killed")
+            self._worker.kill()
 
     def steer(self) -> None:
         """Pass the present decision on, unless the worker has it already."""
-        if self._worker is None or self.current is None:
+        order = self._order()
+        if self._worker is None or order is None:
             return
-        order = asked = self._steering.steer()
-        if self.current.id in self._canceled:
-            order = dataclasses.replace(order, action="ABORT", rule="canceled")
-        elif self.stopping:
-            order = dataclasses.replace(order, action="ABORT", rule=STOPPING)
-        elif self.current.id in self._held and order.action != "ABORT":
-            order = dataclasses.replace(order, action="PAUSE", rule="held")
         if order != self._sent or order.reverify:
             # Only a worker at its steps can obey at once, and only the governor's orders follow from a reading.
-            timed = self.progress is not None and self.training and order is asked
+            timed = self.progress is not None and self.training and order == self._steering.steer()
             read_s = self._steering.reading.mono_s if timed else None
             sent = self._worker.offer(self._obedience.numbered(order, read_s))
             self._sent = order if sent else None
+        if self._waits_to_promote and order.action in WORKS:
+            self._waits_to_promote = False
+            self._go_on()
+            self._enter(State.PROMOTING)
+            self._worker.offer(Go(State.PROMOTING))
+
+    def _order(self) -> Steer | None:
+        return None if self.current is None else self._orders.order(self.current, stopping=self.stopping)
 
     async def stop(self) -> None:
         """The daemon goes: the worker writes its checkpoint and leaves, or is killed after `STOP_GRACE_S`."""
@@ -353,19 +390,7 @@ class Runner:
             self.steer()
             await worker.end(STOP_GRACE_S)
 
-    def _plan(self) -> dict[str, object]:
-        plan = self.current.plan.get("plan") if self.current and self.current.plan else None
-        return plan if isinstance(plan, dict) else {}
-
-    def _bandwidth(self) -> dict[str, object]:
-        told = self.current.plan.get("bandwidth") if self.current and self.current.plan else None
+    def _planned(self, part: str) -> dict[str, object]:
+        """A part of what the worker planned."""
+        told = self.current.plan.get(part) if self.current and self.current.plan else None
         return told if isinstance(told, dict) else {}
-
-    def _count_operations(self, message: Progress) -> None:
-        """Arithmetic operations of the steps since the last message, by the plan's cost table."""
-        plan, depth = self._plan(), message.depth_percent
-        samples, reused = self._counted or (message.samples, message.reused)
-        self._counted = message.samples, message.reused
-        macs = (message.samples - samples) * step_macs(plan).get(depth, 0)
-        spared = (message.reused - reused) * prefix_macs(plan, depth)
-        self._steering.count_operations(max(0, macs - spared) * OPERATIONS_PER_MAC)

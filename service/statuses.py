@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ from agent.errors import BoardError
 from service.job import Event, TransitionError, advance
 from service.journal import JobRecord, Journal
 from service.logs import logger
+from service.until import Hour
 
 MAX_REASON = 500
 AT_ONCE = 50  # statuses on their way: the client queues a hundred and refuses what is beyond
@@ -23,9 +25,15 @@ class Uplink(Protocol):
     """Where statuses go: the MQTT link, or nowhere for a job without a broker."""
 
     def publish_status(
-        self, command_type: str, command_id: str, status: Mapping[str, object]
+        self, command_type: str, command_id: str, status: Mapping[str, object], *, retained: bool = True
     ) -> asyncio.Future[bool] | None:
-        """Publish a retained status; a future that gives True once confirmed."""
+        """Publish a status; a future that gives True once confirmed."""
+
+
+def minute_of_day(unix_s: float) -> int:
+    """Local time of the day, 0..1439."""
+    local = time.localtime(unix_s)
+    return local.tm_hour * 60 + local.tm_min
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,11 @@ class Clock:
     now: Callable[[], float]
     mono: Callable[[], float]
     synchronised: Callable[[], bool]
+
+    def hour(self) -> Hour:
+        """The time as far as it is known."""
+        now = self.now()
+        return Hour(now, minute_of_day(now) if self.synchronised() else None)
 
     def word(self) -> str:
         """How far `ts` can be believed, as on the wire."""
@@ -107,13 +120,17 @@ class Statuses:
         *,
         version: int = 1,
         result: object = None,
+        retained: bool = True,
     ) -> asyncio.Future[bool] | None:
         """Publish the status of a command that is no job; a future that gives True once confirmed."""
         body = {"id": command_id, "status": status, "step": "", "version": version, "attempt": 1, "reason_code": code}
         rest = {"reason": reason[:MAX_REASON], "progress": None, "energy_j": None, "result": result}
         rest |= {"eta_s": None, "until": None}
         when = {"ts": self._clock.now(), "clock": self._clock.word()}
-        return self._uplink.publish_status(kind, command_id, {**body, **rest, **when})
+        whole = {**body, **rest, **when}
+        if retained:
+            return self._uplink.publish_status(kind, command_id, whole)
+        return self._uplink.publish_status(kind, command_id, whole, retained=False)
 
     def _answered(self, record: JobRecord, *, confirmed: bool) -> None:
         self._in_flight.discard((record.id, record.version))

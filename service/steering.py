@@ -93,6 +93,11 @@ class Steering:
             else:
                 log.warning("sensor not believed", sensor=sensor, health=str(health))
 
+    @property
+    def policy(self) -> Policy:
+        """What is decided by."""
+        return self._policy
+
     def set_policy(self, policy: Policy) -> None:
         """Decide by `policy` from the next tick on; what was remembered stays."""
         self._policy = policy

@@ -99,6 +99,11 @@ class WorkerProcess:
                 return
             yield decode(line)
 
+    def kill(self) -> None:
+        """End the process at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self._child.kill()
+
     async def end(self, grace_s: float = STOP_GRACE_S) -> int:
         """Wait for the process, kill it after `grace_s`; its exit code, negative for a signal."""
         await wait_or_kill(self._child, grace_s)

@@ -20,7 +20,7 @@ from policies.outlook import DepthCost, Outlook
 from policies.policy import Policy
 from policies.reading import OperatingPoint, Reading
 from service.journal import JobRecord, Journal
-from service.outlook import ABSURDLY_LATE_S, HIGHER_IS_BETTER, Outlooks, minute_of_day
+from service.outlook import ABSURDLY_LATE_S, HIGHER_IS_BETTER, Outlooks
 from service.sample_costs import (
     COSTS,
     LEAST_CLOCKED,
@@ -33,7 +33,7 @@ from service.sample_costs import (
     prefix_macs,
     step_macs,
 )
-from service.statuses import Clock
+from service.statuses import Clock, minute_of_day
 from tests.simulators.small_models import mobile_block_net
 
 LADDER = [{"percent": p, "step_macs": m} for p, m in ((0, 900), (25, 700), (50, 500), (75, 400), (100, 310))]

@@ -16,10 +16,11 @@ from agent.board.sysfs import BoardRoots, SysfsBoard
 from agent.energy import Energy, Spent
 from agent.messages import Failed, Finished, Message, Progress, Steer
 from policies.policy import Policy
+from service.endings import STOPPING
 from service.energy_book import EnergyBook
 from service.job import MAX_ATTEMPTS, Standing, State
 from service.journal import JobRecord, Journal
-from service.runner import BOOK_EVERY_S, STOPPING, Runner, Workshop
+from service.runner import BOOK_EVERY_S, Runner, Workshop
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 from service.worker_process import WorkerProcess
@@ -156,7 +157,8 @@ def at_work(journal: Journal, runner: Runner, **spec: object) -> JobRecord:
     journal.add_job("job-1", "", "fine-tune", {"epochs": 4, **spec}, 0.0)
     record = journal.update("job-1", 0.0, standing=Standing(State.TRAINING), plan=WITH_COSTS)
     runner.current = record
-    runner._counted = (0, 0)
+    runner._books.attempt(record)
+    runner._books._counted = (0, 0)
     runner._outlooks.begin(record)
     return record
 
@@ -168,7 +170,7 @@ def test_a_result_has_energy_bandwidth_costs_governor_and_deadline(tmp_path: Pat
     runner._follow(STEP)
     runner._follow(replace(STEP, step=2, samples=32, reused=16))
     record = journal.update(record.id, 0.0, standing=Standing(State.PROMOTING))
-    result = runner._finish(record, Finished("SUCCEEDED", "", {"slot": "a"})).result or {}
+    result = runner._conclude(record, Finished("SUCCEEDED", "", {"slot": "a"}), 0).result or {}
     energy = result["energy"]
     assert isinstance(energy, dict)
     assert (energy["joules"], energy["joules_per_sample"], energy["source"]) == (32.0, 1.0, "hwmon")
@@ -190,6 +192,7 @@ def test_a_job_that_is_put_aside_keeps_its_energy_and_an_ended_one_leaves_none(
     runner = runner_in(tmp_path, journal)
     record = at_work(journal, runner)
     runner._steering.start_energy(spent)
+    runner.stopping = True
     record = runner._conclude(record, Failed(STOPPING, ""), 0)
     assert (record.standing.state, record.energy_j) == (State.DEFERRED, 6.0)
     assert EnergyBook(journal).load(record) == spent
@@ -212,7 +215,7 @@ def test_a_checkpoint_keeps_the_energy(tmp_path: Path, journal: Journal) -> None
 def test_a_resumed_worker_counts_no_operations_twice(tmp_path: Path, journal: Journal) -> None:
     runner = runner_in(tmp_path, journal)
     at_work(journal, runner)
-    runner._counted = None
+    runner._books._counted = None
     runner._follow(replace(STEP, samples=800, reused=16))
     assert runner._steering.energy.operations == 0
     runner._follow(replace(STEP, samples=816, reused=32))
@@ -222,7 +225,7 @@ def test_a_resumed_worker_counts_no_operations_twice(tmp_path: Path, journal: Jo
 def test_orders_are_numbered_and_sent_again_only_when_they_differ(tmp_path: Path, journal: Journal) -> None:
     canceled: list[str] = []
     runner = runner_in(tmp_path, journal)
-    runner._canceled = canceled
+    runner._orders._canceled = canceled
     at_work(journal, runner)
     worker = Heard()
     runner._worker = worker  # type: ignore[assignment]
