@@ -1,0 +1,161 @@
+"""docs/asyncapi.yaml, docs/mqtt.md and docs/reason-codes.md say what the code does: names, bounds, codes and keys."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.board.profile import named_profile
+from agent.board.sysfs import BoardRoots, SysfsBoard
+from agent.messages import Progress
+from policies.governor import RULES
+from policies.policy import Policy
+from policies.reading import Health
+from service.commands import KNOWN, MAX_ENVELOPE_BYTES, MAX_LIFETIME_S, MAX_SIGNATURES, PAYLOAD_TYPE, Refusal
+from service.config import Mqtt
+from service.device_link import Address
+from service.job import MAX_ATTEMPTS, MAX_REASON_CHARACTERS, State, wire_status
+from service.link import MAX_PACKET_BYTES
+from service.policy_file import Source
+from service.steering import Steering
+from tests.simulators.reason_scan import codes, literals
+from tests.simulators.schemas import channel_of, document
+
+DOCS = Path(__file__).parents[2] / "docs"
+SCHEMAS = document()["components"]["schemas"]
+ELSEWHERE = {
+    "ambiguous-console",
+    "no-such-console",
+    "key-exists",
+    "no-rotation",
+    "rotation-open",
+    "stale",
+    "powerd-waiting",
+}
+"""Codes of modules that a daemon imports which no status has: of verbs at the board, and of its helper with the levers."""
+CODE = re.compile(r"`([a-z]+(?:[.-][a-z]+)*)`")
+FLOORS = {"majority", "chance", "mean", "naive_last", "seasonal_naive"}
+
+
+def listed(page: str) -> list[str]:
+    """Codes in the first column of a page's tables."""
+    return [code for line in page.splitlines() if line.startswith("| `") for code in CODE.findall(line.split("|")[1])]
+
+
+def pages() -> list[str]:
+    mqtt = (DOCS / "mqtt.md").read_text(encoding="utf-8")
+    refusals = mqtt[mqtt.index("### Why a command is refused") : mqtt.index("## Status:")]
+    return [*listed(refusals), *listed((DOCS / "reason-codes.md").read_text(encoding="utf-8"))]
+
+
+def test_the_list_of_reason_codes_is_that_of_the_pages() -> None:
+    assert set(SCHEMAS["ReasonCode"]["enum"]) == {"", *pages()}
+
+
+def test_every_reason_code_of_the_sources_is_listed() -> None:
+    floors = {f"gate-{name.replace('_', '-')}" for name in FLOORS}
+    assert (codes() | set(Refusal) | set(RULES) | floors) - ELSEWHERE - set(SCHEMAS["ReasonCode"]["enum"]) == set()
+
+
+def test_every_listed_reason_code_is_one_of_the_sources() -> None:
+    floors = {f"gate-{name.replace('_', '-')}" for name in FLOORS}
+    assert literals() >= FLOORS
+    assert set(pages()) - literals() - floors == set()
+
+
+def test_the_scan_sees_codes_of_every_kind() -> None:
+    """A keyword, a class, a place in a call, a constant, and a choice of two."""
+    assert {"slot-broken", "bad-spec", "internal", "metered-link", "restarted", "not-qualified"} <= codes()
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ("CommandType", set(KNOWN)),
+        ("Health", set(Health)),
+        ("Role", {"viewer", "operator", "owner"}),
+    ],
+)
+def test_closed_lists_are_those_of_the_code(schema: str, words: set[str]) -> None:
+    assert set(SCHEMAS[schema]["enum"]) == words
+
+
+def test_words_of_a_status_are_those_of_the_job_machine() -> None:
+    told = [wire_status(state) for state in State]
+    status = SCHEMAS["Status"]["properties"]
+    assert set(status["status"]["enum"]) == {wire.status for wire in told}
+    assert set(status["step"]["enum"]) == {wire.step for wire in told}
+    assert status["attempt"]["maximum"] == MAX_ATTEMPTS
+    assert status["reason"]["maxLength"] == MAX_REASON_CHARACTERS
+
+
+def test_sources_of_a_policy_are_those_of_the_code() -> None:
+    assert set(SCHEMAS["Birth"]["properties"]["policy"]["properties"]["source"]["enum"]) == set(Source)
+
+
+def test_bounds_are_those_of_the_code() -> None:
+    envelope = SCHEMAS["Envelope"]["properties"]
+    assert envelope["payload"]["maxLength"] == MAX_ENVELOPE_BYTES
+    assert envelope["signatures"]["maxItems"] == MAX_SIGNATURES
+    assert envelope["payloadType"]["const"] == envelope["payload"]["contentMediaType"] == PAYLOAD_TYPE
+    expiry = document()["operations"]["takeCommand"]["bindings"]["mqtt"]["messageExpiryInterval"]
+    assert expiry["maximum"] == MAX_LIFETIME_S
+    server = document()["components"]["serverBindings"]["device"]["mqtt"]
+    assert server["maximumPacketSize"] == MAX_PACKET_BYTES
+    assert server["keepAlive"] == Mqtt().keepalive_s
+    assert server["sessionExpiryInterval"] == Mqtt().session_expiry_s
+
+
+def test_every_topic_has_a_channel() -> None:
+    address, command = Address("default", "board-1"), "019c1f00-0000-7000-8000-000000000000"
+    topics = {
+        "conn": address.topic("conn"),
+        "birth": address.topic("birth"),
+        "capability": address.topic("cmd", "scrub"),
+        "request": address.topic("cmd", "scrub", command, "req"),
+        "status": address.topic("cmd", "scrub", command, "sts"),
+        "alarm": address.topic("a", "overheated"),
+        **{name: address.topic("m", name) for name in ("board", "training", "energy", "store", "link", "backfill")},
+    }
+    assert {name: (channel_of(topic) or ("",))[0] for name, topic in topics.items()} == {name: name for name in topics}
+    assert set(document()["channels"]) == set(topics)
+    assert channel_of(address.topic("m", "gossip")) is None
+
+
+def keys(group: str, folder: Path) -> list[str]:
+    steering = Steering(SysfsBoard(BoardRoots(folder, folder), named_profile("generic")), Policy())
+    made: dict[str, Any] = {
+        "Board": steering.board_metrics(),
+        "Training": Progress.__slots__,
+        "Energy": steering.energy_metrics(0),
+    }
+    return list(made[group])
+
+
+@pytest.mark.parametrize("group", ["Board", "Training", "Energy"])
+def test_every_key_of_the_telemetry_has_a_schema(group: str, tmp_path: Path) -> None:
+    missing = set(keys(group, tmp_path)) - set(SCHEMAS[f"{group}Values"]["properties"])
+    assert missing == set()
+
+
+def test_every_schema_is_used() -> None:
+    text = (DOCS / "asyncapi.yaml").read_text(encoding="utf-8")
+    alone = {"SignedRequest"}  # what an envelope carries: the standard has no place for it
+    unused = [name for name in SCHEMAS if f'"#/components/schemas/{name}"' not in text and name not in alone]
+    assert unused == []
+
+
+def test_floors_are_those_of_the_tasks() -> None:
+    """The gate makes codes of their names."""
+    named = {
+        node.args[0].value
+        for path in (DOCS.parent / "agent").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Baseline"
+        if isinstance(node.args[0], ast.Constant)
+    }
+    assert named == FLOORS
