@@ -16,6 +16,7 @@ from service.cli_verbs import DEFAULT_CONFIG
 from service.cli_verbs_bench import bench_verbs
 from service.cli_verbs_board import board_verbs
 from service.cli_verbs_fleet import fleet_verbs
+from service.cli_verbs_ingest import ingest_verbs
 from service.cli_verbs_laptop import laptop_verbs
 
 EXIT_CONFIG = 78  # EX_CONFIG: systemd must not restart a daemon that cannot start
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     board_verbs(verbs)
     laptop_verbs(verbs)
     fleet_verbs(verbs)
+    ingest_verbs(verbs)
     bench_verbs(verbs)
     return parser
 

@@ -1,0 +1,265 @@
+"""The telemetry consumer: messages from the broker into a store, acknowledged once the store has them.
+
+Telemetry comes through a shared subscription: of all consumers in one group, each message goes to one. What is retained
+(presence, birth, statuses, alarms) comes to every consumer in the order it was said; each writes it, and the store
+keeps what is newer. So no consumer is special, and the last to go leaves nothing undone.
+
+Nothing is lost between broker and store: a message stays with the broker until the batch it is in was committed. The
+broker sends at most `receive_maximum` messages ahead, so a store that is slow or away fills the broker's queue, not our
+memory. Of messages that devices publish at QoS 0 no broker keeps any: beyond a bound they are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from agent.errors import TemperdError
+from service.config import Mqtt
+from service.fleet.ingest_read import Reader, RefusedError
+from service.fleet.store import Batch, Fact, Sample, Store
+from service.link import Connection, Message
+from service.logs import logger
+
+RECEIVE_MAXIMUM = 1000  # unacknowledged messages: a second of 10,000 devices, at most 64 MB of backfill
+MAX_WAITING = 2 * RECEIVE_MAXIMUM  # QoS 0 has no acknowledgements to hold it back
+BATCH_MESSAGES = 500  # one commit: half of what may be under way, so that the broker sends on meanwhile
+BATCH_S = 0.2  # how long the first message of a batch waits for others
+HEALTH_S = 10.0
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0  # a store that is away
+TRIM_EVERY_S = 60.0
+MAX_TRIMS = 20  # slices between two batches that are behind
+
+log = logger("ingest")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a consumer takes and keeps.
+
+    Attributes:
+        group: consumers of one group share the telemetry; another group gets all of it again.
+        name: of this consumer, other than every other's of the group; the broker keeps its session under it.
+        tenant: whose devices, or `+` for all.
+        keep_s: telemetry that was received longer ago is forgotten.
+        keep_bytes: a larger store forgets its oldest telemetry.
+    """
+
+    group: str
+    name: str
+    tenant: str
+    keep_s: float
+    keep_bytes: int
+
+    def filters(self) -> tuple[str, ...]:
+        """Topic filters, the shared one first."""
+        root = f"temper/v1/{self.tenant}/+"
+        kept = tuple(f"{root}/{levels}" for levels in ("conn", "birth", "cmd/+/+/sts", "a/+"))
+        return (f"$share/{self.group}/{root}/m/#", *kept)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the start; `lag_s` and `waiting` are of the last moment."""
+
+    received: int = 0
+    """Messages from the broker."""
+    stored: int = 0
+    """Telemetry messages that are new in the store, those of backfills counted one by one."""
+    duplicates: int = 0
+    """Telemetry that was there already."""
+    truths: int = 0
+    """Presences, births, statuses and alarms that were written."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    strangers: int = 0
+    """Facts of devices for which the store has no room."""
+    dropped: int = 0
+    """Messages of QoS 0 beyond `MAX_WAITING`, which no broker keeps."""
+    acknowledged: int = 0
+    batches: int = 0
+    retries: int = 0
+    """Batches that the store did not take at first."""
+    waiting: int = 0
+    """Messages that are not in the store yet."""
+    lag_s: float = 0.0
+    """From the time in the newest live telemetry to its commit, as far as both clocks agree."""
+    connected: bool = False
+
+    def table(self) -> dict[str, object]:
+        """As JSON has it."""
+        return asdict(self) | {"refused": dict(self.refused)}
+
+
+class Ingest:
+    """One consumer.
+
+    Args:
+        settings: broker, credentials and TLS.
+        store: where facts go; used from one thread at a time.
+        plan: what is taken.
+        now: wall clock, seconds since 1970.
+        monotonic: monotonic clock, seconds.
+        told: is called every `HEALTH_S` seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Mqtt,
+        store: Store,
+        plan: Plan,
+        *,
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+        told: Callable[[Counts], None],
+    ) -> None:
+        self.counts = Counts()
+        self._store, self._plan, self._now, self._monotonic, self._told = store, plan, now, monotonic, told
+        self._reader = Reader()
+        self._waiting: deque[tuple[Message, list[Fact]]] = deque()
+        self._arrived = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._connection = Connection(
+            settings,
+            f"temperd-ingest-{plan.group}-{plan.name}",
+            keep_session=True,
+            on_up=self._greet,
+            on_down=self._lost,
+            on_message=self._take,
+        )
+
+    def stop(self) -> None:
+        """End `run` once what waits is stored."""
+        self._stopping.set()
+        self._arrived.set()
+
+    async def run(self) -> Counts:
+        """Consume until `stop`."""
+        self._connection.start()
+        health = asyncio.ensure_future(self._tell())
+        try:
+            trimmed = self._monotonic()
+            while not self._stopping.is_set():
+                await self._next_batch()
+                if self._monotonic() - trimmed >= TRIM_EVERY_S:
+                    trimmed = self._monotonic()
+                    await self._trim()
+        finally:
+            health.cancel()
+            await self._connection.stop()
+        self._told(self.snapshot())
+        return self.counts
+
+    def snapshot(self) -> Counts:
+        """The counts of this moment."""
+        self.counts.waiting, self.counts.connected = len(self._waiting), self._connection.connected
+        return self.counts
+
+    # From the broker.
+
+    def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
+        # Also with a session: its filters may be those of another version.
+        for topic_filter in self._plan.filters():
+            self._connection.subscribe(topic_filter)
+        log.info("consuming", group=self._plan.group, name=self._plan.name, session_present=session_present)
+
+    def _lost(self, _reason: str) -> None:
+        # What waits is stored all the same; the broker sends it again, and the store knows it then.
+        self.counts.connected = False
+
+    def _take(self, message: Message) -> None:
+        self.counts.received += 1
+        if message.qos == 0 and len(self._waiting) >= MAX_WAITING:
+            self.counts.dropped += 1
+            return
+        try:
+            facts = self._reader.read(message.topic, message.payload, message.content_type)
+        except RefusedError as error:
+            if not self.counts.refused[error.reason]:  # later ones are counted
+                log.warning("message refused", reason=error.reason, why=str(error), topic=message.topic)
+            self.counts.refused[error.reason] += 1
+            facts = []
+        self._waiting.append((message, facts))
+        if len(self._waiting) == 1 or len(self._waiting) >= BATCH_MESSAGES:
+            self._arrived.set()
+
+    # Into the store.
+
+    async def _next_batch(self) -> None:
+        if not self._waiting:
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), TRIM_EVERY_S)
+        if self._waiting and len(self._waiting) < BATCH_MESSAGES and not self._stopping.is_set():
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), BATCH_S)
+        while self._waiting:
+            await self._write(min(len(self._waiting), BATCH_MESSAGES))
+            if len(self._waiting) < BATCH_MESSAGES and not self._stopping.is_set():
+                break
+
+    async def _write(self, number: int) -> None:
+        """Commit the oldest `number` messages, then acknowledge them."""
+        taken = [self._waiting[place] for place in range(number)]
+        if not await self._commit([fact for _, facts in taken for fact in facts]):
+            return
+        for message, _ in taken:
+            self._waiting.popleft()
+            self._connection.ack(message)
+        self.counts.acknowledged += number
+        self.counts.batches += 1
+        newest = _newest_live(taken)
+        if newest is not None:
+            self.counts.lag_s = round(self._now() - newest.ts_ms / 1000, 3)
+
+    async def _commit(self, facts: list[Fact]) -> bool:
+        """True once the store has them; False when we are to end before."""
+        batch = Batch()
+        for fact in facts:
+            batch.add(fact)
+        delay = FIRST_RETRY_S
+        while True:
+            try:
+                written = await asyncio.to_thread(self._store.write, batch, self._now())
+            except TemperdError as error:
+                self.counts.retries += 1
+                log.warning("the store does not take a batch, trying on", why=str(error), facts=len(facts))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), delay)
+                    self._waiting.clear()  # not acknowledged: the broker has all of it
+                    return False
+                delay = min(2 * delay, LONGEST_RETRY_S)
+                continue
+            counts = self.counts
+            counts.stored += written.samples
+            counts.duplicates += written.duplicates
+            counts.strangers += written.strangers
+            counts.truths += sum(not isinstance(fact, Sample) for fact in facts)
+            return True
+
+    async def _trim(self) -> None:
+        for _ in range(MAX_TRIMS):
+            before = self._now() - self._plan.keep_s
+            try:
+                if not await asyncio.to_thread(self._store.trim, before, self._plan.keep_bytes):
+                    return
+            except TemperdError as error:
+                log.warning("old telemetry cannot be forgotten", why=str(error))
+                return
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_S)
+            self._told(self.snapshot())
+
+
+def _newest_live(taken: list[tuple[Message, list[Fact]]]) -> Sample | None:
+    """The last telemetry message that is no backfill."""
+    for message, facts in reversed(taken):
+        if len(facts) == 1 and isinstance(facts[0], Sample) and not message.topic.endswith("/backfill"):
+            return facts[0]
+    return None

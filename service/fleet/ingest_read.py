@@ -1,0 +1,263 @@
+"""What a message of a device says, or why it is refused. Bytes in, facts out: nothing here connects or stores.
+
+A broker's word is no proof: whoever may publish may write anything. So all is bounded, and what is refused is counted
+by a reason of a closed list.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from io import BytesIO
+
+from agent import strict_json
+from agent.errors import CommandError
+from service.commands import COMMAND_ID
+from service.config import NAME
+from service.fleet.store import Alarm, Birth, Fact, Presence, Sample, Status
+
+MAX_BYTES = 128 << 10  # the longest of a device: backfill has at most 64 KiB, a status with its result some tens
+MAX_BACKFILL = 1000  # messages in one `m/backfill`: 64 KiB hold some hundreds
+MAX_DEPTH = 8  # the deepest message nests 5 levels
+MAX_VALUES = 256  # keys of one telemetry message, nested ones too; the longest group has about 60
+MAX_NAMES = 512  # metrics of one device; all groups have about 200
+MAX_ITEMS = 1 << 16  # of one CBOR message: as many as 128 KiB of JSON could hold
+MAX_TEXT = 128  # of a name or a boot id
+LAST_MS = 4_102_444_800_000  # the year 2100: later is no clock
+LARGEST = (1 << 63) - 1  # what a database's integer holds
+_ROOT = "temper/v1/"
+_LEVELS = 5  # temper, v1, tenant, device, and at least one of the device's own
+REASONS = ("topic", "too-large", "content-type", "malformed", "schema", "too-many-values", "too-many-metrics")
+
+
+class RefusedError(ValueError):
+    """Not a message of docs/mqtt.md.
+
+    Args:
+        reason: one of `REASONS`.
+        what: a sentence for the log.
+    """
+
+    def __init__(self, reason: str, what: str) -> None:
+        self.reason = reason
+        super().__init__(what)
+
+
+class Reader:
+    """Reads messages, and remembers which metrics each device has named."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], frozenset[str]] = {}
+        self._shared: dict[frozenset[str], frozenset[str]] = {}
+
+    def read(self, topic: str, payload: bytes, content_type: str) -> list[Fact]:
+        """The facts of one message; none of a message that says nothing, such as one that clears a status.
+
+        Raises:
+            RefusedError: unknown topic, too long, of another content type, or not what docs/mqtt.md describes.
+        """
+        levels = topic.split("/")
+        if not topic.startswith(_ROOT) or len(levels) < _LEVELS or not all(map(NAME.fullmatch, levels[2:4])):
+            raise RefusedError("topic", "not a topic of a device")
+        if len(payload) > MAX_BYTES:
+            raise RefusedError("too-large", f"{len(payload)} bytes, at most {MAX_BYTES} are read")
+        tenant, device = levels[2], levels[3]
+        match levels[4:]:
+            case ["m", "backfill"]:
+                return self._backfill(tenant, device, _table(payload, content_type))
+            case ["m", group] if NAME.fullmatch(group):
+                return [self._sample(tenant, device, group, _table(payload, content_type))]
+            case ["conn"]:
+                return [_presence(tenant, device, _table(payload, content_type))] if payload else []
+            case ["birth"]:
+                return [_birth(tenant, device, _table(payload, content_type))] if payload else []
+            case ["cmd", kind, command_id, "sts"] if NAME.fullmatch(kind) and COMMAND_ID.fullmatch(command_id):
+                return [_status(tenant, device, kind, command_id, _table(payload, content_type))] if payload else []
+            case ["a", kind] if NAME.fullmatch(kind):
+                return [_alarm(tenant, device, kind, _table(payload, content_type) if payload else None)]
+        raise RefusedError("topic", "not a topic that is kept")
+
+    def _backfill(self, tenant: str, device: str, body: Mapping[str, object]) -> list[Fact]:
+        messages = body.get("messages")
+        if not isinstance(messages, list) or len(messages) > MAX_BACKFILL:
+            raise RefusedError("malformed", f"messages: not a list of at most {MAX_BACKFILL}")
+        facts: list[Fact] = []
+        for message in messages:
+            if not isinstance(message, dict):
+                raise RefusedError("malformed", "messages: holds what is no object")
+            group = _text(message, "group", longest=63)
+            if not NAME.fullmatch(group):
+                raise RefusedError("malformed", "group: no name")
+            facts.append(self._sample(tenant, device, group, message))
+        return facts
+
+    def _sample(self, tenant: str, device: str, group: str, body: Mapping[str, object]) -> Sample:
+        values = body.get("values")
+        if not isinstance(values, dict):
+            raise RefusedError("malformed", "values: not an object")
+        names = _names(values, f"{group}.")
+        self._admit((tenant, device), names)
+        return Sample(
+            tenant=tenant,
+            device=device,
+            group=group,
+            boot_id=_text(body, "boot_id"),
+            seq=_whole(body, "seq"),
+            ts_ms=round(_time(body, "ts") * 1000),
+            mono_ms=_whole(body, "mono_ms"),
+            values=_dump(values),
+        )
+
+    def _admit(self, device: tuple[str, str], names: frozenset[str]) -> None:
+        """Remember the names; devices of one version name the same ones and share one set."""
+        known = self._names.get(device, frozenset())
+        if names <= known:
+            return
+        grown = known | names
+        if len(grown) > MAX_NAMES:
+            raise RefusedError("too-many-metrics", f"more than {MAX_NAMES} metrics of one device")
+        self._names[device] = self._shared.setdefault(grown, grown)
+
+
+def _names(values: Mapping[str, object], group: str) -> frozenset[str]:
+    found: list[str] = []
+    todo: list[tuple[str, Mapping[str, object]]] = [(group, values)]
+    while todo:
+        prefix, table = todo.pop()
+        for key, value in table.items():
+            if len(key) > MAX_TEXT:
+                raise RefusedError("malformed", f"values: a name longer than {MAX_TEXT}")
+            found.append(prefix + key)
+            if isinstance(value, dict):
+                todo.append((f"{prefix}{key}.", value))
+        if len(found) > MAX_VALUES:
+            raise RefusedError("too-many-values", f"more than {MAX_VALUES} values in one message")
+    return frozenset(found)
+
+
+def _table(payload: bytes, content_type: str) -> dict[str, object]:
+    if content_type in ("", "application/json"):
+        value = _from_json(payload)
+    elif content_type == "application/cbor":
+        value = _from_cbor(payload)
+    else:
+        raise RefusedError("content-type", f"{content_type[:MAX_TEXT]!r} is neither JSON nor CBOR")
+    if not isinstance(value, dict):
+        raise RefusedError("malformed", "not an object")
+    return value
+
+
+def _from_json(payload: bytes) -> object:
+    try:
+        return strict_json.loads(payload, what="message", max_bytes=MAX_BYTES, max_depth=MAX_DEPTH, error=CommandError)
+    except CommandError as error:
+        raise RefusedError("malformed", str(error)) from None
+
+
+def _from_cbor(payload: bytes) -> object:
+    import cbor2  # noqa: PLC0415 - most fleets send JSON
+
+    source = BytesIO(payload)
+    try:
+        value: object = cbor2.load(source)
+        left = source.read(1)
+    except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise RefusedError("malformed", f"not CBOR: {str(error)[:MAX_TEXT]}") from None
+    if left:
+        raise RefusedError("malformed", "bytes after the CBOR item")
+    _check_plain(value)
+    return value
+
+
+def _check_plain(value: object) -> None:
+    """Refuse what JSON has no word for. Items are counted: CBOR's references make a long walk of a few bytes."""
+    todo: list[tuple[object, int]] = [(value, 0)]
+    seen = 0
+    while todo:
+        item, depth = todo.pop()
+        seen += 1
+        if depth > MAX_DEPTH or seen > MAX_ITEMS:
+            raise RefusedError("malformed", f"nested deeper than {MAX_DEPTH}, or more than {MAX_ITEMS} items")
+        if isinstance(item, dict):
+            if not all(isinstance(key, str) for key in item):
+                raise RefusedError("malformed", "a key that is no text")
+            todo += [(inner, depth + 1) for inner in item.values()]
+        elif isinstance(item, list):
+            todo += [(inner, depth + 1) for inner in item]
+        else:
+            _check_scalar(item)
+
+
+def _check_scalar(item: object) -> None:
+    if isinstance(item, float) and not math.isfinite(item):
+        raise RefusedError("malformed", "a number that is not finite")
+    if isinstance(item, int) and abs(item) > LARGEST:
+        raise RefusedError("malformed", "a number of more than 64 bits")
+    if item is not None and not isinstance(item, str | int | float):
+        raise RefusedError("malformed", f"a {type(item).__name__}, for which JSON has no word")
+
+
+def _presence(tenant: str, device: str, body: Mapping[str, object]) -> Presence:
+    online = body.get("online")
+    if not isinstance(online, bool):
+        raise RefusedError("malformed", "online: neither true nor false")
+    return Presence(tenant, device, online, _whole(body, "session"), _whole(body, "connection"), _time(body, "ts"))
+
+
+def _birth(tenant: str, device: str, body: Mapping[str, object]) -> Birth:
+    if body.get("schema") != 1:
+        raise RefusedError("schema", "birth of a schema that this version does not know")
+    board, model = body.get("board"), body.get("active_model")
+    profile = board.get("profile") if isinstance(board, dict) else ""
+    named = [model.get(key) for key in ("name", "version")] if isinstance(model, dict) else []
+    return Birth(
+        tenant=tenant,
+        device=device,
+        state_version=_whole(body, "state_version") if "state_version" in body else 0,
+        agent=_text(body, "agent"),
+        board=profile[:MAX_TEXT] if isinstance(profile, str) else "",
+        model=" ".join(part[:MAX_TEXT] for part in named if isinstance(part, str)),
+        body=_dump(body),
+    )
+
+
+def _status(tenant: str, device: str, kind: str, command_id: str, body: Mapping[str, object]) -> Status:
+    if body.get("id") != command_id:
+        raise RefusedError("malformed", "id: not that of the topic")
+    status, ts = _text(body, "status", longest=32), _time(body, "ts")
+    return Status(tenant, device, command_id, kind, _whole(body, "version"), status, ts, _dump(body))
+
+
+def _alarm(tenant: str, device: str, kind: str, body: Mapping[str, object] | None) -> Alarm:
+    if body is None:
+        return Alarm(tenant, device, kind, "", 0.0, "")
+    return Alarm(tenant, device, kind, _text(body, "severity", longest=32), _time(body, "ts"), _dump(body))
+
+
+def _dump(value: object) -> str:
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    if "\\u0000" in text:
+        raise RefusedError("malformed", "a text holds a zero character, which databases do not keep")
+    return text
+
+
+def _text(body: Mapping[str, object], key: str, longest: int = MAX_TEXT) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not 0 < len(value) <= longest:
+        raise RefusedError("malformed", f"{key}: not a text of 1 to {longest} characters")
+    return value
+
+
+def _whole(body: Mapping[str, object], key: str) -> int:
+    value = body.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST:
+        raise RefusedError("malformed", f"{key}: not a whole number from 0")
+    return value
+
+
+def _time(body: Mapping[str, object], key: str) -> float:
+    value = body.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value * 1000 <= LAST_MS:
+        raise RefusedError("malformed", f"{key}: not a time from 1970 to 2100")
+    return float(value)

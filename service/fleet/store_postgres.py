@@ -1,0 +1,320 @@
+"""The store in PostgreSQL, for several consumers on several machines.
+
+Telemetry is a table with a partition for each day, so that forgetting a day is dropping a table; times that no clock of
+today gives (1970, years ahead) are in a partition of their own. With TimescaleDB it is a hypertable instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+
+import psycopg
+from psycopg import sql
+
+from agent.errors import BoardError, NetworkError
+from service.fleet import store_postgres_sql as statements
+from service.fleet.store import (
+    MAX_DEVICES,
+    MAX_PAGE,
+    Batch,
+    DeviceRow,
+    Filter,
+    Sample,
+    Written,
+    boot_number,
+    device_row,
+    key,
+    metric_path,
+    presence_values,
+)
+
+SCHEMA_VERSION = 1
+CONNECT_S = 10
+STATEMENT_MS = 60_000  # a batch takes some ten ms: a server that needs a minute is away
+TRIM_ROWS = 20_000
+PAST = timedelta(days=60)  # a board's outbox reaches back 30 days
+AHEAD = timedelta(days=2)
+DAY = timedelta(days=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LOCK = 0x7465_6D70  # of whoever makes tables: consumers start at the same time
+
+
+class PostgresStore:
+    """See `service.fleet.store.Store`.
+
+    Args:
+        url: postgresql://user@host/database; a password may come from ~/.pgpass or PGPASSWORD instead.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._ids: dict[tuple[str, str], int] = {}
+        self._days: set[str] = set()
+        self._timescale = False
+        self._connection: psycopg.Connection | None = None
+        try:
+            with self._storing() as connection, connection.transaction():
+                self._prepare(connection)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, connection: psycopg.Connection) -> None:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        found = connection.execute("SELECT to_regclass('temperd_schema')").fetchone()
+        extension = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
+        self._timescale = extension is not None
+        if found is None or found[0] is None:
+            connection.execute(statements.SCHEMA)
+            if self._timescale:
+                connection.execute(statements.TELEMETRY)
+                connection.execute(
+                    "SELECT create_hypertable('telemetry', 'ts', chunk_time_interval => interval '1 day')"
+                )
+            else:
+                connection.execute(statements.TELEMETRY + " PARTITION BY RANGE (ts)")
+                connection.execute("CREATE TABLE telemetry_other PARTITION OF telemetry DEFAULT")
+            connection.execute("INSERT INTO temperd_schema VALUES (%s)", (SCHEMA_VERSION,))
+        row = connection.execute("SELECT version FROM temperd_schema").fetchone()
+        if row is None or row[0] > SCHEMA_VERSION:
+            raise BoardError("the store was written by a newer temperd", where="schema", fix="Install that version")
+        rows = connection.execute("SELECT tenant, name, id FROM devices")
+        self._ids = {(tenant, name): number for tenant, name, number in rows}
+
+    def write(self, batch: Batch, received: float) -> Written:
+        """See `Store.write`."""
+        with self._storing() as connection:
+            self._make_days(connection, batch, received)
+            with connection.transaction(), connection.cursor() as cursor:
+                ids = self._known(cursor, batch)
+                kept, strangers = batch.of(ids)
+                _write_truth(cursor, kept, ids)
+                new = 0
+                if kept.samples:
+                    cursor.execute(statements.SAMPLES, _columns(kept.samples, ids, received))
+                    new = cursor.rowcount
+            self._ids = ids
+        return Written(new, len(kept.samples) - new, strangers)
+
+    def _known(self, cursor: psycopg.Cursor, batch: Batch) -> dict[tuple[str, str], int]:
+        missing = sorted(batch.devices() - self._ids.keys())[: max(0, MAX_DEVICES - len(self._ids))]
+        if not missing:
+            return self._ids
+        tenants, names = [tenant for tenant, _ in missing], [name for _, name in missing]
+        pairs = "SELECT * FROM unnest(%s::text[], %s::text[])"
+        cursor.execute(f"INSERT INTO devices (tenant, name) {pairs} ON CONFLICT DO NOTHING", (tenants, names))
+        cursor.execute(
+            f"SELECT tenant, name, id FROM devices WHERE (tenant, name) IN ({pairs})",  # noqa: S608 - constants of ours
+            (tenants, names),
+        )
+        return self._ids | {(tenant, name): number for tenant, name, number in cursor}
+
+    def _make_days(self, connection: psycopg.Connection, batch: Batch, received: float) -> None:
+        """A partition for each day in the batch; in a transaction of its own, as it locks the table for a moment."""
+        if self._timescale:
+            return
+        now = datetime.fromtimestamp(received, UTC)
+        days = {_moment(fact.ts_ms).date() for fact in batch.samples if -PAST < _moment(fact.ts_ms) - now < AHEAD}
+        for day in sorted(days):
+            if day.isoformat() not in self._days:
+                with connection.transaction():
+                    _make_day(connection, day)
+                self._days.add(day.isoformat())
+
+    def devices(self, wanted: Filter, now: float) -> list[DeviceRow]:
+        """See `Store.devices`."""
+        values = {
+            "newest": datetime.fromtimestamp(now, UTC) + DAY,
+            "tenant": wanted.tenant,
+            "prefix": wanted.prefix,
+            "online": wanted.online,
+            "alarmed": wanted.alarmed,
+            "tenant_after": wanted.after[0],
+            "name_after": wanted.after[1],
+            "limit": min(wanted.limit, MAX_PAGE),
+        }
+        with self._storing() as connection:
+            return [device_row(row) for row in connection.execute(statements.DEVICES, values)]
+
+    def latest(self, tenant: str, device: str, now: float) -> dict[str, tuple[float, str]]:
+        """See `Store.latest`."""
+        query = (
+            "SELECT DISTINCT ON (grp) grp, ts, body::text FROM telemetry WHERE device = %s AND grp = %s AND ts <= %s"
+            " ORDER BY grp, ts DESC LIMIT 1"
+        )
+        following = "SELECT min(grp) FROM telemetry WHERE device = %s AND grp > %s"
+        found: dict[str, tuple[float, str]] = {}
+        newest = datetime.fromtimestamp(now, UTC) + DAY
+        with self._storing() as connection:
+            number, group = _id(connection, tenant, device), ""
+            while True:
+                row = connection.execute(following, (number, group)).fetchone()
+                if row is None or row[0] is None:
+                    return found
+                group = row[0]
+                row = connection.execute(query, (number, group, newest)).fetchone()
+                if row is not None:
+                    found[row[0]] = (row[1].timestamp(), json.dumps(json.loads(row[2]), separators=(",", ":")))
+
+    def series(
+        self, tenant: str, device: str, group: str, metric: str, since: float, until: float, limit: int = MAX_PAGE
+    ) -> list[tuple[float, object]]:
+        """See `Store.series`."""
+        query = (
+            "SELECT ts, body #> %s FROM telemetry WHERE device = %s AND grp = %s AND ts >= %s AND ts < %s"
+            " ORDER BY ts LIMIT %s"
+        )
+        path = metric_path(metric)
+        with self._storing() as connection:
+            number = _id(connection, tenant, device)
+            span = (_moment(int(since * 1000)), _moment(int(until * 1000)), min(limit, MAX_PAGE))
+            return [(ts.timestamp(), value) for ts, value in connection.execute(query, (path, number, group, *span))]
+
+    def alarms(self, tenant: str, device: str) -> list[str]:
+        """See `Store.alarms`."""
+        with self._storing() as connection:
+            number = _id(connection, tenant, device)
+            rows = connection.execute("SELECT body FROM alarms WHERE device = %s ORDER BY type", (number,))
+            return [row[0] for row in rows]
+
+    def statuses(self, tenant: str, device: str) -> list[str]:
+        """See `Store.statuses`."""
+        query = "SELECT body FROM commands WHERE device = %s ORDER BY id DESC LIMIT %s"
+        with self._storing() as connection:
+            return [row[0] for row in connection.execute(query, (_id(connection, tenant, device), MAX_PAGE))]
+
+    def trim(self, received_before: float, most_bytes: int) -> int:
+        """See `Store.trim`. A slice is a day; of times that no clock gives, `TRIM_ROWS` messages."""
+        before = datetime.fromtimestamp(received_before, UTC)
+        with self._storing() as connection, connection.transaction():
+            gone = connection.execute(statements.TRIM_COMMANDS, (received_before, TRIM_ROWS)).rowcount
+            if self._timescale:
+                return gone + _drop_chunks(connection, before, full=_used(connection) > most_bytes)
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            days = [name for (name,) in connection.execute(statements.PARTITIONS) if name != "telemetry_other"]
+            oldest = days[0] if days else ""
+            full = len(days) > 1 and _used(connection) > most_bytes
+            if oldest and (full or oldest <= f"telemetry_{before - DAY:%Y%m%d}"):
+                connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(oldest)))
+                self._days.clear()
+                return gone + 1
+            others = "SELECT ctid FROM telemetry_other WHERE received < %s LIMIT %s"
+            text = f"DELETE FROM telemetry_other WHERE ctid IN ({others})"  # noqa: S608 - a constant of this function
+            return gone + connection.execute(text, (before, TRIM_ROWS)).rowcount
+
+    def used_bytes(self) -> int:
+        """See `Store.used_bytes`. The database's size: PostgreSQL gives nothing back but what a dropped day took."""
+        with self._storing() as connection:
+            return _used(connection)
+
+    def count(self) -> int:
+        """See `Store.count`."""
+        with self._storing() as connection:
+            row = connection.execute("SELECT count(*) FROM telemetry").fetchone()
+            return int(row[0]) if row else 0
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _storing(self) -> Iterator[psycopg.Connection]:
+        """The connection, made anew when it was lost, and the one seam where psycopg's errors become ours."""
+        try:
+            if self._connection is None or self._connection.closed:
+                options = f"-c statement_timeout={STATEMENT_MS}"
+                self._connection = psycopg.connect(
+                    self._url, autocommit=True, connect_timeout=CONNECT_S, options=options
+                )
+            yield self._connection
+        except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
+            raise BoardError("the store has no room", where=_told(error), reason="no-space") from None
+        except psycopg.OperationalError as error:  # away, ended, or two consumers in each other's way
+            raise NetworkError("the store cannot be reached", where=_told(error)) from None
+        except psycopg.Error as error:
+            raise BoardError("the store cannot be used", where=_told(error)) from None
+
+
+def _make_day(connection: psycopg.Connection, day: date) -> None:
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+    name = f"telemetry_{day:%Y%m%d}"
+    there = connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()
+    if there is not None and there[0] is not None:
+        return
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    span = (start, start + DAY)
+    # What a clock that ran ahead put there before would be in the new partition's way.
+    moved = connection.execute("DELETE FROM telemetry_other WHERE ts >= %s AND ts < %s RETURNING *", span).fetchall()
+    text = sql.SQL("CREATE TABLE {} PARTITION OF telemetry FOR VALUES FROM ({}) TO ({})")
+    connection.execute(text.format(sql.Identifier(name), *map(sql.Literal, span)))
+    with connection.cursor() as cursor:
+        rows = [(*row[:-1], json.dumps(row[-1])) for row in moved]
+        cursor.executemany("INSERT INTO telemetry VALUES (%s, %s, %s, %s, %s, %s, %s, %s)", rows)
+
+
+def _told(error: psycopg.Error) -> str:
+    """The first line of an error; `from None` beside it: the cause may show the URL and its password."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _write_truth(cursor: psycopg.Cursor, batch: Batch, ids: dict[tuple[str, str], int]) -> None:
+    """What is retained, each kind in the order of the devices: two consumers then wait for, not on, each other."""
+    births = sorted(batch.births, key=lambda fact: ids[key(fact)])
+    told = sorted(batch.statuses, key=lambda fact: (ids[key(fact)], fact.id))
+    presences = sorted(batch.presences, key=lambda fact: ids[key(fact)])
+    if presences:
+        cursor.executemany(statements.PRESENCE, [presence_values(fact, ids[key(fact)]) for fact in presences])
+    if births:
+        cursor.executemany(
+            statements.BIRTH, [(b.agent, b.board, b.model, b.state_version, ids[key(b)]) for b in births]
+        )
+        cursor.executemany(statements.BIRTH_BODY, [(ids[key(b)], b.body) for b in births])
+    if told:
+        cursor.executemany(statements.STATUS, [(ids[key(fact)], *fact[2:]) for fact in told])
+    for fact in sorted(batch.alarms, key=lambda fact: (ids[key(fact)], fact.type)):
+        if fact.body:
+            cursor.execute(statements.ALARM, (ids[key(fact)], *fact[2:]))
+        else:
+            cursor.execute("DELETE FROM alarms WHERE device = %s AND type = %s", (ids[key(fact)], fact.type))
+
+
+def _columns(samples: list[Sample], ids: dict[tuple[str, str], int], received: float) -> dict[str, object]:
+    return {
+        "received": datetime.fromtimestamp(received, UTC),
+        "device": [ids[key(fact)] for fact in samples],
+        "grp": [fact.group for fact in samples],
+        "ts": [_moment(fact.ts_ms) for fact in samples],
+        "boot": [boot_number(fact.boot_id) for fact in samples],
+        "seq": [fact.seq for fact in samples],
+        "mono": [fact.mono_ms for fact in samples],
+        "body": [fact.values for fact in samples],
+    }
+
+
+def _moment(ts_ms: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=ts_ms)
+
+
+def _id(connection: psycopg.Connection, tenant: str, device: str) -> int:
+    row = connection.execute("SELECT id FROM devices WHERE tenant = %s AND name = %s", (tenant, device)).fetchone()
+    return int(row[0]) if row else -1
+
+
+def _used(connection: psycopg.Connection) -> int:
+    row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _drop_chunks(connection: psycopg.Connection, before: datetime, *, full: bool) -> int:
+    """Drop what is too old; of a full store the oldest day that is left."""
+    if full:
+        row = connection.execute(
+            "SELECT min(range_end) FROM timescaledb_information.chunks WHERE hypertable_name = 'telemetry'"
+        ).fetchone()
+        before = max(before, row[0]) if row and row[0] else before
+    return len(connection.execute("SELECT drop_chunks('telemetry', %s::timestamptz)", (before,)).fetchall())

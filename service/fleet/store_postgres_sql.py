@@ -1,0 +1,71 @@
+"""The statements of the PostgreSQL store."""
+
+from __future__ import annotations
+
+SCHEMA = """
+CREATE TABLE temperd_schema (version INTEGER NOT NULL);
+CREATE TABLE devices (
+    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant TEXT COLLATE "C" NOT NULL, name TEXT COLLATE "C" NOT NULL,
+    online BOOLEAN NOT NULL DEFAULT false, session BIGINT NOT NULL DEFAULT -1, connection BIGINT NOT NULL DEFAULT -1,
+    since DOUBLE PRECISION, agent TEXT NOT NULL DEFAULT '', board TEXT NOT NULL DEFAULT '',
+    model TEXT NOT NULL DEFAULT '', state_version BIGINT NOT NULL DEFAULT -1, UNIQUE (tenant, name)
+);
+CREATE TABLE births (device BIGINT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE commands (
+    device BIGINT NOT NULL, id TEXT COLLATE "C" NOT NULL, type TEXT NOT NULL, version BIGINT NOT NULL,
+    status TEXT NOT NULL, ts DOUBLE PRECISION NOT NULL, body TEXT NOT NULL, PRIMARY KEY (device, id)
+);
+CREATE INDEX commands_by_age ON commands (ts);
+CREATE TABLE alarms (
+    device BIGINT NOT NULL, type TEXT COLLATE "C" NOT NULL, severity TEXT NOT NULL, ts DOUBLE PRECISION NOT NULL,
+    body TEXT NOT NULL, PRIMARY KEY (device, type)
+);
+"""
+TELEMETRY = """
+CREATE TABLE telemetry (
+    device BIGINT NOT NULL, grp TEXT COLLATE "C" NOT NULL, ts TIMESTAMPTZ NOT NULL, boot BIGINT NOT NULL,
+    seq BIGINT NOT NULL, mono_ms BIGINT NOT NULL, received TIMESTAMPTZ NOT NULL, body JSONB NOT NULL,
+    PRIMARY KEY (device, grp, ts, boot, seq)
+)"""
+PRESENCE = """
+UPDATE devices SET online = %(online)s, session = %(session)s, connection = %(connection)s, since = %(since)s
+WHERE id = %(id)s AND ((%(session)s, %(connection)s, NOT %(online)s) > (session, connection, NOT online)
+  OR (%(online)s AND %(session)s < session AND %(since)s > since))
+"""
+BIRTH = "UPDATE devices SET agent = %s, board = %s, model = %s, state_version = %s WHERE id = %s"
+BIRTH_BODY = "INSERT INTO births VALUES (%s, %s) ON CONFLICT (device) DO UPDATE SET body = excluded.body"
+STATUS = """
+INSERT INTO commands VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (device, id) DO UPDATE SET
+    type = excluded.type, version = excluded.version, status = excluded.status, ts = excluded.ts, body = excluded.body
+WHERE excluded.version > commands.version
+"""
+ALARM = """
+INSERT INTO alarms VALUES (%s, %s, %s, %s, %s) ON CONFLICT (device, type) DO UPDATE SET
+    severity = excluded.severity, ts = excluded.ts, body = excluded.body
+"""
+SAMPLES = """
+INSERT INTO telemetry SELECT d, g, t, b, s, m, %(received)s, v::jsonb FROM unnest(
+    %(device)s::bigint[], %(grp)s::text[], %(ts)s::timestamptz[], %(boot)s::bigint[], %(seq)s::bigint[],
+    %(mono)s::bigint[], %(body)s::text[]) AS n (d, g, t, b, s, m, v) ORDER BY d, g, t, b, s ON CONFLICT DO NOTHING
+"""
+DEVICES = """
+SELECT d.tenant, d.name, d.online, d.since, d.agent, d.board, d.model, coalesce(a.number, 0),
+    (extract(epoch FROM t.ts) * 1000)::bigint, t.body -> 'temperature_celsius', t.body ->> 'action'
+FROM devices d LEFT JOIN (SELECT device, count(*) AS number FROM alarms GROUP BY device) a ON a.device = d.id
+LEFT JOIN LATERAL (
+    SELECT n.ts, n.body FROM telemetry n WHERE n.device = d.id AND n.grp = 'board' AND n.ts <= %(newest)s
+    ORDER BY n.ts DESC LIMIT 1) t ON true
+WHERE (d.tenant, d.name) > (%(tenant_after)s, %(name_after)s) AND (%(tenant)s = '' OR d.tenant = %(tenant)s)
+    AND starts_with(d.name, %(prefix)s) AND (%(online)s::boolean IS NULL OR d.online = %(online)s)
+    AND (%(alarmed)s::boolean IS NULL OR (coalesce(a.number, 0) > 0) = %(alarmed)s)
+ORDER BY d.tenant, d.name LIMIT %(limit)s
+"""
+TRIM_COMMANDS = """
+DELETE FROM commands WHERE ctid IN (SELECT ctid FROM commands WHERE ts < %s AND status IN
+    ('succeeded', 'rejected', 'failed', 'canceled', 'timed_out', 'rolled_back') LIMIT %s)
+"""
+PARTITIONS = """
+SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'telemetry'::regclass ORDER BY c.relname
+"""
