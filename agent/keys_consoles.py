@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,14 @@ MAX_CONSOLES = 64  # people who may command one board
 SHORTEST_KEY_ID = 8  # digits: two of 64 consoles share so many once in two million folders
 
 
+class Role(StrEnum):
+    """What the owner of a board lets a console do: which types of command, see `service.command_types`."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    OWNER = "owner"
+
+
 def keyid(key: Ed25519PublicKey) -> str:
     """SHA-256 of the raw public key, in hexadecimal."""
     return _raw_keyid(key.public_bytes_raw())
@@ -41,6 +50,9 @@ def keyid(key: Ed25519PublicKey) -> str:
 
 def _raw_keyid(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
+
+
+_RANKS = tuple(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +64,14 @@ class TrustedConsole:
         keyid: see `keyid`.
         key: its public key, raw, 32 bytes.
         path: of the file.
+        role: what it may do.
     """
 
     name: str
     keyid: str
     key: bytes
     path: Path
+    role: Role = Role.OWNER
 
 
 def create_console_key(folder: Path, name: str) -> Path:
@@ -117,9 +131,29 @@ def trusted_consoles(folder: Path) -> tuple[TrustedConsole, ...]:
     return tuple(_read_console(path) for path in paths)
 
 
-def load_trusted_consoles(folder: Path) -> dict[str, bytes]:
-    """The raw keys of `trusted_consoles` by key id; raises like it."""
-    return {console.keyid: console.key for console in trusted_consoles(folder)}
+def load_trusted_consoles(folder: Path) -> dict[str, TrustedConsole]:
+    """`trusted_consoles` by key id; raises like it. Of a key that lies there twice, the least of its roles counts."""
+    found: dict[str, TrustedConsole] = {}
+    for console in trusted_consoles(folder):
+        before = found.get(console.keyid)
+        if before is None or _RANKS.index(console.role) < _RANKS.index(before.role):
+            found[console.keyid] = console
+    return found
+
+
+def console_document(data: bytes, path: Path, role: Role) -> bytes:
+    """A console's public document as a board that gives it `role` keeps it.
+
+    Args:
+        data: the document as its owner made it; a role in it is replaced, for the board's owner decides.
+        path: where it came from, for messages.
+        role: see `Role`.
+
+    Raises:
+        ArtifactError: it is none.
+    """
+    console = _parse_console(data, path)
+    return canonical({"ed25519": console.key.hex(), "keyid": console.keyid, "name": console.name, "role": role}) + b"\n"
 
 
 def distrust_console(folder: Path, digits: str) -> tuple[TrustedConsole, ...]:
@@ -155,13 +189,18 @@ class _StoredConsole:
     name: str = field(metadata=limits(longest=64))
     ed25519: str
     keyid: str
+    role: str = field(default=Role.OWNER, metadata=limits(choices=tuple(Role)))
+    """Files of boards that knew no roles have none: their consoles were told that they may do everything."""
 
 
 def _read_console(path: Path) -> TrustedConsole:
-    data = read_public(path)
+    return _parse_console(read_public(path), path)
+
+
+def _parse_console(data: bytes, path: Path) -> TrustedConsole:
     what = f"trusted console {path.name}"
     stored = read_table(_StoredConsole, loads(data, what=what, max_bytes=MAX_KEY_FILE_BYTES), what)
     key = key_bytes(stored.ed25519, path)
     if _raw_keyid(key) != stored.keyid:
         raise ArtifactError("key id is not that of the key", where=str(path), reason="key-broken")
-    return TrustedConsole(stored.name, stored.keyid, key, path)
+    return TrustedConsole(stored.name, stored.keyid, key, path, Role(stored.role))

@@ -9,7 +9,9 @@ from agent import strict_json
 from agent.durable import make_folder, read_bounded, write_atomic
 from agent.errors import SpecError, TemperdError
 from agent.keys_consoles import (
+    Role,
     TrustedConsole,
+    console_document,
     create_console_key,
     distrust_console,
     load_trusted_consoles,
@@ -91,9 +93,9 @@ def console(options: argparse.Namespace) -> int:
 
 
 def trust(options: argparse.Namespace) -> int:
-    """Copy a console's public document into the folder of trusted ones, once it reads as one."""
+    """Copy a console's public document with the role it is given into the folder of trusted ones."""
     source = Path(options.document)
-    data = _given(source, MAX_DOCUMENT_BYTES)
+    data = console_document(_given(source, MAX_DOCUMENT_BYTES), source, Role(options.role))
     folder = Path(load_config(config_path(options)).commands.trusted_consoles)
     make_folder(folder, 0o755)
     target = folder / (source.name if source.suffix == ".json" else f"{source.name}.json")
@@ -108,9 +110,9 @@ def trust(options: argparse.Namespace) -> int:
             write_atomic(target, before, 0o644)
         raise
     if options.json:
-        say_json({"trusted_consoles": sorted(trusted)})
+        say_json({"role": options.role, "trusted_consoles": sorted(trusted)})
     else:
-        print(f"{len(trusted)} console(s) trusted; the daemon reads them at each command")
+        print(f"trusted as {options.role}; {len(trusted)} console(s) in all, read by the daemon at each command")
     return 0
 
 
@@ -199,7 +201,9 @@ def _table(
         "read_from": {"origin": found.origin, "path": str(found.path)},
         **live[0],
         "previous": live[1] if len(live) > 1 else None,
-        "consoles": [{"name": item.name, "keyid": item.keyid, "file": str(item.path)} for item in consoles],
+        "consoles": [
+            {"name": item.name, "role": item.role, "keyid": item.keyid, "file": str(item.path)} for item in consoles
+        ],
         "repository_root": {"error": root.code, "message": str(root)}
         if isinstance(root, TemperdError)
         else root and _root_table(root),
@@ -225,7 +229,7 @@ def _lines(
         lines += [f"  {age:8} identity   {spoken(public.fingerprint)}"]
         lines += [f"  {age:8} storage    {spoken(keys.storage_key_id)}"]
     for item in consoles:
-        lines += [f"console {item.name}", f"  key                 {spoken(item.keyid)}"]
+        lines += [f"console {item.name}, {item.role}", f"  key                 {spoken(item.keyid)}"]
     if isinstance(root, TemperdError):
         lines += [f"repository: {root}"]
     elif root is not None:

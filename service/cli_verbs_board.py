@@ -36,7 +36,7 @@ examples:
 examples:
   temperd keys init my-board             on the board
   temperd keys console alice --out .     on the operator's machine
-  temperd keys trust alice.pub.json      on the board: obey this console
+  temperd keys trust alice.pub.json      on the board: obey this console (--role viewer|operator|owner)
   temperd keys                           fingerprints of all of them
 docs/keys.md has the recipes: rotation, systemd credentials, a lost board.""",
 }
@@ -88,6 +88,9 @@ def _keys_verbs(verbs: Verbs) -> None:
     console.add_argument("--out", metavar="DIR", default=".", help="folder for NAME.key (secret) and NAME.pub.json")
     trust = add_verb(kinds, "trust", "cli_keys:trust", "Obey commands signed by this console.")
     trust.add_argument("document", metavar="FILE", help="the console's public NAME.pub.json")
+    trust.add_argument(
+        "--role", choices=("viewer", "operator", "owner"), default="owner", help="what it may do (owner: everything)"
+    )
     distrust = add_verb(kinds, "distrust", "cli_keys:distrust", "Obey this console no more.")
     distrust.add_argument("keyid", metavar="KEYID", nargs="+", help="its key id, or the first 8 digits or more")
     pin = add_verb(kinds, "trust-repository", "cli_keys:trust_repository", "Pin a repository's root document.")

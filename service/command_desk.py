@@ -1,4 +1,9 @@
-"""The command desk: judges what comes in, keeps the journal ahead of every effect, acknowledges last."""
+"""The command desk: judges what comes in, keeps the journal ahead of every effect, acknowledges last.
+
+What a trusted console signed for this board is answered for good: the answer is in the ledger, also a refusal, and the
+same command never gets another. What anybody can send, see `STRANGERS`, leaves no trace on the disk or on the broker:
+its answer is not retained, and there are only so many a second.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent.errors import ArtifactError, BoardError, CommandError, TemperdError
+from agent.errors import BoardError, CommandError, TemperdError
+from agent.keys_consoles import TrustedConsole
 from agent.spec import FineTuneSpec
-from service.commands import CANCEL, FINE_TUNE, PAUSE, QUALIFY, SCRUB, SET_POLICY, Command, Refusal, open_command
+from service.answers import Answers
+from service.commands import (
+    CANCEL,
+    FINE_TUNE,
+    QUALIFY,
+    SCRUB,
+    SET_POLICY,
+    Command,
+    Refusal,
+    check_command,
+    read_command,
+    refuse,
+)
 from service.device_link import Incoming
 from service.job import TERMINAL, State
 from service.journal import JobRecord, Journal, Verdict
@@ -16,25 +34,33 @@ from service.logs import logger
 from service.policy_commands import PolicyCommands
 from service.qualify_command import Qualifications
 from service.scrub import Scrubs
+from service.state_version import BoardState
 from service.statuses import Clock, Statuses
+
+MAX_UNFINISHED = 100  # jobs; more than a board works off in weeks
+STRANGERS_PER_S = 10.0  # answers to what was not signed for this board; a person who tries things sends one
+STRANGERS_AT_ONCE = 100  # saved up in quiet times: a fleet console with a wrong key may try many commands at once
 
 log = logger("commands")
 
 
 class Jobs(Protocol):
-    """What commands do to jobs. Each method is durable when it returns, and does nothing new when called twice."""
+    """What commands do to jobs."""
 
     def accept(self, job_id: str, digest: str, spec: FineTuneSpec) -> JobRecord:
-        """Enter a job."""
+        """Enter a job, durably."""
 
-    def cancel(self, job_id: str) -> None:
-        """End a job that has not ended."""
+    def canceling(self, job_id: str) -> dict[str, str]:
+        """What the journal is to remember so that a job ends."""
 
-    def hold(self, job_id: str) -> None:
-        """Let a job rest until it is released."""
+    def superseded_by(self, command: Command) -> str:
+        """The id of a later pause or resume of the same job that is obeyed; empty: there is none."""
 
-    def release(self, job_id: str) -> None:
-        """Let a job go on."""
+    def holding(self, command: Command) -> dict[str, str]:
+        """What the journal is to remember so that a job rests or goes on."""
+
+    def obey(self) -> None:
+        """Do what the journal remembers."""
 
     def wake(self) -> None:
         """Something changed that may let a waiting job run."""
@@ -56,23 +82,30 @@ class CommandDesk:
     Args:
         journal: the ledger of commands.
         statuses: publishes.
+        answers: keeps and tells what came of commands that are no jobs.
         clock: see `Clock`.
-        trusted: reads the raw keys of the consoles that are obeyed, by key id.
+        trusted: reads the consoles that are obeyed, by key id.
         device: this board's name.
         rooms: see `Rooms`.
+        state: reads what expectations are held against.
     """
 
     def __init__(
         self,
         journal: Journal,
         statuses: Statuses,
+        answers: Answers,
         clock: Clock,
-        trusted: Callable[[], Mapping[str, bytes]],
+        trusted: Callable[[], Mapping[str, TrustedConsole]],
         device: str,
         rooms: Rooms,
+        state: Callable[[], BoardState],
     ) -> None:
-        self._journal, self._statuses, self._clock = journal, statuses, clock
-        self._trusted, self._device, self._rooms = trusted, device, rooms
+        self._journal, self._statuses, self.answers, self._clock = journal, statuses, answers, clock
+        self._trusted, self._device, self._rooms, self._state = trusted, device, rooms, state
+        self._strangers = _Allowance(STRANGERS_PER_S, STRANGERS_AT_ONCE, clock.mono)
+        self.refused_total = 0
+        """Commands refused since the start, whoever sent them."""
 
     def take(self, incoming: Incoming) -> None:
         """Judge a command, journal it, act on it, acknowledge it: in this order."""
@@ -82,80 +115,140 @@ class CommandDesk:
             log.error("the trusted consoles cannot be read, no command is obeyed", why=str(error))  # noqa: TRY400
             return
         try:
-            command = open_command(
-                incoming.envelope,
-                topic_type=incoming.type,
-                topic_id=incoming.id,
-                trusted=trusted,
-                device=self._device,
-                now=self._clock.now(),
-                clock_synchronised=self._clock.synchronised(),
-            )
-            self._carry_out(command)
+            self._take(incoming, trusted)
         except BoardError as error:  # not acknowledged: the broker keeps the command until the disk takes it
             log.error("a command could not be journaled", id=incoming.id, why=str(error))  # noqa: TRY400 - said whole
             return
-        except (CommandError, ArtifactError) as error:
-            log.warning("command refused", id=incoming.id, type=incoming.type, reason=error.code, why=str(error))
-            self._answer_refusal(incoming, error)
         incoming.ack()
 
-    def _answer_refusal(self, incoming: Incoming, error: TemperdError) -> None:
-        """Say why, unless the id is that of an accepted command: its status is not for a stranger to replace."""
-        if self._journal.outcome(incoming.id) is None and self._journal.job(incoming.id) is None:
-            self._statuses.publish_plain(incoming.type, incoming.id, "rejected", error.code, str(error))
-
-    def _carry_out(self, command: Command) -> None:
-        verdict = self._journal.judge(command.id, command.digest)
-        if verdict is Verdict.REPLAY:
-            raise CommandError("this id was used before", where=command.id, reason=Refusal.REPLAY)
+    def _take(self, incoming: Incoming, trusted: Mapping[str, TrustedConsole]) -> None:
+        try:
+            command = read_command(
+                incoming.envelope, topic_type=incoming.type, topic_id=incoming.id, trusted=trusted, device=self._device
+            )
+            verdict = self._journal.judge(command.id, command.digest)
+            if verdict is Verdict.REPLAY:
+                raise refuse(Refusal.REPLAY, "this id was used before, or is older than all that is remembered")
+        except CommandError as error:
+            self._answer_stranger(incoming, error)
+            return
         if verdict is Verdict.REPEAT:
             self._repeat(command)
-        elif command.type == FINE_TUNE:
-            self._rooms.jobs.accept(command.id, command.digest, command.spec)
+            return
+        try:
+            self._check(command)
+        except CommandError as error:
+            self.refused_total += 1
+            told = {"keyid": command.keyid[:16], "reason": error.code, "why": str(error)}
+            log.warning("command refused", id=command.id, type=command.type, **told)
+            self.answers.give(command, "rejected", error.code, str(error))
+            return
+        self._carry_out(command)
+
+    def _answer_stranger(self, incoming: Incoming, error: CommandError) -> None:
+        """Say why, unless the id is that of a command in the ledger: its status is not for a stranger to replace."""
+        self.refused_total += 1
+        held_back = self._strangers.ask()
+        if held_back is None:
+            return
+        also = {"held_back": held_back} if held_back else {}
+        log.warning("command refused", id=incoming.id, type=incoming.type, reason=error.code, why=str(error), **also)
+        if self._journal.outcome(incoming.id) is None and self._journal.job(incoming.id) is None:
+            self._statuses.publish_plain(incoming.type, incoming.id, "rejected", error.code, str(error), retained=False)
+
+    def _check(self, command: Command) -> None:
+        """Whether a command that is new here is to be carried out.
+
+        Raises:
+            CommandError: it is refused.
+        """
+        if command.type == SET_POLICY and self._rooms.policies.begun(command):
+            return  # it was judged, and may be in force: a state that it changed itself must not refuse it now
+        check_command(command, now=self._clock.now(), clock_synchronised=self._clock.synchronised())
+        if command.expect and (unmet := self._state().unmet(command.expectation)):
+            raise refuse(Refusal.EXPECTATION_FAILED, unmet, "expect", "Look at the board's birth message")
+        if command.type == FINE_TUNE and len(self._journal.unfinished()) >= MAX_UNFINISHED:
+            what = f"{MAX_UNFINISHED} jobs have not ended"
+            raise refuse(Refusal.QUEUE_FULL, what, fix="Cancel some, or send it again when some have ended")
+
+    def _carry_out(self, command: Command) -> None:
+        rooms = self._rooms
+        if command.type == FINE_TUNE:
+            rooms.jobs.accept(command.id, command.digest, command.spec)
         elif command.type == SCRUB:
-            self._rooms.scrubs.ask(command)
-            self._rooms.jobs.wake()
+            rooms.scrubs.ask(command)
+            rooms.jobs.wake()
         elif command.type == QUALIFY:
-            self._rooms.qualifications.ask(command)
-            self._rooms.jobs.wake()
+            rooms.qualifications.ask(command)
+            rooms.jobs.wake()
         elif command.type == SET_POLICY:
-            self._rooms.policies.take(command)
+            rooms.policies.take(command)
+        elif command.type == CANCEL:
+            self._cancel(command)
         else:
-            self._control(command)
+            self._hold_or_release(command)
 
     def _repeat(self, command: Command) -> None:
         log.info("command repeated, nothing runs again", id=command.id)
         record = self._journal.job(command.id)
-        rooms = (self._rooms.scrubs, self._rooms.qualifications, self._rooms.policies)
         if record is not None:
             self._statuses.publish(record)
-        elif not any(room.repeat(command.id) for room in rooms):
-            status, _, reason = (self._journal.outcome(command.id) or "succeeded").partition(":")
-            self._statuses.publish_plain(command.type, command.id, status, reason, "")
+        elif not any(room.repeat(command.id) for room in (self._rooms.scrubs, self._rooms.qualifications)):
+            self.answers.repeat(command.id, command.type)
 
-    def _control(self, command: Command) -> None:
-        """Cancel, pause or resume a job; a stress run can be canceled."""
+    def _cancel(self, command: Command) -> None:
+        """End a job or a stress run."""
         record, jobs = self._journal.job(command.job), self._rooms.jobs
-        done = command.type == CANCEL and (
-            self._rooms.qualifications.cancel(command.job)
-            if record is None
-            else record.standing.state is State.CANCELED
-        )
-        if done:  # a stress run; or a crash came between the act and its record: the answer is the same
-            pass
-        elif record is None or record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
-            stands = "unknown" if record is None else record.standing.state.lower()
-            self._journal.record(command.id, command.digest, "rejected:wrong-state")
-            why = f"job {command.job} is {stands}"
-            self._statuses.publish_plain(command.type, command.id, "rejected", "wrong-state", why)
-            return
-        elif command.type == CANCEL:
-            jobs.cancel(record.id)
-        elif command.type == PAUSE:
-            jobs.hold(record.id)
+        if record is None:
+            if self._rooms.qualifications.cancel(command.job):
+                self.answers.give(command, "succeeded")
+            else:
+                self._refuse_state(command, "unknown")
+        elif record.standing.state is State.CANCELED:
+            self.answers.give(command, "succeeded")
+        elif record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
+            self._refuse_state(command, record.standing.state.lower())
         else:
-            jobs.release(record.id)
-        self._journal.record(command.id, command.digest, "succeeded")
-        self._statuses.publish_plain(command.type, command.id, "succeeded", "", "")
-        jobs.wake()
+            self.answers.give(command, "succeeded", marks=jobs.canceling(record.id))
+            jobs.obey()
+
+    def _hold_or_release(self, command: Command) -> None:
+        """Pause or resume a job."""
+        record, jobs = self._journal.job(command.job), self._rooms.jobs
+        if record is None:
+            self._refuse_state(command, "unknown")
+        elif record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
+            self._refuse_state(command, record.standing.state.lower())
+        elif later := jobs.superseded_by(command):
+            self.answers.give(command, "rejected", "superseded", f"{later} was issued later and is obeyed")
+        else:
+            self.answers.give(command, "succeeded", marks=jobs.holding(command))
+            jobs.obey()
+
+    def _refuse_state(self, command: Command, stands: str) -> None:
+        self.answers.give(command, "rejected", "wrong-state", f"job {command.job} is {stands}")
+
+
+class _Allowance:
+    """So many a second, and some more that were saved up.
+
+    Args:
+        per_s: how many.
+        most: how many are saved up.
+        mono: monotonic clock, seconds.
+    """
+
+    def __init__(self, per_s: float, most: int, mono: Callable[[], float]) -> None:
+        self._per_s, self._most, self._mono = per_s, most, mono
+        self._left, self._at, self._held_back = float(most), mono(), 0
+
+    def ask(self) -> int | None:
+        """How many were held back since the last that was allowed; `None`: this one is held back too."""
+        now = self._mono()
+        self._left, self._at = min(self._most, self._left + (now - self._at) * self._per_s), now
+        if self._left < 1.0:
+            self._held_back += 1
+            return None
+        self._left -= 1.0
+        told, self._held_back = self._held_back, 0
+        return told

@@ -189,7 +189,7 @@ class Daemon:
                 self._parts.publish_store()
                 self._parts.alarms.connected()
                 if not present:
-                    self._parts.journal.forget_published()
+                    self._parts.desk.broker_lost_all()
             case Disconnected():
                 pass
 

@@ -8,21 +8,26 @@ import json
 from collections.abc import Callable, Mapping
 
 from agent.errors import BoardError
+from agent.keys_consoles import TrustedConsole
 from agent.messages import Scrubbed
 from agent.spec import FineTuneSpec, spec_table
 from policies.battery import is_short, order_jobs
 from policies.policy import Policy
 from policies.reading import Action
+from service.answers import Answers
 from service.command_desk import CommandDesk, Rooms
-from service.commands import FINE_TUNE
+from service.commands import FINE_TUNE, Command
+from service.conclusion import PATIENT
+from service.holds import Holds
 from service.job import TERMINAL, WORKING, Event, State
 from service.journal import JobRecord, Journal
 from service.logs import bind, logger
-from service.policy_commands import PolicyCommands
+from service.policy_commands import PolicyCommands, result_of
 from service.policy_file import PolicyFile
 from service.qualify_command import Qualifications, QualifyShop
-from service.runner import PATIENT, Runner, Workshop
+from service.runner import Runner, Workshop
 from service.scrub import Scrubs, ScrubShop
+from service.state_version import BoardState
 from service.statuses import Clock, Statuses, Uplink
 from service.steering import Steering
 
@@ -40,12 +45,13 @@ class Desk:
         steering: the governor's present decision.
         policies: what is in force.
         uplink: where statuses go.
-        trusted: reads the raw keys of the consoles that are obeyed, by key id.
+        trusted: reads the consoles that are obeyed, by key id.
         device: this board's name.
         clock: see `Clock`.
         shop: how workers are made.
         scrub_shop: how scrubs are made.
         qualify_shop: how stress runs are made.
+        state: reads what a command's expectations are held against.
         policy_by_command: whether consoles may set the policy.
     """
 
@@ -55,19 +61,20 @@ class Desk:
         steering: Steering,
         policies: PolicyFile,
         uplink: Uplink,
-        trusted: Callable[[], Mapping[str, bytes]],
+        trusted: Callable[[], Mapping[str, TrustedConsole]],
         device: str,
         clock: Clock,
         shop: Workshop,
         *,
         scrub_shop: ScrubShop,
         qualify_shop: QualifyShop,
+        state: Callable[[], BoardState],
         policy_by_command: bool = True,
     ) -> None:
         self._journal, self._steering, self._policies = journal, steering, policies
         self._clock, self._ended = clock, shop.ended
         self._statuses = Statuses(journal, uplink, clock)
-        self._held, self._canceled = _Names(journal, "held"), _Names(journal, "canceled")
+        self._held, self._canceled = Holds(journal), _Names(journal, "canceled")
         self._not_before: dict[str, float] = {}
         self._news = asyncio.Event()
         self.runner = Runner(journal, self._statuses, steering, clock, shop, self._held, self._canceled)
@@ -75,11 +82,12 @@ class Desk:
         self.qualifications = Qualifications(
             journal, self._statuses, steering, clock, qualify_shop, lambda: policies.policy
         )
+        answers = Answers(journal, self._statuses, lambda command_id: result_of(journal, command_id))
         policy_commands = PolicyCommands(
-            journal, self._statuses, policies, allowed=policy_by_command, changed=self.policy_changed
+            journal, answers, policies, allowed=policy_by_command, changed=self.policy_changed
         )
         rooms = Rooms(self, self.scrubs, self.qualifications, policy_commands)
-        self.commands = CommandDesk(journal, self._statuses, clock, trusted, device, rooms)
+        self.commands = CommandDesk(journal, self._statuses, answers, clock, trusted, device, rooms, state)
 
     # --- what commands do ---------------------------------------------------------------------------------------------
 
@@ -94,18 +102,28 @@ class Desk:
         self.wake()
         return record
 
-    def cancel(self, job_id: str) -> None:
-        """End a job: at once where no worker is at it, else when its worker ends."""
-        self._canceled.add(job_id)
+    def canceling(self, job_id: str) -> dict[str, str]:
+        """What the journal is to remember so that a job ends; `obey` once it does."""
+        return self._canceled.with_name(job_id)
+
+    def superseded_by(self, command: Command) -> str:
+        """See `Holds`."""
+        return self._held.superseded_by(command)
+
+    def holding(self, command: Command) -> dict[str, str]:
+        """What the journal is to remember so that a job rests or goes on; `obey` once it does."""
+        return self._held.after(command)
+
+    def obey(self) -> None:
+        """Do what the journal remembers: end what is canceled and has no worker; the others end when their worker does.
+
+        Raises:
+            BoardError: the disk refuses; it is done at the next `obey` or when the next job is looked for.
+        """
+        self._held.reload()
+        self._canceled.reload()
+        self.wake()
         self._end_canceled()
-
-    def hold(self, job_id: str) -> None:
-        """Let a job rest until it is released."""
-        self._held.add(job_id)
-
-    def release(self, job_id: str) -> None:
-        """Let a job go on."""
-        self._held.discard(job_id)
 
     def policy_changed(self) -> None:
         """Another policy is in force: the governor and the scrubs take it, and waiting jobs may run."""
@@ -116,8 +134,18 @@ class Desk:
     def publish_pending(self) -> None:
         """Publish some of the statuses that the broker has not confirmed; call again until none is left."""
         self._statuses.publish_pending()
+        self.commands.answers.publish_pending()
         self.scrubs.publish_pending()
         self.qualifications.publish_pending()
+
+    def broker_lost_all(self) -> None:
+        """The broker has no session of ours, so it may have lost what it kept: statuses are told once more.
+
+        Raises:
+            BoardError: the disk refuses.
+        """
+        self._journal.forget_published()
+        self.commands.answers.broker_lost_all()
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
@@ -238,8 +266,7 @@ class _Names:
 
     def __init__(self, journal: Journal, name: str) -> None:
         self._journal, self._name = journal, name
-        kept = journal.recall(name)
-        self._names: set[str] = set(json.loads(kept)) if kept else set()
+        self.reload()
 
     def __bool__(self) -> bool:
         return bool(self._names)
@@ -247,16 +274,19 @@ class _Names:
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._names
 
-    def add(self, job_id: str) -> None:
-        self._write(self._names | {job_id})
+    def with_name(self, job_id: str) -> dict[str, str]:
+        """What the journal is to remember so that `job_id` is one of them."""
+        return {self._name: json.dumps(sorted(self._names | {job_id}))}
+
+    def reload(self) -> None:
+        """Take what the journal remembers."""
+        kept = self._journal.recall(self._name)
+        self._names: set[str] = set(json.loads(kept)) if kept else set()
 
     def discard(self, job_id: str) -> None:
         if job_id in self._names:
-            self._write(self._names - {job_id})
-
-    def _write(self, names: set[str]) -> None:
-        self._journal.remember(self._name, json.dumps(sorted(names)))
-        self._names = names
+            self._journal.remember(self._name, json.dumps(sorted(self._names - {job_id})))
+            self._names.discard(job_id)
 
 
 def _asked_depth(record: JobRecord, policy: Policy) -> int:

@@ -135,9 +135,12 @@ class Link:
         self._birth = birth
         self._publish(birth, "birth")
 
-    def publish_status(self, command_type: str, command_id: str, status: Mapping[str, object]) -> asyncio.Future[bool]:
-        """Publish a retained status; the future gives True once the broker confirmed it, and never raises."""
-        return self._publish(status, "cmd", command_type, command_id, "sts")
+    def publish_status(
+        self, command_type: str, command_id: str, status: Mapping[str, object], *, retained: bool = True
+    ) -> asyncio.Future[bool]:
+        """Publish a status; the future gives True once the broker confirmed it, and never raises."""
+        topic = self._address.topic("cmd", command_type, command_id, "sts")
+        return self._connection.publish(topic, _encode(status), retain=retained)
 
     def publish_alarm(self, kind: str, alarm: Mapping[str, object] | None) -> asyncio.Future[bool] | None:
         """Publish a retained alarm, or clear it (`None`); as `publish_status`, but `None` while there is no broker."""

@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 
 from agent.errors import ConfigError
 from policies.policy import PolicyError
-from service.commands import SET_POLICY, Command
+from service.answers import Answers
+from service.commands import Command
 from service.journal import Journal
 from service.logs import logger
 from service.policy_file import PolicyFile
-from service.statuses import Statuses
 
 LAST = "policy-command"
 """Name in the journal's memory: when the last one obeyed was issued, its id and its result."""
+BEGUN = "policy-begun"
+"""The same: id and digest of the one that was being obeyed, so that a crash does not let it be judged anew."""
 
 log = logger("policy")
 
@@ -28,16 +30,16 @@ class PolicyCommands:
 
     Args:
         journal: remembers the last one obeyed.
-        statuses: publishes.
+        answers: tells what came of them.
         policies: what is in force.
         allowed: whether the owner of the board lets consoles set its policy.
         changed: called when another policy is in force.
     """
 
     def __init__(
-        self, journal: Journal, statuses: Statuses, policies: PolicyFile, *, allowed: bool, changed: Callable[[], None]
+        self, journal: Journal, answers: Answers, policies: PolicyFile, *, allowed: bool, changed: Callable[[], None]
     ) -> None:
-        self._journal, self._statuses, self._policies = journal, statuses, policies
+        self._journal, self._answers, self._policies = journal, answers, policies
         self._allowed, self._changed = allowed, changed
 
     def take(self, command: Command) -> None:
@@ -56,16 +58,13 @@ class PolicyCommands:
         else:
             self._set(command)
 
-    def repeat(self, command_id: str) -> bool:
-        """Publish the status of the last one obeyed once more; false where it is not that one."""
-        last = self._last()
-        if last.get("id") != command_id:
-            return False
-        self._statuses.publish_plain(SET_POLICY, command_id, "succeeded", "", "", result=last.get("result"))
-        return True
+    def begun(self, command: Command) -> bool:
+        """Whether a crash came while this very command was being obeyed: the policy may be in force already."""
+        return self._journal.recall(BEGUN) == _begun(command)
 
     def _set(self, command: Command) -> None:
         asked = command.policy
+        self._journal.remember(BEGUN, _begun(command))
         try:
             if asked.reset:
                 changed = self._policies.reset()
@@ -77,10 +76,8 @@ class PolicyCommands:
             self._reject(command, "bad-policy", str(error))
             return
         self._changed()
-        result = self._result(changed)
-        self._journal.remember(LAST, json.dumps({"issued_at": command.issued_at, "id": command.id, "result": result}))
-        self._journal.record(command.id, command.digest, "succeeded")
-        self._statuses.publish_plain(SET_POLICY, command.id, "succeeded", "", "", result=result)
+        last = {"issued_at": command.issued_at, "id": command.id, "result": self._result(changed)}
+        self._answers.give(command, "succeeded", marks={LAST: json.dumps(last), BEGUN: ""})
         log.info("policy set by a console", keyid=command.keyid[:16], **self._policies.shown(), changed=len(changed))
 
     def _result(self, changed: Mapping[str, tuple[object, object]]) -> dict[str, object]:
@@ -90,9 +87,22 @@ class PolicyCommands:
 
     def _reject(self, command: Command, code: str, why: str) -> None:
         log.warning("policy refused", id=command.id, keyid=command.keyid[:16], reason=code, why=why)
-        self._journal.record(command.id, command.digest, f"rejected:{code}")
-        self._statuses.publish_plain(SET_POLICY, command.id, "rejected", code, why)
+        self._answers.give(command, "rejected", code, why, marks={BEGUN: ""})
 
     def _last(self) -> dict[str, object]:
-        kept = json.loads(self._journal.recall(LAST) or "{}")
-        return kept if isinstance(kept, dict) else {}
+        return _recall(self._journal)
+
+
+def result_of(journal: Journal, command_id: str) -> object:
+    """The result of the last one obeyed, if it is this; else `None`."""
+    last = _recall(journal)
+    return last.get("result") if last.get("id") == command_id else None
+
+
+def _recall(journal: Journal) -> dict[str, object]:
+    kept = json.loads(journal.recall(LAST) or "{}")
+    return kept if isinstance(kept, dict) else {}
+
+
+def _begun(command: Command) -> str:
+    return f"{command.id} {command.digest}"

@@ -80,11 +80,6 @@ class Qualifications:
             BoardError: the disk refuses: not to be acknowledged.
         """
         now = self._asked
-        if now is not None and (now.id, now.digest) == (command.id, command.digest):
-            # A crash came after it was remembered and before the ledger had it: it is not asked for twice.
-            self._journal.record(now.id, now.digest, now.outcome)
-            self._publish(now)
-            return
         if now is not None and not now.ended:
             self._journal.record(command.id, command.digest, "rejected:busy")
             self._statuses.publish_plain(QUALIFY, command.id, "rejected", "busy", f"{now.id} is {now.status}")
@@ -93,7 +88,6 @@ class Qualifications:
             self._set_aside(now)
         asked = StressAsked(digest=command.digest, id=command.id, minutes=command.minutes)
         self._remember(asked)
-        self._journal.record(command.id, command.digest, asked.outcome)
         self._publish(asked)
 
     def cancel(self, command_id: str) -> bool:
@@ -219,7 +213,6 @@ class Qualifications:
         assert self._asked is not None
         before = self._asked
         ended = dataclasses.replace(before, status=status, code=code, reason=reason[:4096], result=result)
-        self._journal.record(ended.id, ended.digest, ended.outcome)
         self._advance(ended)
 
     def _end_canceled(self) -> None:
@@ -232,7 +225,8 @@ class Qualifications:
         self._publish(changed)
 
     def _remember(self, asked: StressAsked) -> None:
-        self._journal.remember(LAST, text(asked))
+        """Keep it, and in the same commit what the ledger has of it."""
+        self._journal.record(asked.id, asked.digest, asked.outcome, {LAST: text(asked)})
         self._asked = asked
 
     def _set_aside(self, ended: StressAsked) -> None:

@@ -17,7 +17,7 @@ from policies.policy import Policy
 from policies.reading import Action
 from policies.scrub import ScrubClock, allowed, due, due_before_job, duty
 from policies.strict import build
-from service.asked import RUNNING, WAITING, Asked
+from service.asked import RUNNING, Asked
 from service.commands import SCRUB, Command
 from service.journal import Journal
 from service.logs import logger
@@ -133,8 +133,7 @@ class Scrubs:
             why = f"{MAX_ASKED} commands wait for a scrub already"
             self._statuses.publish_plain(SCRUB, command.id, "rejected", "busy", why)
             return
-        self._remember(self._asked | {command.id: Asked(command.digest)})
-        self._journal.record(command.id, command.digest, WAITING)
+        self._keep(self._asked | {command.id: Asked(command.digest)}, [command.id])
         self._publish(command.id)
         self.hurry()
 
@@ -164,13 +163,15 @@ class Scrubs:
         self._in_flight.discard(command_id)
         if confirmed:
             try:
-                self._remember({name: asked for name, asked in self._asked.items() if name != command_id})
+                self._keep({name: asked for name, asked in self._asked.items() if name != command_id}, [])
             except BoardError as error:  # published once more when the disk takes writes again
                 log.warning("the journal cannot be written", why=str(error))
 
-    def _remember(self, asked: dict[str, Asked]) -> None:
+    def _keep(self, asked: dict[str, Asked], changed: list[str]) -> None:
+        """Remember all, and in the same commit what the ledger has of those that changed."""
         tables = {name: dataclasses.asdict(one) for name, one in asked.items()}
-        self._journal.remember(ASKED, json.dumps(tables, allow_nan=False))
+        entries = [(name, asked[name].digest, asked[name].outcome) for name in changed]
+        self._journal.record_all(entries, {ASKED: json.dumps(tables, allow_nan=False)})
         self._asked = asked
 
     def _change(self, names: list[str], after: Asked) -> None:
@@ -182,7 +183,7 @@ class Scrubs:
             name: dataclasses.replace(after, digest=before[name].digest, version=before[name].version + 1)
             for name in names
         }
-        self._remember(before | moved)
+        self._keep(before | moved, names)
         for name in names:
             self._publish(name)
 
@@ -229,7 +230,7 @@ class Scrubs:
         if isinstance(last, Failed):
             self._retry = self._clock.mono() + RETRY_S
             log.error("scrub failed", reason=last.code, why=last.message)
-            self._end(names, Asked("", "failed", code=last.code, reason=last.message))
+            self._change(names, Asked("", "failed", code=last.code, reason=last.message))
             return
         self._retry = None
         result = self._result(last.report, seconds)
@@ -242,7 +243,7 @@ class Scrubs:
             log.warning("stored file was damaged", **finding)
         told = f"{lost} damaged files could not be mended" if lost else ""
         ended = ("failed", "damage-left") if lost else ("succeeded", "")
-        self._end(names, Asked("", ended[0], code=ended[1], reason=told, result=result))
+        self._change(names, Asked("", ended[0], code=ended[1], reason=told, result=result))
         self._shop.told()
 
     def _result(self, report: Mapping[str, object], seconds: float) -> dict[str, object]:
@@ -254,11 +255,6 @@ class Scrubs:
             "duration_s": seconds,
             "ts": self._clock.now(),
         }
-
-    def _end(self, names: list[str], after: Asked) -> None:
-        for name in names:
-            self._journal.record(name, self._asked[name].digest, after.outcome)
-        self._change(names, after)
 
     def steer(self) -> None:
         """Pass the present decision on, unless the worker has it already."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.board.edac import memory_errors
 from agent.board.profile import BoardProfile, named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
-from agent.keys_consoles import load_trusted_consoles
+from agent.keys_consoles import TrustedConsole, load_trusted_consoles
 from agent.messages import Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
 from service.alarms_room import Alarms, Sources
@@ -30,6 +30,7 @@ from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
 from service.runner import Workshop
 from service.scrub import ScrubShop
+from service.state_version import state_reader
 from service.statuses import Clock
 from service.steering import Steering
 from service.views import Views, training_metrics
@@ -74,12 +75,14 @@ class Wiring:
         self.learnt = Learnt(self.state, model, profile.name, self.steering)
         self.learnt.load()
         self._views = Views(config, model, profile.name, self.steering, self.clock)
+        self._state = state_reader(self.journal, self.state / "store", self.policies)
         self.link = self._make_link()
         self.desk = Desk(
             *(self.journal, self.steering, self.policies, _Statuses(self.link), self._trusted, config.device.name),
             *(self.clock, Workshop(self._order, config.worker.nice, self._watch, self._ended)),
             scrub_shop=ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed),
             qualify_shop=QualifyShop(Place(self.state, model, profile.name, profile.emulated), os.cpu_count() or 1),
+            state=self._state,
             policy_by_command=wanted.by_command,
         )
         self.alarms = self._make_alarms()
@@ -93,7 +96,7 @@ class Wiring:
 
     def birth(self) -> dict[str, object]:
         """The birth message of this moment."""
-        return self._views.birth(self.policies.shown())
+        return self._views.birth(self.policies.shown()) | {"state_version": self._state().state_version}
 
     def live(self) -> dict[str, object]:
         """The live view of this moment."""
@@ -145,7 +148,7 @@ class Wiring:
 
     # --- what the rooms ask ------------------------------------------------------------------------------------------
 
-    def _trusted(self) -> Mapping[str, bytes]:
+    def _trusted(self) -> Mapping[str, TrustedConsole]:
         """Consoles obeyed, read at each command: a key that was removed counts no more."""
         return load_trusted_consoles(Path(self.config.commands.trusted_consoles))
 
@@ -203,9 +206,11 @@ class _Statuses:
         self._link = link
 
     def publish_status(
-        self, command_type: str, command_id: str, status: Mapping[str, object]
+        self, command_type: str, command_id: str, status: Mapping[str, object], *, retained: bool = True
     ) -> asyncio.Future[bool] | None:
-        return self._link.publish_status(command_type, command_id, status) if self._link.connected else None
+        if not self._link.connected:
+            return None
+        return self._link.publish_status(command_type, command_id, status, retained=retained)
 
 
 def _boot_id() -> str:

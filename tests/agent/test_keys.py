@@ -123,7 +123,7 @@ def test_console_keys_and_the_trusted_folder(tmp_path: Path) -> None:
     (trusted / public.name).write_bytes(public.read_bytes())
     consoles = load_trusted_consoles(trusted)
     assert list(consoles) == [keyid(key.public_key())]
-    assert is_signed(consoles[keyid(key.public_key())], key.sign(b"command"), b"command")
+    assert is_signed(consoles[keyid(key.public_key())].key, key.sign(b"command"), b"command")
     with pytest.raises(SpecError):
         create_console_key(tmp_path / "mine", "ops")
 

@@ -26,6 +26,7 @@ from agent.dataset import read_arrays
 from agent.engine.ir import parse as parse_onnx
 from agent.errors import TemperdError
 from agent.keys import DeviceIdentity, create_identity, keyid, make_grant, open_grant, parse_public_document
+from agent.keys_consoles import TrustedConsole
 from agent.keys_root import parse_root
 from agent.messages import Go, decode, encode
 from agent.parity import read_header, write_parity
@@ -202,7 +203,8 @@ def command_target() -> Target:
     job = "01890a5d-ac96-774b-bcce-b302099a8058"
     request = Request(ids, "board-1", CANCEL, NOW, NOW + 60, {"job": job})
     seed = sign_command(request, key)
-    trusted = {keyid(key.public_key()): key.public_key().public_bytes_raw()}
+    name = keyid(key.public_key())
+    trusted = {name: TrustedConsole("fuzz", name, key.public_key().public_bytes_raw(), Path("fuzz.json"))}
 
     def read(data: bytes) -> None:
         command = open_command(

@@ -19,13 +19,21 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from agent.errors import CommandError
 from agent.keys import keyid
+from agent.keys_consoles import Role, TrustedConsole
 from service import commands
 from service.commands import KNOWN, SUPPORTED, Command, Refusal, Request, new_id, open_command, sign_command
 
 NOW = 1_772_366_400
 CONSOLE = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
-TRUSTED = {keyid(CONSOLE.public_key()): CONSOLE.public_key().public_bytes_raw()}
+
+
+def console(key: Ed25519PrivateKey, role: Role = Role.OWNER) -> dict[str, TrustedConsole]:
+    public = key.public_key()
+    return {keyid(public): TrustedConsole("ops", keyid(public), public.public_bytes_raw(), Path("ops.json"), role)}
+
+
+TRUSTED = console(CONSOLE)
 ID = new_id(NOW * 1000, lambda n: b"\x5a" * n)
 JOB = new_id(NOW * 1000 - 5, lambda n: b"\xa5" * n)
 FINE_TUNE = Request(ID, "pi-7", "fine-tune", NOW, NOW + 3600, {"model": "mobilenetv2", "data": "/srv/photos"})
@@ -177,6 +185,76 @@ def test_types_of_the_contract_that_are_not_carried_out_say_so() -> None:
         assert refusal(envelope, topic_type=kind) == Refusal.UNSUPPORTED_TYPE
     envelope = sign_command(replace(PAUSE, type="format-disk"), CONSOLE)
     assert refusal(envelope, topic_type="format-disk") == Refusal.UNKNOWN_TYPE
+
+
+ROLES = {
+    "viewer": {"collect-report"},
+    "operator": {"collect-report", "fine-tune", "evaluate", "cancel", "pause", "resume", "scrub", "qualify"},
+    "owner": set(KNOWN),
+}
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_role_covers_its_types_and_no_other(role: Role) -> None:
+    trusted = console(CONSOLE, role)
+    for kind in KNOWN:
+        envelope, refused = sign_command(replace(PAUSE, type=kind), CONSOLE), None
+        try:
+            opened(envelope, topic_type=kind, trusted=trusted)
+        except CommandError as error:
+            refused = error
+        permitted = refused is None or refused.code != Refusal.NOT_PERMITTED
+        assert permitted == (kind in ROLES[role])
+        assert permitted or f"the role {role} may not send {kind!r}" in str(refused)
+
+
+def test_of_two_signatures_the_first_that_holds_gives_the_role() -> None:
+    ours = json.loads(sign_command(FINE_TUNE, CONSOLE))
+    ours["signatures"] += json.loads(sign_command(FINE_TUNE, STRANGER))["signatures"]
+    trusted = console(CONSOLE, Role.VIEWER) | console(STRANGER, Role.OWNER)
+    assert refusal(json.dumps(ours).encode(), trusted=trusted) == Refusal.NOT_PERMITTED
+
+
+def test_a_later_form_of_commands_is_told_from_a_broken_one() -> None:
+    assert refusal(enveloped(table(schema=2, new="field"))) == Refusal.UNKNOWN_SCHEMA
+    assert refusal(enveloped(table(schema=0))) == Refusal.UNKNOWN_SCHEMA
+    for wrong in ("1", True, 1.0, None):
+        assert refusal(enveloped(table(schema=wrong))) == Refusal.MALFORMED
+    assert opened(enveloped(table(schema=1))).schema == 1
+    assert "schema" not in table(), "boards that know no schema refuse the field"
+
+
+@pytest.mark.parametrize(
+    "expect",
+    [
+        {"temperature": 3},
+        {"active_model": "x"},
+        {"active_model": None, "policy": ""},
+        {"policy": "AB" * 32},
+        {"state_version": -1},
+        {"state_version": 1.0},
+        {"state_version": True},
+        {"state_version": "7"},
+        {"state_version": 1 << 53},
+    ],
+)
+def test_an_expectation_that_this_version_cannot_check_is_refused(expect: dict[str, object]) -> None:
+    assert refusal(enveloped(table(expect=expect))) == Refusal.UNKNOWN_EXPECTATION
+
+
+def test_expectations_are_read() -> None:
+    expect = {"active_model": "", "policy": "ab" * 32, "state_version": 7}
+    assert opened(enveloped(table(expect=expect))).expectation == commands.Expectation("", "ab" * 32, 7)
+
+
+def test_an_id_from_the_future_would_outlive_all_others_in_the_ledger() -> None:
+    for ahead_s, code in ((commands.MAX_SKEW_S, ""), (commands.MAX_SKEW_S + 1, Refusal.NOT_YET)):
+        later = new_id((NOW + ahead_s) * 1000, lambda n: b"\x5a" * n)
+        envelope = sign_command(replace(FINE_TUNE, id=later), CONSOLE)
+        if code:
+            assert refusal(envelope, topic_id=later) == code
+        else:
+            assert opened(envelope, topic_id=later).id == later
 
 
 @pytest.mark.parametrize("args", [{}, {"job": "1"}, {"job": JOB, "force": True}, {"job": None}])

@@ -24,6 +24,7 @@ from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
 from service.runner import Workshop
 from service.scrub import ScrubShop
+from service.state_version import BoardState
 from service.statuses import Clock
 from service.steering import Steering
 
@@ -62,6 +63,7 @@ class Bench:
         scrubs = ScrubShop(refuse_scrub, lambda: None, lambda: None)
         self.desk = Desk(
             *(self.journal, self.steering, self.policies, Silence(), dict, "board-1", clock, shop),
+            state=lambda: BoardState("", "", 1),
             scrub_shop=scrubs,
             qualify_shop=QualifyShop(Place(folder, "", "generic", emulated=False), 1),
         )
@@ -118,6 +120,6 @@ def test_a_job_that_a_start_gives_up_or_a_console_cancels_leaves_no_energy_behin
         book.keep(job_id, Energy({"training": Spent(5.0, 2.0)}))
     bench.journal.update(given_up, 0.0, standing=Standing(State.TRAINING, MAX_ATTEMPTS))
     bench.desk.recover()
-    bench.desk._canceled.add(canceled)
-    bench.desk._end_canceled()
+    bench.journal.record("c", "digest", "succeeded", bench.desk.canceling(canceled))
+    bench.desk.obey()
     assert book._all().keys() == {waiting}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,10 @@ from structlog.testing import capture_logs
 
 from agent.errors import BoardError
 from policies.reading import OperatingPoint
+from service.answers import Answers
 from service.commands import Command, new_id
 from service.journal import Journal, Verdict
-from service.policy_commands import PolicyCommands
+from service.policy_commands import BEGUN, PolicyCommands, result_of
 from service.policy_file import COMMANDED, PolicyFile, Source
 from service.policy_watch import PolicyWatch
 from service.statuses import Clock, Statuses
@@ -45,7 +44,8 @@ class Bench:
         self.journal = Journal.open(self.state / "journal.sqlite", 0.0).journal
         statuses = Statuses(self.journal, self, Clock(lambda: float(NOW), lambda: 1.0, lambda: True))
         self.policies = PolicyFile(self.state, str(self.file), "default")
-        self.commands = PolicyCommands(self.journal, statuses, self.policies, allowed=allowed, changed=self.count)
+        self.answers = Answers(self.journal, statuses, lambda command_id: result_of(self.journal, command_id))
+        self.commands = PolicyCommands(self.journal, self.answers, self.policies, allowed=allowed, changed=self.count)
 
     def publish_status(self, kind: str, _id: str, status: Mapping[str, object]) -> asyncio.Future[bool] | None:
         assert kind == "set-policy"
@@ -112,7 +112,7 @@ def test_what_is_invalid_is_rejected_with_its_key_and_changes_nothing(
     assert bench.send(**args) == ("rejected", "bad-policy")
     assert says in bench.seen[-1]["reason"]
     assert (bench.policies.policy.name, bench.changes, (bench.state / COMMANDED).exists()) == ("mine", 0, False)
-    assert bench.journal.outcome(bench.command().id) == "rejected:bad-policy"
+    assert bench.journal.outcome(bench.command().id).startswith("rejected:bad-policy:")
 
 
 def test_a_reset_to_a_broken_file_is_rejected(bench: Bench) -> None:
@@ -138,31 +138,32 @@ def test_of_two_commands_the_one_issued_last_wins_whatever_comes_first(bench: Be
     assert bench.policies.policy.name == "cold"
 
 
-@pytest.mark.parametrize("done", ["nothing", "file", "in force", "remembered"])
+@pytest.mark.parametrize("done", ["nothing", "begun", "file", "in force"])
 def test_a_power_cut_at_any_step_ends_in_the_same_place(bench: Bench, done: str) -> None:
     command = bench.command(text=COLD)
+    if done != "nothing":
+        bench.journal.remember(BEGUN, f"{command.id} {command.digest}")
     if done == "file":
         (bench.state / COMMANDED).write_text(COLD)
     elif done == "in force":
         bench.policies.set_text(COLD)
-    elif done == "remembered":
-        bench.commands.take(command)
-        with closing(sqlite3.connect(bench.state / "journal.sqlite")) as database, database:
-            database.execute("DELETE FROM ledger")  # as if the cut came between the two entries
     bench.start()
+    assert bench.commands.begun(command) == (done != "nothing")
+    assert not bench.commands.begun(bench.command(1, text=COLD))
     assert bench.journal.judge(command.id, command.digest) is Verdict.NEW, "the broker brings it again"
     bench.commands.take(command)
     assert bench.seen[-1]["status"] == "succeeded"
     assert (bench.policies.policy.name, (bench.state / "policy.toml").read_text()) == ("cold", COLD)
+    assert not bench.commands.begun(command)
     assert bench.journal.judge(command.id, command.digest) is Verdict.REPEAT
 
 
 def test_a_repeat_is_answered_with_what_changed_the_first_time(bench: Bench) -> None:
     bench.send(text=COLD)
     bench.start()
-    assert bench.commands.repeat(bench.command().id)
-    assert bench.seen[-1]["result"] == bench.seen[0]["result"]
-    assert not bench.commands.repeat(bench.command(9).id)
+    bench.answers.repeat(bench.command().id, "set-policy")
+    assert len(bench.seen) == 2
+    assert bench.seen[-1] == bench.seen[0]
 
 
 def test_a_disk_that_refuses_leaves_the_command_to_the_broker(bench: Bench) -> None:

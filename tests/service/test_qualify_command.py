@@ -27,6 +27,7 @@ from service.qualify_command import Qualifications, QualifyShop
 from service.qualify_plan import Place
 from service.runner import Workshop
 from service.scrub import ScrubShop
+from service.state_version import BoardState
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 
@@ -330,6 +331,7 @@ def test_a_console_cancels_a_run_as_it_cancels_a_job(bench: Bench) -> None:
     desk = Desk(
         *(bench.journal, bench.steering, PolicyFile(bench.folder, "", "default"), Listener(), dict, "board-1", clock),
         Workshop(refuse, 0, told, lambda _job: None),
+        state=lambda: BoardState("", "", 1),
         scrub_shop=ScrubShop(refuse, lambda: None, lambda: None),
         qualify_shop=bench.runs._shop,
     )

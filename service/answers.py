@@ -1,0 +1,82 @@
+"""Answers to commands that are no jobs: in the ledger before they are told, told until the broker confirmed them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+
+from service.command_types import Command
+from service.journal import Journal
+from service.logs import logger
+from service.statuses import Statuses
+
+RECENT = "answers"
+"""Name in the journal's memory: the latest commands answered here, their types by id."""
+RECENT_KEPT = 50  # told once more after a start or when the broker lost all: 20 KB on the wire
+MAX_REASON = 200  # characters of the ledger's ten thousand rows
+
+log = logger("commands")
+
+
+class Answers:
+    """See the module.
+
+    Args:
+        journal: the ledger.
+        statuses: publishes.
+        result: what a command that succeeded gave, by its id; `None` where nothing is kept.
+    """
+
+    def __init__(self, journal: Journal, statuses: Statuses, result: Callable[[str], object]) -> None:
+        self._journal, self._statuses, self._result = journal, statuses, result
+        self._recent: dict[str, str] = json.loads(journal.recall(RECENT) or "{}")
+        self._waiting = dict(self._recent)
+        self._in_flight: set[str] = set()
+
+    def give(
+        self, command: Command, status: str, code: str = "", reason: str = "", marks: Mapping[str, str] | None = None
+    ) -> None:
+        """End a command: durable together with `marks`, see `Journal.record`, then told.
+
+        Raises:
+            BoardError: the disk refuses; nothing was told.
+        """
+        recent = [(key, kind) for key, kind in self._recent.items() if key != command.id][1 - RECENT_KEPT :]
+        kept = {**dict(recent), command.id: command.type}
+        outcome = ":".join((status, code, reason[:MAX_REASON])).rstrip(":")
+        self._journal.record(command.id, command.digest, outcome, {**(marks or {}), RECENT: json.dumps(kept)})
+        self._recent = kept
+        self._waiting[command.id] = command.type
+        self._tell(command.id, command.type)
+
+    def repeat(self, command_id: str, kind: str) -> None:
+        """Tell the answer of a command that has one once more."""
+        self._tell(command_id, kind)
+
+    def publish_pending(self) -> None:
+        """Tell what the broker has not confirmed."""
+        for command_id, kind in list(self._waiting.items()):
+            if command_id not in self._in_flight:
+                self._tell(command_id, kind)
+
+    def broker_lost_all(self) -> None:
+        """The broker lost what it kept: the recent ones are told once more."""
+        self._waiting = dict(self._recent)
+
+    def _tell(self, command_id: str, kind: str) -> None:
+        outcome = self._journal.outcome(command_id)
+        if outcome is None:  # older than the ledger
+            self._waiting.pop(command_id, None)
+            return
+        status, code, reason = (*outcome.split(":", 2), "", "")[:3]
+        done = self._statuses.publish_plain(kind, command_id, status, code, reason, result=self._result(command_id))
+        if done is not None:
+            self._in_flight.add(command_id)
+            done.add_done_callback(lambda future: self._answered(command_id, future))
+
+    def _answered(self, command_id: str, future: asyncio.Future[bool]) -> None:
+        self._in_flight.discard(command_id)
+        if future.result():
+            # Only here: that it is told once more after a start costs less than a write for each.
+            self._waiting.pop(command_id, None)
