@@ -117,13 +117,13 @@ class Classification:
         return {}
 
 
-def classification(spec: FineTuneSpec, rule: Preprocess) -> Classification:
-    """The images of a job.
+def classification(spec: FineTuneSpec, rule: Preprocess, obey: Callable[[], object] = lambda: None) -> Classification:
+    """The images of a job; `obey` see `agent.images.load`.
 
     Raises:
         DataError: see `agent.images.load`.
     """
-    images = load(spec.data, spec.image_size, spec.held_out, spec.seed, spec.most_samples)
+    images = load(spec.data, spec.image_size, spec.held_out, spec.seed, spec.most_samples, obey)
     if spec.loss == "bce":
         return Classification(images, rule, LossSpec("bce"), spec.label_smoothing, seed=spec.seed)
     loss = LossSpec("cross-entropy", label_smoothing=spec.label_smoothing)

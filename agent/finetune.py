@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from agent.engine import choose_engine
 from agent.engine.base import TrainingRun, TrainingSetup
 from agent.engine.infer import Inference, feature_tensor
 from agent.engine.ir import Graph, parse, serialize
+from agent.engine.sessions import FORWARD_CHUNK
 from agent.errors import BoardError, EngineError, SealedFileError, SpecError
 from agent.evaluate import Score
 from agent.features import FeatureCache, job_cache
@@ -39,10 +39,10 @@ from agent.messages import (
     Order,
     Planned,
     Progress,
-    Steer,
     Warned,
 )
 from agent.model import BaseModel, choose_head, load_base, with_head
+from agent.orders import Obedience, Orders
 from agent.plan import Plan, make_plan, parse_plan, plan_table, shrink
 from agent.promote import promote, settle
 from agent.pull import pull
@@ -52,7 +52,7 @@ from agent.spec import FineTuneSpec, parse_spec
 from agent.store import Store
 from agent.study import Study, optimizer
 from agent.task import Task, load_task
-from agent.trainer import PAUSE_POLL_S, JobEndedError, Seen, Trainer, World
+from agent.trainer import Seen, Trainer, World
 from agent.trust import ModelRepository
 from policies.policy import Policy, PolicyError, parse_policy
 
@@ -73,16 +73,6 @@ def open_store(state: Path, identity: DeviceIdentity) -> Store:
     return Store(state / "store", *identity.storage_keys)
 
 
-class Orders(Protocol):
-    """Where the daemon's orders arrive."""
-
-    def steer(self) -> Steer:
-        """The latest order."""
-
-    def verified(self) -> None:
-        """The frozen weights were verified as ordered."""
-
-
 class FineTune:
     """Carries out one order."""
 
@@ -92,6 +82,7 @@ class FineTune:
         self._state = Path(order.state_dir)
         self._began = time.monotonic()
         self._bandwidth: dict[str, object] = {}
+        self._obedience = Obedience(orders, emit, ask)
 
     def execute(self) -> Finished:
         """Run all stages.
@@ -106,14 +97,14 @@ class FineTune:
             result = {"model_sha256": done.plaintext_sha256, "slot": done.slot, "recovered": True}
             return Finished("SUCCEEDED", "", result)
         target, plaintext = self._pull(identity)
-        self._ask("PLANNING", "")
+        self._obedience.enter("PLANNING", "")
         base = load_base(plaintext, target.card, self._spec.image_size)
         del plaintext
         unsealed = digests(base.graph.initializers)
         task = self._load_data(target)
         plan, task = self._plan(base, task, target, store)
         graph, _ = with_head(base, plan.head, plan.classes, self._spec.seed)
-        self._ask("COMPILING", f"{plan.engine}, {plan.depth_percent} % frozen")
+        self._obedience.enter("COMPILING", f"{plan.engine}, {plan.depth_percent} % frozen")
         run, cache = self._compile(graph, plan, task), self._open_cache()
         unsealed = kept(base.graph.initializers, graph.initializers, unsealed)
         start = start_of(graph, base.graph, plan.frozen_layers(0)[1])
@@ -130,13 +121,27 @@ class FineTune:
 
     def _pull(self, identity: DeviceIdentity) -> tuple[Target, bytes]:
         root = Path(self._order.repository_root)
-        repository = ModelRepository(self._order.repository_url, root, self._state / "repository")
+        repository = ModelRepository(
+            self._order.repository_url,
+            root,
+            self._state / "repository",
+            pause=self._obedience.nap,
+            obey=self._obedience.obey,
+        )
         kept = (self._order.resume_plan or {}).get("version")
         wanted = (self._spec.model, str(kept or self._spec.version), self._order.board)
-        return pull(repository, identity, wanted, self._ask, self._warn, metered=self._order.metered)
+        return pull(
+            repository,
+            identity,
+            wanted,
+            self._obedience.enter,
+            self._warn,
+            metered=self._order.metered,
+            obey=self._obedience.obey,
+        )
 
     def _load_data(self, target: Target) -> Task:
-        task = load_task(self._spec, target.card)
+        task = load_task(self._spec, target.card, self._obedience.obey)
         count, told = task.skipped()
         if count:
             self._warn(told)
@@ -149,7 +154,7 @@ class FineTune:
         if plan is None:
             head = choose_head(self._spec.head, task.classes, base.card.labels) if task.classes else "keep"
             graph, classes = with_head(base, head, task.classes, self._spec.seed)
-            study = Study(self._spec, graph, task.with_classes(classes), self._order.threads, self._wait_or_end)
+            study = Study(self._spec, graph, task.with_classes(classes), self._order.threads, self._obedience.obey)
             self._bandwidth = admit(study.costs.weight_bytes(), self._spec.budget_ms, self._memory_bandwidth())
             policy = self._policy()
             plan = make_plan(
@@ -175,17 +180,6 @@ class FineTune:
             self._state, order.board, order.boot_id, order.threads, order.clock_share,
             lambda: measure(order.threads, time.perf_counter, last_level_cache_bytes(BoardRoots().sys)),
         )  # fmt: skip
-
-    def _wait_or_end(self) -> None:
-        """Wait out a pause while trials are made; they are too short to be worth a checkpoint.
-
-        Raises:
-            JobEndedError: an order ends the job.
-        """
-        while (order := self._orders.steer()).action == "PAUSE":
-            time.sleep(PAUSE_POLL_S)
-        if order.action == "ABORT":
-            raise JobEndedError("the job was ended", where=order.rule, reason=order.rule)
 
     def _kept_plan(self, data_sha256: str, store: Store) -> Plan | None:
         """The plan of an earlier attempt, if the data are still those it was made for."""
@@ -215,7 +209,11 @@ class FineTune:
             return None
         chosen = np.random.default_rng(self._spec.seed).permutation(task.train_samples)[:SIMILARITY_SAMPLES]
         inference = Inference(base.graph, self._order.threads, feature_tensor(base.graph))
-        return cosine_of_means(inference.run(task.inputs(chosen)), base.card.signature_of_source_features)
+        features = []
+        for rows in np.split(chosen, range(FORWARD_CHUNK, len(chosen), FORWARD_CHUNK)):
+            self._obedience.obey()
+            features.append(inference.run(task.inputs(rows)))
+        return cosine_of_means(np.concatenate(features), base.card.signature_of_source_features)
 
     def _compile(self, graph: Graph, plan: Plan, task: Task) -> TrainingRun:
         return choose_engine(plan.engine).start(training_setup(self._spec, plan, graph, task, self._order.threads))
@@ -243,7 +241,7 @@ class FineTune:
             lambda data: store.seal_checkpoint(job_id, data), time.monotonic, time.sleep,
         )  # fmt: skip
         trainer = Trainer(run, plan, self._spec, task, world, guard, None if self._spec.cache == "off" else cache)
-        self._ask("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
+        self._obedience.enter("TRAINING", f"{self._spec.epochs} epochs of {plan.steps} steps")
         gate = self._gate(trainer, run, plan, task, target, start)
         self._go_on(trainer, store)
         slices = choose_slices(run, self._spec, task)
@@ -251,6 +249,7 @@ class FineTune:
         trainer.train()
         after = trainer.final_score()
         self._ask("EVALUATING", "")
+        trainer.wait_or_end()
         gate.score(after, run.outputs, trainer.score_with)
         gate.score_running(store, self._order.threads, self._warn, trainer.score_with)
         verdict = gate.verdict(dict(run.parameters()))
@@ -264,12 +263,15 @@ class FineTune:
             raise RefusedError(verdict, result)
         decision = task.decision(run.outputs)
         self._ask("SEALING", "")
+        trainer.wait_or_end()
         model = serialize(graph.with_weights(dict(run.parameters())))
         manifest = self._manifest(task, target, model, after) | decision
+        trainer.wait_or_end()
         guard.check(parse(model).initializers)
         result |= decision
         result |= {"model_sha256": manifest["model_sha256"], "base_sha256": target.sealed_sha256}
         samples = task.test_inputs(0, SELF_TEST_SAMPLES)
+        trainer.wait_or_end()
         slot, problem = promote(
             store, model, manifest, samples, run.outputs(samples), self._order.threads,
             lambda slot: self._ask("PROMOTING", f"slot {slot}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,9 @@ class _Samples:
     skipped: tuple[str, ...]
 
 
-def load(path: str, size: int, held_out: float, seed: int, most_samples: int) -> Images:
+def load(
+    path: str, size: int, held_out: float, seed: int, most_samples: int, obey: Callable[[], object] = lambda: None
+) -> Images:
     """Read, decode to size x size RGB and split.
 
     Args:
@@ -66,6 +69,7 @@ def load(path: str, size: int, held_out: float, seed: int, most_samples: int) ->
         held_out: share kept apart of every class where the data has no test part.
         seed: of the split.
         most_samples: bound; more is refused, not silently cut.
+        obey: called before each picture of a folder; may wait, and may raise what ends the reading.
 
     Raises:
         DataError: no such path, no images, one class only, a class with a single sample, labels outside the classes.
@@ -73,7 +77,7 @@ def load(path: str, size: int, held_out: float, seed: int, most_samples: int) ->
     source = Path(path)
     try:
         if source.is_dir():
-            samples = _read_folder(source, size, most_samples)
+            samples = _read_folder(source, size, most_samples, obey)
             return _split(samples, held_out, seed, path)
         if source.suffix == ".npz" and source.is_file():
             return _read_npz(source, size, held_out, seed, most_samples)
@@ -86,7 +90,7 @@ def load(path: str, size: int, held_out: float, seed: int, most_samples: int) ->
     )
 
 
-def _read_folder(root: Path, size: int, most: int) -> _Samples:
+def _read_folder(root: Path, size: int, most: int, obey: Callable[[], object]) -> _Samples:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(folders) > MAX_CLASSES:
         raise DataError(f"more than {MAX_CLASSES} classes", where=str(root))
@@ -107,6 +111,7 @@ def _read_folder(root: Path, size: int, most: int) -> _Samples:
     skipped: list[str] = []
     for label, files in enumerate(listed.values()):
         for file in files:
+            obey()
             try:
                 pixels.append(decode_one(file, size))
                 labels.append(label)

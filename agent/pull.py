@@ -26,12 +26,13 @@ HASHED_BYTES = 4 << 20  # at once, all that the second thread needs of memory: f
 SEALED_HASH = "sealed-hash"
 
 Ask = Callable[[str, str], None]
+Obey = Callable[[], object]
 Warn = Callable[[str], None]
 
 
 def pull(
     repository: ModelRepository, identity: DeviceIdentity, wanted: tuple[str, str, str], ask: Ask, warn: Warn,
-    *, metered: bool,
+    *, metered: bool, obey: Obey = lambda: None,
 ) -> tuple[Target, bytes]:  # fmt: skip
     """The model and its plaintext; without the network where all of it is on the board and still valid.
 
@@ -42,6 +43,7 @@ def pull(
         ask: is asked before each stage.
         warn: is told what is not as it should be and does not end the job.
         metered: bytes cost money here: no model is downloaded.
+        obey: called between two pieces of the opening; may wait, and may raise what ends it.
 
     Raises:
         NetworkError: `network`, `metered-link` or `clock-wrong`: the same may work later.
@@ -59,12 +61,12 @@ def pull(
     key = repository.grant(identity, target)
     ask("UNSEALING", "")
     try:
-        return target, open_stored(path, target, key)
+        return target, open_stored(path, target, key, obey)
     except SealedFileError as error:
         if error.code != SEALED_HASH or stored is None:
             raise
         warn(f"{error.what}: it is downloaded again")
-    return target, open_stored(_download(repository, target, metered=metered), target, key)
+    return target, open_stored(_download(repository, target, metered=metered), target, key, obey)
 
 
 def _refresh(repository: ModelRepository, warn: Warn) -> None:
@@ -88,7 +90,7 @@ def _download(repository: ModelRepository, target: Target, *, metered: bool) -> 
     return repository.download(target)
 
 
-def open_stored(path: Path, target: Target, key: bytes) -> bytes:
+def open_stored(path: Path, target: Target, key: bytes, obey: Obey = lambda: None) -> bytes:
     """The plaintext of the sealed file at `path`, once everything about it agrees.
 
     Needs 7 MiB beyond the plaintext.
@@ -102,7 +104,7 @@ def open_stored(path: Path, target: Target, key: bytes) -> bytes:
     with disk_errors(path), path.open("rb") as stream:
         try:
             if os.fstat(stream.fileno()).st_size == target.sealed_length:
-                return hash_and_unseal(stream, target.sealed_sha256, key, binding, card.plaintext_length)
+                return hash_and_unseal(stream, target.sealed_sha256, key, binding, card.plaintext_length, obey)
         except WrongHashError:
             pass
     raise not_signed(path)
@@ -113,8 +115,9 @@ class WrongHashError(Exception):
 
 
 def hash_and_unseal(
-    stream: BufferedReader | BufferedRandom, sha256: str, key: bytes, binding: Binding, max_bytes: int
-) -> bytes:
+    stream: BufferedReader | BufferedRandom, sha256: str, key: bytes, binding: Binding, max_bytes: int,
+    obey: Obey = lambda: None,
+) -> bytes:  # fmt: skip
     """The plaintext of the whole file, whose sealed bytes have the hash `sha256`.
 
     The file is read twice, both times through the same descriptor. Should it change between, then the plaintext is
@@ -128,7 +131,7 @@ def hash_and_unseal(
     with ThreadPoolExecutor(1, "stored-hash") as thread:
         digest = thread.submit(_hash, stream.fileno())
         try:
-            plaintext = unseal(stream, key, binding, max_bytes)
+            plaintext = unseal(stream, key, binding, max_bytes, obey)
         except SealedFileError:
             if digest.result() != sha256:
                 raise WrongHashError from None

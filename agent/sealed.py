@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
@@ -95,8 +95,10 @@ def seal(source: BinaryIO, target: BinaryIO, key: bytes, binding: Binding) -> Se
         return Sealed(written.hexdigest(), length)
 
 
-def unseal(source: BinaryIO, key: bytes, binding: Binding, max_bytes: int) -> bytes:
-    """The whole plaintext, in memory, verified to its last byte.
+def unseal(
+    source: BinaryIO, key: bytes, binding: Binding, max_bytes: int, obey: Callable[[], object] = lambda: None
+) -> bytes:
+    """The whole plaintext, in memory, verified to its last byte; `obey` is called after each segment and may raise.
 
     Raises:
         SealedFileError: see `unseal_stream`; `sealed-too-long` when there are more than `max_bytes`.
@@ -108,6 +110,7 @@ def unseal(source: BinaryIO, key: bytes, binding: Binding, max_bytes: int) -> by
         if whole.tell() + len(segment) > max_bytes:
             raise SealedFileError(f"sealed file holds more than {max_bytes} bytes", reason="sealed-too-long")
         whole.write(segment)
+        obey()
     whole.truncate()
     return whole.getvalue()
 

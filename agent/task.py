@@ -83,8 +83,8 @@ class Task(Protocol):
         """What is learnt of the training samples once the weights are: entries for the manifest."""
 
 
-def load_task(spec: FineTuneSpec, card: ModelCard) -> Task:
-    """The task of a model with the data of a job.
+def load_task(spec: FineTuneSpec, card: ModelCard, obey: Callable[[], object] = lambda: None) -> Task:
+    """The task of a model with the data of a job; `obey` is called before each picture and may wait or raise.
 
     Raises:
         DataError: the data cannot be used.
@@ -96,6 +96,6 @@ def load_task(spec: FineTuneSpec, card: ModelCard) -> Task:
         )
     if card.task == IMAGE_CLASSIFICATION:
         assert card.preprocess is not None
-        return classification(spec, card.preprocess)
+        return classification(spec, card.preprocess, obey)
     assert card.windows is not None
     return (anomaly_detection if card.task == ANOMALY_DETECTION else forecasting)(spec, card.windows)

@@ -194,7 +194,7 @@ class Trainer:
     def _scored(self, outputs: Callable[[int, int], Float32], task: Task) -> Score:
         parts = []
         for start in range(0, task.test_samples, FORWARD_CHUNK):
-            self._follow(self._wait_or_end())
+            self._follow(self.wait_or_end())
             began = self._world.clock()
             parts.append(task.measured(outputs(start, start + FORWARD_CHUNK), start))
             self._rest(self._world.clock() - began)
@@ -202,7 +202,7 @@ class Trainer:
 
     # --- orders ------------------------------------------------------------------------------------------------------
 
-    def _wait_or_end(self) -> Steer:
+    def wait_or_end(self) -> Steer:
         """Wait out a pause; the order that lets work go on.
 
         Raises:
@@ -234,7 +234,7 @@ class Trainer:
             self._obeyed, self._obeyed_s = order.number, self._world.clock()
 
     def _obey(self) -> None:
-        order = self._wait_or_end()
+        order = self.wait_or_end()
         self._binding = order.rule
         if order.reverify:  # memory is suspect after great heat
             self._guard.verify_and_renew()

@@ -73,6 +73,7 @@ class ModelRepository:
         monotonic: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
         wall: Callable[[], float] = time.time,
+        obey: Callable[[], object] = lambda: None,
     ) -> None:
         if urlsplit(url).scheme not in {"http", "https"}:
             raise ConfigError("repository address is not http or https", where=url)
@@ -91,7 +92,7 @@ class ModelRepository:
                 where=str(pinned_root),
                 fix="Copy the publisher's metadata/1.root.json there",
             ) from error
-        web = Web(self._url, monotonic)
+        web = Web(self._url, monotonic, obey)
         self._fetcher, self._downloads = WebFetcher(state_dir, web, pause), Downloads(self._bases, web, pause)
         self._wall = wall
         self._updater: Updater | None = None

@@ -81,13 +81,16 @@ class Web:
     Args:
         url: of the server; decides which proxy.
         monotonic: clock for the least speed, in seconds.
+        obey: called before each piece of a body; may wait, and may raise what ends the request.
 
     Raises:
         ConfigError: the proxy's address is not http or https.
     """
 
-    def __init__(self, url: str, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
+    def __init__(
+        self, url: str, monotonic: Callable[[], float] = time.monotonic, obey: Callable[[], object] = lambda: None
+    ) -> None:
+        self._monotonic, self._obey = monotonic, obey
         timeout = urllib3.Timeout(SILENCE_SECONDS)
         # Its own waiting for Retry-After knows no bound.
         retries = urllib3.Retry(connect=1, read=0, redirect=3, other=0, respect_retry_after_header=False)
@@ -121,12 +124,20 @@ class Web:
     def chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         """The body as it arrives, at most READ_BYTES at a time, so that a trickle is noticed.
 
+        Time in which `obey` waits is not the peer's.
+
         Raises:
             SlowPeerError: GRACE_SECONDS are over and the speed is below LEAST_BYTES_PER_SECOND.
             HTTPError: of urllib3, see `network_error`.
         """
         started, received = self._monotonic(), 0
-        while chunk := response.read1(READ_BYTES, decode_content=False):
+        while True:
+            asked = self._monotonic()
+            self._obey()
+            started += self._monotonic() - asked
+            chunk = response.read1(READ_BYTES, decode_content=False)
+            if not chunk:
+                return
             received += len(chunk)
             if self._monotonic() - started > GRACE_SECONDS + received / LEAST_BYTES_PER_SECOND:
                 raise SlowPeerError(f"fewer than {LEAST_BYTES_PER_SECOND} bytes a second")
