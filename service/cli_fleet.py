@@ -9,38 +9,40 @@ import re
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent.board.profile import policy_names
 from agent.errors import SpecError
 from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
-from policies.strict import TableError
 from service.cli import say_json
+from service.cli_fleet_words import check_valid, chosen_boards, read_expect, signed, split_words
 from service.cli_policy import read_policy
 from service.commands import (
+    COLLECT_REPORT,
     COMMAND_ID,
     FINE_TUNE,
-    MAX_ENVELOPE_BYTES,
-    MAX_LIFETIME_S,
     QUALIFY,
     SCRUB,
     SET_POLICY,
     Request,
     new_id,
-    sign_command,
 )
-from service.config import NAME, Mqtt
-from service.console_link import ConsoleLink
-from service.device_link import Address
+from service.fleet.access import Access, find_access
+from service.fleet.fleet_link import CONNECT_S, FleetLink
+from service.fleet.follow import Follow, Told
+from service.fleet.outcome import exit_code
+from service.fleet.plain import plain
 from service.logs import configure
 from service.qualify_plan import LEAST_MINUTES, MOST_MINUTES
 from service.status_lines import deadline_line, energy_line, table
 
-CONNECT_S = 10.0
 SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, which come at once
 MAX_SPEC_BYTES = 64 << 10
+MAX_REASON = 600  # characters of a line that a board wrote; reasons have 500
+AT_ONCE = 50  # publications on their way; the link takes a hundred
+WITHOUT_ARGUMENTS = (SCRUB, COLLECT_REPORT)
 ENDED = {"succeeded": 0, "rejected": 3, "failed": 1, "canceled": 1, "timed_out": 1, "rolled_back": 1}
 
 
@@ -65,34 +67,34 @@ def read_spec(path: Path) -> dict[str, object]:
         raise SpecError(error.what, where=f"{path}: {error.where}", fix=error.fix) from error
 
 
-def make_request(device: str, kind: str, args: dict[str, object], now: float, valid_s: int) -> Request:
+def make_request(
+    device: str,
+    kind: str,
+    args: dict[str, object],
+    now: float,
+    valid_s: int,
+    expect: dict[str, object] | None = None,
+) -> Request:
     """A request from now on, for `valid_s` seconds."""
-    return Request(new_id(int(now * 1000), os.urandom), device, kind, int(now), int(now) + valid_s, args)
+    command_id = new_id(int(now * 1000), os.urandom)
+    return Request(command_id, device, kind, int(now), int(now) + valid_s, args, expect or {})
 
 
 def send(options: argparse.Namespace) -> int:
-    """Send one command; with --watch, follow it to its end."""
+    """Send one command to one board or several; with --watch, follow it to its end."""
     configure("warning", "text")
-    if not NAME.fullmatch(options.device):
-        raise SpecError(f"{options.device!r} is no device name: 1 to 63 of a-z, 0-9 and dash")
-    if not 0 < options.valid <= MAX_LIFETIME_S:
-        raise SpecError(f"--valid {options.valid} is outside 1..{MAX_LIFETIME_S} seconds")
-    args = _arguments(options.type, options.argument)
-    request = make_request(options.device, options.type, args, time.time(), options.valid)
-    envelope = sign_command(request, load_console_key(Path(options.key)))
-    if len(envelope) > MAX_ENVELOPE_BYTES:
-        raise SpecError(f"the signed command has {len(envelope)} bytes, boards read at most {MAX_ENVELOPE_BYTES}")
-    host, _, port = options.broker.partition(":")
-    if port and not port.isdecimal():
-        raise SpecError("the broker's port is no number", where=options.broker)
-    try:
-        settings = Mqtt(host=host, port=int(port or 1883))
-    except TableError as error:
-        raise SpecError(error.what, where=f"--broker {options.broker}") from error
-    return asyncio.run(_send(options, settings, request, envelope))
+    named, kind, argument = split_words(options.words, grouped=bool(options.group))
+    access = find_access(options, os.environ)
+    boards = chosen_boards(options, access, named)
+    check_valid(options.valid)
+    args, expect = arguments(kind, argument), read_expect(options.expect)
+    key = load_console_key(access.key_path())
+    requests = [make_request(board, kind, args, time.time(), options.valid, expect) for board in boards]
+    envelopes = [(request, signed(request, key)) for request in requests]
+    return asyncio.run(_send(options, access, envelopes))
 
 
-def _arguments(kind: str, argument: str) -> dict[str, object]:
+def arguments(kind: str, argument: str) -> dict[str, object]:
     """Arguments of a command.
 
     Raises:
@@ -100,9 +102,9 @@ def _arguments(kind: str, argument: str) -> dict[str, object]:
     """
     if kind == FINE_TUNE:
         return read_spec(Path(argument))
-    if kind == SCRUB:
+    if kind in WITHOUT_ARGUMENTS:
         if argument:
-            raise SpecError(f"scrub takes no argument, not {argument!r}")
+            raise SpecError(f"{kind} takes no argument, not {argument!r}")
         return {}
     if kind == QUALIFY:
         return _qualify_arguments(argument)
@@ -133,61 +135,85 @@ def _policy_arguments(argument: str) -> dict[str, object]:
     return {"text": read_policy(argument)[0]}
 
 
-async def _send(options: argparse.Namespace, settings: Mqtt, request: Request, envelope: bytes) -> int:
-    address = Address(options.tenant, options.device)
-    async with ConsoleLink(settings, address, f"console-{request.id}") as link:
+async def _send(options: argparse.Namespace, access: Access, envelopes: Sequence[tuple[Request, bytes]]) -> int:
+    follow = Follow(request.id for request, _ in envelopes)
+    boards = {request.device for request, _ in envelopes}
+    client_id = f"console-{envelopes[0][0].id}"
+    topics = tuple(f"cmd/{request.type}/{request.id}/sts" for request, _ in envelopes) if options.watch else ()
+    link = FleetLink(access.mqtt, access.tenant, client_id, follow.take, topics=topics)
+    async with link:
+        if options.watch:
+            for board in boards:
+                link.listen(board, "conn")
         await link.wait_connected(CONNECT_S)
-        await link.send(request.type, request.id, envelope, expires_s=options.valid)
-        if not options.json:
-            print(request.id, flush=True)
-        elif not options.watch:
-            say_json({"id": request.id})
-        return await _watch(options, link, request.id) if options.watch else 0
+        for start in range(0, len(envelopes), AT_ONCE):
+            batch = envelopes[start : start + AT_ONCE]
+            sending = (
+                link.send(request.device, request.type, request.id, envelope, expires_s=options.valid)
+                for request, envelope in batch
+            )
+            await asyncio.gather(*sending)
+        _say_sent(options, [request for request, _ in envelopes])
+        return await _watch(options, follow, boards) if options.watch else 0
 
 
-async def _watch(options: argparse.Namespace, link: ConsoleLink, command_id: str) -> int:
-    """Follow a command to its end; the exit code of its outcome."""
-    silence = asyncio.get_running_loop().call_later(SILENCE_S, _say_silence, options.device)
+def _say_sent(options: argparse.Namespace, requests: Sequence[Request]) -> None:
+    alone = len(requests) == 1
+    if not options.json:
+        for request in requests:
+            print(request.id if alone else f"{request.device} {request.id}", flush=True)
+    elif not options.watch:
+        ids = [{"board": request.device, "id": request.id} for request in requests]
+        say_json({"id": requests[0].id} if alone else ids)
+
+
+async def _watch(options: argparse.Namespace, follow: Follow, boards: set[str]) -> int:
+    """Follow commands to their ends; the exit code of their outcomes."""
+    silence = asyncio.get_running_loop().call_later(SILENCE_S, _say_silence, follow, boards)
     try:
-        async for seen in link.watch():
-            silence.cancel()
-            if seen.kind != "status" or seen.command_id != command_id:
-                continue
-            _show(options, seen.body)
-            code = ENDED.get(str(seen.body.get("status")))
-            if code is not None:
-                return code
+        await follow.to_the_end(lambda told: show(told, as_json=options.json, alone=len(boards) == 1))
     finally:
         silence.cancel()
-    return 1
+    return exit_code(follow.outcomes.values())
 
 
-def _say_silence(device: str) -> None:
-    print(f"{device} was never seen on this broker; waiting for it", file=sys.stderr)
+def _say_silence(follow: Follow, boards: set[str]) -> None:
+    if silent := sorted(boards - follow.seen):
+        print(f"{', '.join(silent)[:500]} was never seen on this broker; waiting for it", file=sys.stderr)
 
 
-def _show(options: argparse.Namespace, body: dict[str, object]) -> None:
-    if options.json:
-        say_json(body)
+def show(told: Told, *, as_json: bool, alone: bool) -> None:
+    """One status of a command, for people or as JSON; `alone`: there is one board, so it is not named."""
+    if as_json:
+        say_json(told.body if alone else {"board": told.board, **told.body})
         return
+    _show(told.body, "" if alone else f"{told.board}: ")
+
+
+def _show(body: Mapping[str, object], before: str) -> None:
     share = body.get("progress")
     progress = f" {share:.0%}" if isinstance(share, float) else ""
-    step = f" {body.get('step')}" if body.get("step") else ""
-    why = f" ({body.get('reason_code')}): {body.get('reason')}" if body.get("reason_code") else ""
-    print(f"{body.get('status')}{step}{progress}{why}", flush=True)
+    words = [body.get("status"), body.get("step")]
+    said = " ".join(plain(word) for word in words if word)
+    why = (
+        f" ({plain(body.get('reason_code'))}): {plain(body.get('reason'), MAX_REASON)}"
+        if body.get("reason_code")
+        else ""
+    )
+    print(f"{before}{said}{progress}{why}", flush=True)
     result = body.get("result")
     if isinstance(result, dict):
         metric = result.get("metric")
         for key in (f"{metric}_before", f"{metric}_after", "warnings", "damaged", "repaired", "unrepairable"):
             if result.get(key):
-                print(f"  {key}: {result[key]}")
+                print(f"  {plain(key)}: {plain(result[key], MAX_REASON)}")
         lines = policy_lines(result)
         if energy := table(result.get("energy")):
             lines.append(energy_line(energy))
         if deadline := table(result.get("deadline")):
             lines.append(deadline_line(deadline, ended=True))
         for line in lines:
-            print(f"  {line}")
+            print(f"  {plain(line, MAX_REASON)}")
 
 
 def policy_lines(result: Mapping[str, object]) -> list[str]:

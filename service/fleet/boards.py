@@ -41,6 +41,8 @@ class Board:
     alarms: dict[str, dict[str, object]] = field(default_factory=dict)
     metrics: dict[str, dict[str, object]] = field(default_factory=dict)
     """By group: the latest values."""
+    heard: dict[str, float] = field(default_factory=dict)
+    """By group: when they came, seconds since 1970, by our clock."""
     capabilities: dict[str, dict[str, object]] = field(default_factory=dict)
     seen: float = 0.0
     """When it was last heard of, seconds since 1970, by our clock; 0 where only retained messages tell of it."""
@@ -100,6 +102,8 @@ class Boards:
             return ""
         if not self._fold(board, levels[1:], body):
             return ""
+        if levels[1] == "m":
+            board.heard[levels[2]] = now
         if not retained and levels[1] != "conn":  # a last will is said by the broker
             board.seen = now
         return board.name
@@ -228,6 +232,7 @@ def summary(board: Board) -> dict[str, object]:
         "policy": table(birth.get("policy")).get("name"),
         "state_version": birth.get("state_version"),
         "temperature_celsius": heat,
+        "temperature_at": board.heard.get("board") if heat is not None else None,
         "alarms": sorted(board.alarms),
         "job": None,
         "complaint": board.complaint,

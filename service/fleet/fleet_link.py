@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Self
 
 from agent.errors import CommandError, NetworkError
@@ -17,6 +18,7 @@ from service.link import Connection, Message
 CONNECT_S = 10.0
 SEND_S = 30.0  # for the broker to confirm one command, over lost connections
 QUIET_S = 0.5  # retained messages come in one stream: after half a second without one they are all here
+RECEIVE_MAXIMUM = 1000  # retained messages of thousands of boards come without waiting for us at each twentieth
 ALL = "+"  # any board
 EVERYTHING = ("conn", "birth", "cmd/+", "cmd/+/+/sts", "a/+", "m/+")
 COMMANDS = ("conn", "cmd/+/+/sts")
@@ -44,7 +46,7 @@ class FleetLink:
         client_id: str,
         take: Take,
         *,
-        boards: tuple[str, ...] = (ALL,),
+        boards: Iterable[str] = (ALL,),
         topics: tuple[str, ...] = EVERYTHING,
     ) -> None:
         self._tenant, self._give = tenant, take
@@ -56,7 +58,7 @@ class FleetLink:
         self.refused = 0
         """Messages that could not be read."""
         self._connection = Connection(
-            settings,
+            replace(settings, receive_maximum=RECEIVE_MAXIMUM),
             client_id,
             keep_session=False,
             on_up=self._connected,

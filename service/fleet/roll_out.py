@@ -128,7 +128,7 @@ class RollOutRun:
 
     async def run(self, link: FleetLink) -> RollOut:
         """Go on until it is done or stopped; what it came to."""
-        self._follow(link)
+        self.listen(link)
         while True:
             self._inbox.arrived.clear()
             self._look()
@@ -144,7 +144,7 @@ class RollOutRun:
 
     async def follow(self, link: FleetLink, timeout_s: float) -> bool:
         """Only look on until nothing is open; False when that took longer than `timeout_s`."""
-        self._follow(link)
+        self.listen(link)
         end = self._now() + timeout_s
         while True:
             self._inbox.arrived.clear()
@@ -159,7 +159,7 @@ class RollOutRun:
     async def abort(self, link: FleetLink) -> None:
         """Send nothing more, take back what no board has answered, cancel what can be canceled."""
         self._end("aborted", "aborted by an operator")
-        self._follow(link)
+        self.listen(link)
         self._look()
         chosen = [command for command in self.commands if command.outcome == Outcome.OPEN]
         if self.roll_out.type in CANCELABLE:
@@ -172,7 +172,8 @@ class RollOutRun:
                 left = self._cancel_s(command)
                 await link.send(command.board, CANCEL, command.cancel_id, command.cancel, expires_s=left)
 
-    def _follow(self, link: FleetLink) -> None:
+    def listen(self, link: FleetLink) -> None:
+        """Ask the broker for the statuses of what is open."""
         for command in self.commands:
             if command.id and command.outcome in (Outcome.OPEN, Outcome.EXPIRED):
                 link.listen(command.board, f"cmd/{self.roll_out.type}/{command.id}/sts")

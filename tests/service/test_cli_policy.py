@@ -99,9 +99,9 @@ def test_show_where_no_daemon_ever_ran_fails(state: Path, capsys: pytest.Capture
 
 def test_fleet_send_reads_a_file_a_name_or_reset(tmp_path: Path) -> None:
     text = 'name = "mine"\n'
-    assert cli_fleet._arguments("set-policy", write(tmp_path, text)) == {"text": text}
-    assert cli_fleet._arguments("set-policy", "raspberry-pi-4") == {"name": "raspberry-pi-4"}
-    assert cli_fleet._arguments("set-policy", "reset") == {"reset": True}
+    assert cli_fleet.arguments("set-policy", write(tmp_path, text)) == {"text": text}
+    assert cli_fleet.arguments("set-policy", "raspberry-pi-4") == {"name": "raspberry-pi-4"}
+    assert cli_fleet.arguments("set-policy", "reset") == {"reset": True}
 
 
 @pytest.mark.parametrize(

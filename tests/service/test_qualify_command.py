@@ -17,7 +17,7 @@ from agent.errors import BoardError, SpecError
 from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Action, Decision
-from service.cli_fleet import _arguments
+from service.cli_fleet import arguments
 from service.commands import CANCEL, QUALIFY, Command, new_id
 from service.desk import Desk
 from service.journal import JobRecord, Journal, Verdict
@@ -362,9 +362,9 @@ def elsewhere(bench: Bench, folder: str) -> Place:
 @pytest.mark.parametrize("argument", ["0", "61", "ten", "-1", "1.5", "99999999999999999999", "\u0661"])
 def test_consoles_send_possible_minutes_only(argument: str) -> None:
     with pytest.raises(SpecError, match="minutes"):
-        _arguments(QUALIFY, argument)
+        arguments(QUALIFY, argument)
 
 
 def test_what_a_console_sends_is_what_the_board_reads(bench: Bench) -> None:
     for argument, minutes in (("3", 3), ("", 10)):
-        assert dataclasses.replace(bench.command(), args=_arguments(QUALIFY, argument)).minutes == minutes
+        assert dataclasses.replace(bench.command(), args=arguments(QUALIFY, argument)).minutes == minutes

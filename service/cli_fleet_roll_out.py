@@ -1,0 +1,379 @@
+"""`temperd fleet roll-out`: one command to many boards in waves; begin, go on, abort, look, wait."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.durable import only_holder
+from agent.errors import BoardError, NetworkError, SpecError
+from agent.keys import load_console_key
+from policies.strict import TableError, build
+from service.cli import say_json
+from service.cli_fleet import arguments
+from service.cli_fleet_view import check_seconds
+from service.cli_fleet_words import TYPES, check_valid, chosen_boards, read_expect, signed
+from service.commands import FINE_TUNE, Request, new_id
+from service.fleet.access import Access, find_access
+from service.fleet.fleet_link import FleetLink
+from service.fleet.outcome import DONE, FAILED, Outcome, exit_code
+from service.fleet.plain import plain
+from service.fleet.roll_out import Inbox, RollOutRun, Terms
+from service.fleet.roll_out_plan import Rules, canaries
+from service.fleet.state import FleetState, RollOut, Sent, state_path
+from service.fleet.tables import aligned
+from service.logs import configure
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+LOOK_S, MOST_LOOK_S = 1.0, 30.0  # to see who is online before the first wave
+PROGRESS_S = 0.5  # between two lines of progress
+POLL_S = 0.5  # between two looks at a roll-out that another process runs
+MAX_NAMED = 5  # boards named in a line
+RUNNING, STOPPED, ABORTED = "running", "stopped", "aborted"
+
+Play = Callable[[FleetLink, RollOutRun], Awaitable[int]]
+
+
+def roll_out(options: argparse.Namespace) -> int:
+    """Begin one, or go on with, end, show or list those there are."""
+    configure("error", "text")
+    access = find_access(options, os.environ)
+    with FleetState(state_path(access.state, os.environ)) as state:
+        if options.list:
+            return _list(options, state, access)
+        if options.show:
+            chosen = state.roll_out(options.show)
+            return _say_end(options, chosen, state.commands(chosen.id))
+        if options.abort:
+            return _abort(options, access, state)
+        return _resume(options, access, state) if options.resume else _begin(options, access, state)
+
+
+# --- begin and go on -------------------------------------------------------------------------------------------------
+
+
+def _begin(options: argparse.Namespace, access: Access, state: FleetState) -> int:
+    kind, argument = _words(options.words)
+    boards = chosen_boards(options, access, options.boards)
+    check_valid(options.valid)
+    check_seconds(options.wait_canary, "--wait-canary")
+    rules = _rules(options, len(boards))
+    terms = Terms(rules, arguments(kind, argument), read_expect(options.expect), options.valid)
+    key = load_console_key(access.key_path())
+    now = time.time()
+    roll_out_id = new_id(int(now * 1000), os.urandom)
+    made = RollOut(roll_out_id, access.tenant, kind, terms.to_table(), now, RUNNING, "")
+    # The longest name makes the longest command: too long is said before anything is sent.
+    signed(Request(roll_out_id, max(boards, key=len), kind, int(now), int(now), terms.args, terms.expect), key)
+
+    async def play(link: FleetLink, inbox: Inbox) -> int:
+        await link.wait_quiet(LOOK_S, MOST_LOOK_S)
+        order = sorted(boards, key=lambda board: not inbox.online.get(board, False))
+        state.begin(made, order)
+        _say_begin(options, made, [board for board in order if not inbox.online.get(board)], len(order))
+        return await _run(options, state, made, key, link, inbox)
+
+    with _lock(state, roll_out_id):
+        return asyncio.run(_connected(access, play))
+
+
+def _words(words: list[str]) -> tuple[str, str]:
+    """Type and argument; a job's file alone is a fine-tune."""
+    if words and words[0] in TYPES:
+        kind, rest = words[0], words[1:]
+    else:
+        kind, rest = FINE_TUNE, words
+    if len(rest) > 1 or not words:
+        raise SpecError("say what to roll out: JOB.toml, or TYPE [ARGUMENT]", where=" ".join(words)[:200])
+    return kind, rest[0] if rest else ""
+
+
+def _rules(options: argparse.Namespace, boards: int) -> Rules:
+    share = read_share(options.canary, "--canary") if options.canary else 0.0
+    stop_at = read_share(options.stop_at, "--stop-at") if options.stop_at else 0.2
+    if not 0 <= options.canary_count <= boards:
+        raise SpecError(f"{options.canary_count} canaries of {boards} boards", where="--canary-count")
+    rules = {
+        "canary": canaries(boards, share, options.canary_count),
+        "parallel": options.parallel,
+        "stop_at": stop_at,
+        "least_ended": options.stop_min,
+        "wait_canary_s": options.wait_canary,
+    }
+    try:
+        return build(Rules, rules)
+    except TableError as error:
+        raise SpecError(error.what, where=f"roll-out: {error.key}") from error
+
+
+def read_share(text: str, option: str) -> float:
+    """A share as `10%` or `0.1`.
+
+    Raises:
+        SpecError: neither, or outside 0..1.
+    """
+    try:
+        share = float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
+    except ValueError:
+        raise SpecError(f"{text[:40]!r} is no share: say 10% or 0.1", where=option) from None
+    if not 0.0 < share <= 1.0:
+        raise SpecError(f"{text[:40]} is outside 0..100 %", where=option)
+    return share
+
+
+def _resume(options: argparse.Namespace, access: Access, state: FleetState) -> int:
+    if options.words or options.boards or options.group or options.canary or options.canary_count:
+        raise SpecError("--resume goes on with the same boards and command; only --stop-at may change")
+    chosen = _of_tenant(state, access, options.resume)
+    if chosen.state == ABORTED:
+        raise SpecError("this roll-out was aborted: begin a new one", where=chosen.id)
+    terms = dict(chosen.terms)
+    if options.stop_at:
+        rules = terms["rules"]
+        terms["rules"] = {
+            **(rules if isinstance(rules, dict) else {}),
+            "stop_at": read_share(options.stop_at, "--stop-at"),
+        }
+    waits = any(command.outcome == Outcome.WAITING for command in state.commands(chosen.id))
+    key = load_console_key(access.key_path()) if waits else None
+
+    async def play(link: FleetLink, inbox: Inbox) -> int:
+        state.stand(chosen.id, RUNNING, "", terms)
+        return await _run(options, state, state.roll_out(chosen.id), key, link, inbox, look=True)
+
+    with _lock(state, chosen.id):
+        return asyncio.run(_connected(access, play))
+
+
+def _of_tenant(state: FleetState, access: Access, roll_out_id: str) -> RollOut:
+    chosen = state.roll_out(roll_out_id)
+    if chosen.tenant != access.tenant:
+        raise SpecError(f"this roll-out is of tenant {chosen.tenant}", where=chosen.id, fix="Name it with --tenant")
+    return chosen
+
+
+async def _connected(access: Access, play: Callable[[FleetLink, Inbox], Awaitable[int]]) -> int:
+    inbox = Inbox()
+    client_id = f"console-{secrets.token_hex(8)}"
+    async with FleetLink(access.mqtt, access.tenant, client_id, inbox.take, topics=("conn",)) as link:
+        await link.wait_connected()
+        return await play(link, inbox)
+
+
+async def _run(
+    options: argparse.Namespace,
+    state: FleetState,
+    chosen: RollOut,
+    key: Ed25519PrivateKey | None,
+    link: FleetLink,
+    inbox: Inbox,
+    *,
+    look: bool = False,
+) -> int:
+    def sign(request: Request) -> bytes:
+        if key is None:
+            raise SpecError("a command needs a console key", fix="Name it with --key FILE")
+        return signed(request, key)
+
+    with _progress(options) as tell:
+        run = RollOutRun(state, chosen, sign, inbox, now=time.time, tell=tell)
+        if look:  # what boards said while nobody looked comes first: less is sent again
+            run.listen(link)
+            await link.wait_quiet(LOOK_S, MOST_LOOK_S)
+        try:
+            ended = await run.run(link)
+        except asyncio.CancelledError:
+            print(f"go on with: temperd fleet roll-out --resume {chosen.id}", file=sys.stderr)
+            raise
+    return _say_end(options, ended, run.commands)
+
+
+@contextlib.contextmanager
+def _lock(state: FleetState, roll_out_id: str) -> Iterator[None]:
+    """Hold a roll-out: two processes would send each its own commands."""
+    refusal = BoardError(
+        "another temperd runs this roll-out", where=roll_out_id, fix="Wait: temperd fleet wait --roll-out"
+    )
+    with only_holder(lock_path(state.path, roll_out_id), refusal):
+        yield
+
+
+def lock_path(state: Path, roll_out_id: str) -> Path:
+    """The lock file of a roll-out, beside the state."""
+    return state.with_name(f"{state.name}.{roll_out_id}.lock")
+
+
+# --- abort and wait --------------------------------------------------------------------------------------------------
+
+
+def _abort(options: argparse.Namespace, access: Access, state: FleetState) -> int:
+    chosen = _of_tenant(state, access, options.abort)
+    check_seconds(options.timeout, "--timeout")
+    key = load_console_key(access.key_path())
+
+    async def play(link: FleetLink, inbox: Inbox) -> int:
+        with _progress(options) as tell:
+            run = RollOutRun(state, chosen, lambda request: signed(request, key), inbox, now=time.time, tell=tell)
+            run.listen(link)
+            await link.wait_quiet(LOOK_S, MOST_LOOK_S)
+            await run.abort(link)
+            await run.follow(link, options.timeout)
+        _say_end(options, run.roll_out, run.commands)
+        left = sum(command.outcome == Outcome.OPEN for command in run.commands)
+        return FAILED if left else DONE
+
+    with _lock(state, chosen.id):
+        return asyncio.run(_connected(access, play))
+
+
+def wait_roll_out(options: argparse.Namespace, access: Access) -> int:
+    """Until nothing of a roll-out is open: look on while another process runs it, else at what it left open.
+
+    Raises:
+        NetworkError: the time ran out.
+    """
+    with FleetState(state_path(access.state, os.environ)) as state:
+        chosen = _of_tenant(state, access, options.roll_out)
+        end = time.monotonic() + (options.timeout or float("inf"))
+        while time.monotonic() < end:
+            try:
+                with _lock(state, chosen.id):
+                    return _follow(options, access, state, end - time.monotonic())
+            except BoardError as error:
+                if "another temperd" not in error.what:
+                    raise
+            time.sleep(POLL_S)
+    raise NetworkError(f"the roll-out has not ended within {options.timeout:g} s", where=chosen.id, reason="timeout")
+
+
+def _follow(options: argparse.Namespace, access: Access, state: FleetState, seconds: float) -> int:
+    chosen = state.roll_out(options.roll_out)
+
+    async def play(link: FleetLink, inbox: Inbox) -> int:
+        with _progress(options) as tell:
+            run = RollOutRun(state, chosen, lambda _request: b"", inbox, now=time.time, tell=tell)
+            ended = await run.follow(link, seconds)
+        if not ended:
+            what = f"{run.counts().get('open', 0)} commands have not ended within {options.timeout:g} s"
+            raise NetworkError(what, where=chosen.id, reason="timeout")
+        return _say_end(options, run.roll_out, run.commands)
+
+    return asyncio.run(_connected(access, play))
+
+
+# --- telling ---------------------------------------------------------------------------------------------------------
+
+
+def _say_begin(options: argparse.Namespace, made: RollOut, absent: list[str], boards: int) -> None:
+    if options.json:
+        print(json.dumps({"id": made.id, "type": made.type, "boards": boards, "offline": absent}), flush=True)
+        return
+    print(f"roll-out {made.id}: {made.type} to {boards} boards", flush=True)
+    if absent:
+        print(f"{len(absent)} are offline and get it when they come back: {_named(absent)}", flush=True)
+
+
+def _named(boards: list[str]) -> str:
+    more = f" and {len(boards) - MAX_NAMED} more" if len(boards) > MAX_NAMED else ""
+    return ", ".join(boards[:MAX_NAMED]) + more
+
+
+@contextlib.contextmanager
+def _progress(options: argparse.Namespace) -> Iterator[Callable[[RollOutRun], None]]:
+    """What shows how far a roll-out is: a line that changes in a terminal, else a line for each change."""
+    if options.json or not sys.stdout.isatty():
+        yield _LineProgress(as_json=options.json)
+        return
+    from rich.live import Live  # noqa: PLC0415 - only here
+    from rich.text import Text  # noqa: PLC0415 - same
+
+    with Live(refresh_per_second=1.0 / PROGRESS_S) as live:
+        yield lambda run: live.update(Text(progress_line(run)))
+
+
+class _LineProgress:
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json, self._said = as_json, ""
+
+    def __call__(self, run: RollOutRun) -> None:
+        counts = {"id": run.roll_out.id, "counts": run.counts(), "offline": len(run.away)}
+        line = json.dumps(counts) if self._as_json else progress_line(run)
+        if line != self._said:
+            self._said = line
+            print(line, flush=True)
+
+
+def progress_line(run: RollOutRun) -> str:
+    """How many boards stand where."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(run.counts().items()))
+    absent = sum(run.commands[place].outcome == Outcome.OPEN for place in run.away)
+    return f"{counts}" + (f" ({absent} of the open ones offline)" if absent else "")
+
+
+def _say_end(options: argparse.Namespace, ended: RollOut, commands: list[Sent]) -> int:
+    code = exit_code(Outcome(command.outcome) for command in commands)
+    if options.json:
+        print(json.dumps({**_told(ended), "boards": [_row(command) for command in commands]}), flush=True)
+        return code
+    print(f"roll-out {ended.id} {ended.state}" + (f": {plain(ended.why)}" if ended.why else ""))
+    for line in end_lines(commands):
+        print(line)
+    if ended.state in (RUNNING, STOPPED):
+        print(f"go on with: temperd fleet roll-out --resume {ended.id}")
+    return code
+
+
+def end_lines(commands: list[Sent]) -> list[str]:
+    """Boards by how they ended; those that did not succeed by their reason."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for command in commands:
+        status: Mapping[str, object] = command.status or {}
+        good = command.outcome == Outcome.SUCCEEDED
+        code, reason = ("", "") if good else (plain(status.get("reason_code")), plain(status.get("reason")))
+        groups.setdefault((command.outcome, code, reason), []).append(command.board)
+    rows = [
+        (outcome, str(len(boards)), f"{code}: {reason}" if code else "", _named(boards))
+        for (outcome, code, reason), boards in sorted(groups.items())
+    ]
+    return aligned(("OUTCOME", "BOARDS", "WHY", "WHICH"), rows)
+
+
+def _told(ended: RollOut) -> dict[str, object]:
+    keys = ("id", "tenant", "type", "created", "state", "why")
+    rules = ended.terms.get("rules")
+    return {**{key: getattr(ended, key) for key in keys}, "rules": rules}
+
+
+def _row(command: Sent) -> dict[str, object]:
+    status = command.status or {}
+    keys = ("status", "step", "progress", "reason_code", "reason")
+    return {
+        "board": command.board,
+        "outcome": command.outcome,
+        "id": command.id,
+        **{key: status.get(key) for key in keys},
+    }
+
+
+def _list(options: argparse.Namespace, state: FleetState, access: Access) -> int:
+    found = state.roll_outs(access.tenant)
+    if options.json:
+        say_json([_told(item) for item in found])
+        return DONE
+    rows = [
+        (item.id, item.type, item.state, time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created)), plain(item.why))
+        for item in found
+    ]
+    print("\n".join(aligned(("ID", "TYPE", "STATE", "BEGUN", "WHY"), rows)))
+    return DONE
