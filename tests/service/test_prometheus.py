@@ -32,9 +32,29 @@ HELP = re.compile(rf"# HELP ({NAME}) \S.*")
 TYPE = re.compile(rf"# TYPE ({NAME}) (counter|gauge)")
 UNITS = ("celsius", "hertz", "ratio", "watts", "bytes", "joules", "seconds", "total")
 BARE = frozenset(
-    "on_mains undervoltage throttled power_is_modelled connected job_attempt training_epoch training_samples"
-    " training_loss training_score training_dropped_steps info action rule job alarm sensor_ok scrub_files"
-    " scrub_damaged_files scrub_repaired_files scrub_unrepairable_files".split()
+    [
+        "on_mains",
+        "undervoltage",
+        "throttled",
+        "power_is_modelled",
+        "connected",
+        "job_attempt",
+        "training_epoch",
+        "training_samples",
+        "training_loss",
+        "training_score",
+        "training_dropped_steps",
+        "info",
+        "action",
+        "rule",
+        "job",
+        "alarm",
+        "sensor_ok",
+        "scrub_files",
+        "scrub_damaged_files",
+        "scrub_repaired_files",
+        "scrub_unrepairable_files",
+    ]
 )
 """Flags, counts and numbers without a unit."""
 
@@ -45,7 +65,8 @@ class Board:
     def read(self, mono_s: float) -> Reading:
         return Reading(
             mono_s, temperature_celsius=61.25, ambient_celsius=25.0, frequency_hz=1_500_000_000, charge=0.5,
-            on_mains=True, power_watts=4.5, utilisation=0.25, memory_available_bytes=1 << 40, pressure=(("cpu", 0.125),),
+            on_mains=True, power_watts=4.5, utilisation=0.25, memory_available_bytes=1 << 40,
+            pressure=(("cpu", 0.125),),
         )  # fmt: skip
 
 
