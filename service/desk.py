@@ -11,15 +11,12 @@ from agent.errors import BoardError
 from agent.keys_consoles import TrustedConsole
 from agent.messages import Scrubbed
 from agent.spec import FineTuneSpec, spec_table
-from policies.battery import is_short, order_jobs
-from policies.policy import Policy
-from policies.reading import Action
 from service.answers import Answers
 from service.command_desk import CommandDesk, Rooms
 from service.commands import FINE_TUNE, Command
 from service.conclusion import PATIENT
 from service.holds import Holds
-from service.job import TERMINAL, WORKING, Event, State
+from service.job import TERMINAL, WORKING, Event
 from service.journal import JobRecord, Journal
 from service.logs import bind, logger
 from service.policy_commands import PolicyCommands, result_of
@@ -30,9 +27,9 @@ from service.scrub import Scrubs, ScrubShop
 from service.state_version import BoardState
 from service.statuses import Clock, Statuses, Uplink
 from service.steering import Steering
+from service.waiting import WaitingLine
 
 RETRY_DISK_S = 5.0  # a full disk is usually emptied by a person or a log rotation
-RETRY_NETWORK_S = 60.0  # a network that was away is asked again once a minute
 
 log = logger("jobs")
 
@@ -75,9 +72,11 @@ class Desk:
         self._clock, self._ended = clock, shop.ended
         self._statuses = Statuses(journal, uplink, clock)
         self._held, self._canceled = Holds(journal), _Names(journal, "canceled")
-        self._not_before: dict[str, float] = {}
         self._news = asyncio.Event()
         self.runner = Runner(journal, self._statuses, steering, clock, shop, self._held, self._canceled)
+        self.line = WaitingLine(
+            journal, self._statuses, steering, clock, self._held, self.runner.waited_too_long, self._settle
+        )
         self.scrubs = Scrubs(journal, self._statuses, steering, policies.policy, clock, scrub_shop)
         self.qualifications = Qualifications(
             journal, self._statuses, steering, clock, qualify_shop, lambda: policies.policy
@@ -122,8 +121,9 @@ class Desk:
         """
         self._held.reload()
         self._canceled.reload()
-        self.wake()
         self._end_canceled()
+        self.runner.steer()
+        self.wake()
 
     def policy_changed(self) -> None:
         """Another policy is in force: the governor and the scrubs take it, and waiting jobs may run."""
@@ -159,8 +159,13 @@ class Desk:
         self.wake()
 
     def wake(self) -> None:
-        """Something changed that may let a waiting job run."""
+        """Something changed, or may have: a waiting job may run, and those that may not are told what they wait for."""
         self._news.set()
+        running = self.runner.current
+        if running is None and not self.qualifications.running:
+            return  # whoever looks for the next job tells them
+        with contextlib.suppress(BoardError):  # on a full disk they are told a second later
+            self.line.review("" if running is None else running.id)
 
     async def work(self) -> None:
         """Run jobs, scrubs and stress runs, one at a time, until the runner is stopped."""
@@ -201,7 +206,7 @@ class Desk:
         self._settle(record)
         self.scrubs.job_ended()
         if record.standing.reason_code in {"network", *PATIENT}:
-            self._not_before[record.id] = self._clock.mono() + RETRY_NETWORK_S
+            self.line.retry_later(record.id)
         return record
 
     def _settle(self, record: JobRecord) -> None:
@@ -211,7 +216,7 @@ class Desk:
             self.runner.forget(record.id)
             self._held.discard(record.id)
             self._canceled.discard(record.id)
-            self._not_before.pop(record.id, None)
+            self.line.forget(record.id)
 
     async def _regain(self, record: JobRecord) -> JobRecord:
         """The journal takes writes again: the job starts over from its checkpoint."""
@@ -224,10 +229,6 @@ class Desk:
                 self._settle(kept)
                 return kept
 
-    def _accepted(self, record: JobRecord) -> JobRecord:
-        """A crash or a full disk may have come between a job's entry and its acceptance."""
-        return self._statuses.move(record, Event.ACCEPT) if record.standing.state is State.RECEIVED else record
-
     def _end_canceled(self) -> None:
         """Canceled jobs without a worker end here; the others when their worker does."""
         if not self._canceled:
@@ -238,27 +239,9 @@ class Desk:
                 self._settle(self._statuses.move(record, Event.CANCEL, "canceled", "canceled by an operator"))
 
     def _next(self) -> JobRecord | None:
-        """The job to run now: an interrupted one first, then by the order of R11."""
+        """The job to run now."""
         self._end_canceled()
-        now = self._clock.mono()
-        waiting = {
-            record.id: record
-            for record in map(self._accepted, self._journal.unfinished())
-            if self._not_before.get(record.id, 0.0) <= now
-        }
-        interrupted = [record for record in waiting.values() if record.standing.state in WORKING]
-        if interrupted:
-            return interrupted[0]
-        free = {job_id: record for job_id, record in waiting.items() if job_id not in self._held}
-        if self._steering.decision.action >= Action.PAUSE:
-            for record in free.values():
-                if record.standing.reason_code != self._steering.decision.rule:
-                    self._statuses.move(record, Event.DEFER, self._steering.decision.rule, "waits for the board")
-            return None
-        policy = self._policies.policy
-        depths = [(record.id, _asked_depth(record, policy)) for record in free.values()]
-        order = order_jobs(policy.battery, depths, short=is_short(self._steering.decision))
-        return free[order[0]] if order else None
+        return self.line.next()
 
 
 class _Names:
@@ -287,9 +270,3 @@ class _Names:
         if job_id in self._names:
             self._journal.remember(self._name, json.dumps(sorted(self._names - {job_id})))
             self._names.discard(job_id)
-
-
-def _asked_depth(record: JobRecord, policy: Policy) -> int:
-    """Depth a waiting job asked for, in percent; unknown depths count as the policy's default."""
-    asked = str(record.spec.get("depth", "auto"))
-    return {"auto": policy.freezing.unknown_percent, "head": 100}.get(asked) or int(asked if asked.isdigit() else 0)

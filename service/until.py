@@ -86,9 +86,9 @@ def held() -> Why:
     return Why(HELD, "paused by an operator", Until("operator"))
 
 
-def queued(running: str) -> Why:
-    """Another job, or a stress run, has the board; `running` is its id, empty where it is not known."""
-    return Why(QUEUED, f"{running or 'another job'} is at work", Until("job"))
+def queued() -> Why:
+    """Another job, or a stress run, has the board. Which one is not said: every job in the line would be told anew."""
+    return Why(QUEUED, "another one has the board", Until("job"))
 
 
 def put_aside(code: str, reason: str, hour: Hour) -> Why:

@@ -68,7 +68,7 @@ class WaitingLine:
         chosen = able[0] if able else None
         for record in records:
             if record is not chosen:
-                self._tell(record, whys[record.id] or self._others(hour, chosen.id if chosen else ""))
+                self._tell(record, whys[record.id] or self._others(hour))
         return chosen
 
     def review(self, running: str) -> None:
@@ -79,7 +79,7 @@ class WaitingLine:
         """
         hour = self._clock.hour()
         for record in self._records(running):
-            self._tell(record, self._own(record, hour) or self._others(hour, running))
+            self._tell(record, self._own(record, hour) or self._others(hour))
 
     def told(self, running: str) -> list[dict[str, object]]:
         """The first of the line, but for the job that runs, as JSON values for the live view."""
@@ -137,12 +137,12 @@ class WaitingLine:
         hot = too_hot(record.spec, celsius, before=rested == JOB_HOT) if not interrupted else None
         return window_closed(record.spec, hour) or hot
 
-    def _others(self, hour: Hour, running: str) -> Why:
+    def _others(self, hour: Hour) -> Why:
         """What keeps a job that could run: the board, or who has it."""
         decision = self._steering.decision
         if decision.action >= Action.PAUSE:
             return board_waits(self._steering.policy, decision.rule, hour)
-        return queued(running)
+        return queued()
 
     def _tell(self, record: JobRecord, why: Why) -> None:
         """Let the job's status say why it waits, if it does not already."""
