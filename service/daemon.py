@@ -155,6 +155,7 @@ class Daemon:
                     tasks.create_task(self._govern(desk, link)),
                     tasks.create_task(self._listen(desk, link)),
                     tasks.create_task(desk.work()),
+                    tasks.create_task(self._parts.exporter.serve()),
                 ]
                 self._notifier.ready()
                 log.info("ready", device=self._config.device.name, board=self._parts.board_name, version=__version__)
@@ -188,6 +189,7 @@ class Daemon:
                 link.announce(self._parts.birth())
                 self._parts.publish_store()
                 self._parts.alarms.connected()
+                self._parts.home_assistant.connected()
                 if not present:
                     self._parts.desk.broker_lost_all()
             case Disconnected():
@@ -213,6 +215,8 @@ class Daemon:
                 link.publish_metrics("board", steering.board_metrics())
             if link and runner.training:
                 link.publish_metrics("energy", runner.energy_metrics())
+            parts.home_assistant.tick()
+            parts.exporter.tick(self._mono())
             self._show()
             self._notifier.watchdog()
             ticks += 1

@@ -21,11 +21,13 @@ from service.config import Config
 from service.desk import Desk
 from service.device_link import Address, Link
 from service.footprint import give_back
+from service.home_assistant import Announcement
 from service.journal import JobRecord, Journal
 from service.learnt import Learnt
 from service.logs import logger
 from service.policy_file import PolicyFile
 from service.policy_watch import PolicyWatch
+from service.prometheus_export import Exporter
 from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
 from service.runner import Workshop
@@ -86,10 +88,15 @@ class Wiring:
             policy_by_command=wanted.by_command,
         )
         self.alarms = self._make_alarms()
+        self.home_assistant = Announcement(
+            config.home_assistant, Address(config.device.tenant, config.device.name), model, self.journal, self.link
+        )
+        self.exporter = Exporter(config.prometheus, self.live)
         self.policy_watch = PolicyWatch(self.policies, profile.points, self.desk.policy_changed, self._announce)
 
     def close(self) -> None:
         """Put back what was changed on the board, keep what was learnt, close the journal."""
+        self.exporter.close()
         self.steering.restore()
         self.learnt.save()
         self.journal.close()
