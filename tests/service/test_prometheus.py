@@ -31,31 +31,11 @@ SAMPLE = re.compile(rf"({NAME})(?:\{{({LABEL}(?:,{LABEL})*)\}})? ({VALUE})")
 HELP = re.compile(rf"# HELP ({NAME}) \S.*")
 TYPE = re.compile(rf"# TYPE ({NAME}) (counter|gauge)")
 UNITS = ("celsius", "hertz", "ratio", "watts", "bytes", "joules", "seconds", "total")
-BARE = frozenset(
-    [
-        "on_mains",
-        "undervoltage",
-        "throttled",
-        "power_is_modelled",
-        "connected",
-        "job_attempt",
-        "training_epoch",
-        "training_samples",
-        "training_loss",
-        "training_score",
-        "training_dropped_steps",
-        "info",
-        "action",
-        "rule",
-        "job",
-        "alarm",
-        "sensor_ok",
-        "scrub_files",
-        "scrub_damaged_files",
-        "scrub_repaired_files",
-        "scrub_unrepairable_files",
-    ]
-)
+BARE = frozenset({
+    "on_mains", "undervoltage", "throttled", "power_is_modelled", "connected", "job_attempt", "training_epoch",
+    "training_samples", "training_loss", "training_score", "training_dropped_steps", "info", "action", "rule", "job",
+    "alarm", "sensor_ok", "scrub_files", "scrub_damaged_files", "scrub_repaired_files", "scrub_unrepairable_files",
+})  # fmt: skip
 """Flags, counts and numbers without a unit."""
 
 
