@@ -137,17 +137,17 @@ class Command(Request):
     @property
     def job(self) -> str:
         """The job that a cancel, pause or resume command names."""
-        return build(_JobArguments, self.args).job
+        return build(JobArguments, self.args).job
 
     @property
     def nothing(self) -> None:
         """Arguments of a scrub command: there are none."""
-        build(_NoArguments, self.args)
+        build(NoArguments, self.args)
 
     @property
     def minutes(self) -> int:
         """Length of the run that a qualify command asks for."""
-        return build(_QualifyArguments, self.args).minutes
+        return build(QualifyArguments, self.args).minutes
 
     @property
     def policy(self) -> PolicyArguments:
@@ -183,20 +183,26 @@ class PolicyArguments:
 
 
 @dataclass(frozen=True, slots=True)
-class _NoArguments:
-    pass
+class NoArguments:
+    """Of commands that take none."""
 
 
 @dataclass(frozen=True, slots=True)
-class _QualifyArguments:
+class QualifyArguments:
+    """What a qualify command asks for."""
+
     minutes: int = field(default=DEFAULT_MINUTES, metadata=limits(LEAST_MINUTES, MOST_MINUTES))
 
 
 @dataclass(frozen=True, slots=True)
-class _JobArguments:
+class JobArguments:
+    """The job that a cancel, pause or resume command is about."""
+
     job: str = field(metadata=limits(longest=36))
+    """Id of its fine-tune command."""
 
     def __post_init__(self) -> None:
+        """Refuse what is no id."""
         if not COMMAND_ID.fullmatch(self.job):
             raise TableError("job", "is no job id (a job has the id of its fine-tune command)")
 

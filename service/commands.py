@@ -172,6 +172,7 @@ def _parse_payload(signed: Signed) -> Command:
         what = f"a command of schema {schema}, this version reads {SCHEMA}"
         raise refuse(Refusal.UNKNOWN_SCHEMA, what, "schema", "Update temperd on the board")
     try:
+        _refuse_dashes(table)
         request = build(Request, table)
     except TableError as error:
         raise refuse(Refusal.MALFORMED, f"command: {error.what}", error.key) from error
@@ -211,12 +212,21 @@ def _check_time(command: Command, now: float, clock_synchronised: bool) -> None:
 
 def _check_arguments(command: Command) -> None:
     try:
+        _refuse_dashes(command.expect)
         _ = command.expectation
     except TableError as error:
         raise refuse(Refusal.UNKNOWN_EXPECTATION, error.what, f"expect.{error.key}") from error
     try:
+        _refuse_dashes(command.args)
         ARGUMENTS[command.type](command)
     except SpecError as error:
         raise refuse(Refusal.BAD_ARGUMENTS, error.what, f"args.{error.where}", error.fix) from error
     except TableError as error:
         raise refuse(Refusal.BAD_ARGUMENTS, error.what, f"args.{error.key}") from error
+
+
+def _refuse_dashes(table: Mapping[str, object]) -> None:
+    """In a file a dash may stand for an underscore; on the wire a key has one form, that of docs/asyncapi.yaml."""
+    for key in table:
+        if "-" in key:
+            raise TableError(key, "unknown key: keys are written with underscores here")
