@@ -1,6 +1,6 @@
 """What a command type takes, as JSON Schema (draft 7): made from the limits by which its arguments are read.
 
-Consoles find it on `cmd/<type>`, and docs/asyncapi.yaml has the same.
+Consoles find it on `cmd/<type>`, and docs/asyncapi.yaml has the same. It is made when it is told, and not kept.
 """
 
 from __future__ import annotations
@@ -8,9 +8,33 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from agent.spec import LEAST_LIMIT_CELSIUS, FineTuneSpec
+from service.commands import (
+    CANCEL,
+    COMMAND_ID,
+    FINE_TUNE,
+    KNOWN,
+    MAX_ENVELOPE_BYTES,
+    MAX_LIFETIME_S,
+    MAX_SKEW_S,
+    PAUSE,
+    PERMITTED,
+    QUALIFY,
+    RESUME,
+    SET_POLICY,
+    SUPPORTED,
+    WITHOUT_CLOCK,
+    JobArguments,
+    NoArguments,
+    PolicyArguments,
+    QualifyArguments,
+)
+
+WINDOW = r"^(?!(.{5})-\1$)([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"
+"""`22:00-06:00`, and not twice the same."""
 _TYPES: Mapping[object, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -53,3 +77,62 @@ def _default(item: dataclasses.Field[Any]) -> dict[str, object]:
     if item.default is dataclasses.MISSING:
         return {}
     return {"default": list(item.default) if isinstance(item.default, tuple) else item.default}
+
+
+def _fine_tune() -> dict[str, object]:
+    window: dict[str, object] = {"anyOf": [{"const": ""}, {"pattern": WINDOW}]}
+    temperature: dict[str, object] = {"anyOf": [{"const": 0}, {"minimum": LEAST_LIMIT_CELSIUS}]}
+    return schema_of(FineTuneSpec, {"window": window, "most_temperature_celsius": temperature})
+
+
+def _job() -> dict[str, object]:
+    return schema_of(JobArguments, {"job": {"pattern": f"^{COMMAND_ID.pattern}$"}})
+
+
+def _policy() -> dict[str, object]:
+    given: Mapping[str, object] = {"text": {"minLength": 1}, "name": {"minLength": 1}, "reset": {"const": True}}
+    one = [{"required": [key], "properties": {key: schema}} for key, schema in given.items()]
+    return schema_of(PolicyArguments, {}) | {"oneOf": one}
+
+
+_ARGUMENTS: Mapping[str, Callable[[], dict[str, object]]] = {
+    FINE_TUNE: _fine_tune,
+    **dict.fromkeys((CANCEL, PAUSE, RESUME), _job),
+    SET_POLICY: _policy,
+    QUALIFY: lambda: schema_of(QualifyArguments, {}),
+}
+
+
+def arguments(kind: str) -> dict[str, object] | None:
+    """The schema of the arguments of a command type; nothing of one that this version does not carry out."""
+    if kind not in SUPPORTED:
+        return None
+    return _ARGUMENTS[kind]() if kind in _ARGUMENTS else schema_of(NoArguments, {})
+
+
+def capability(kind: str) -> dict[str, object]:
+    """What `cmd/<kind>` says, see docs/mqtt.md."""
+    return {
+        "type": kind,
+        "schema": f"temperd-{kind}-1",
+        "supported": kind in SUPPORTED,
+        "roles": [str(role) for role, types in PERMITTED.items() if kind in types],
+        "without_clock": kind in WITHOUT_CLOCK,
+        "args": arguments(kind),
+        "limits": {"envelope_bytes": MAX_ENVELOPE_BYTES, "lifetime_s": MAX_LIFETIME_S, "skew_s": MAX_SKEW_S},
+    }
+
+
+class Capabilities(Mapping[str, Mapping[str, object]]):
+    """`capability` by command type, each made anew when it is looked at."""
+
+    def __getitem__(self, kind: str) -> Mapping[str, object]:
+        if kind not in KNOWN:
+            raise KeyError(kind)
+        return capability(kind)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KNOWN)
+
+    def __len__(self) -> int:
+        return len(KNOWN)

@@ -16,7 +16,7 @@ from agent.keys_consoles import TrustedConsole, load_trusted_consoles
 from agent.messages import Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
 from service.alarms_room import Alarms, Sources
-from service.commands import SUPPORTED
+from service.capabilities import Capabilities
 from service.config import Config
 from service.desk import Desk
 from service.device_link import Address, Link
@@ -137,7 +137,7 @@ class Wiring:
             Address(device.tenant, device.name),
             session=self.journal.next_session(),
             boot_id=self.boot_id,
-            capabilities={kind: {"type": kind, "schema": f"temperd-{kind}-1"} for kind in SUPPORTED},
+            capabilities=Capabilities(),
             birth=self.birth(),
             now=self._now,
             monotonic=self._mono,
