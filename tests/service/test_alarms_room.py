@@ -32,12 +32,17 @@ class Broker:
         self.retained: dict[str, dict[str, Any]] = {}
         self.messages: list[tuple[str, dict[str, Any] | None]] = []
         self.there, self.confirms = True, True
+        self.late: list[asyncio.Future[bool]] | None = None
+        """Filled instead of being confirmed, where it is a list."""
 
     def publish_alarm(self, kind: str, alarm: Mapping[str, object] | None) -> asyncio.Future[bool] | None:
         if not self.there:
             return None
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        done.set_result(self.confirms)
+        if self.late is None:
+            done.set_result(self.confirms)
+        else:
+            self.late.append(done)
         told = None if alarm is None else json.loads(json.dumps(alarm, allow_nan=False))
         self.messages.append((kind, told))
         if self.confirms:
@@ -158,6 +163,25 @@ def test_what_ended_without_a_broker_is_cleared_when_there_is_one_again(tmp_path
         bench.alarms.connected()
         await bench.pass_s(2)
         assert len(bench.broker.messages) == before, "what is confirmed as cleared is not cleared for ever"
+
+    played(tmp_path, play)
+
+
+def test_a_late_confirmation_of_what_is_no_more_confirms_nothing(tmp_path: Path) -> None:
+    async def play(bench: Bench) -> None:
+        await bench.pass_s(2)
+        bench.broker.late = late = []
+        for decision in (HEAT, Decision(), HEAT):
+            bench.steering.decision = decision
+            await bench.pass_s(62)
+        assert [told is None for _, told in bench.broker.messages[-3:]] == [False, True, False]
+        bench.broker.late = None
+        late[0].set_result(True)
+        late[1].set_result(False)
+        late[2].set_result(False)
+        bench.broker.retained.clear()
+        await bench.pass_s(3)
+        assert list(bench.broker.retained) == ["critical-temperature"]
 
     played(tmp_path, play)
 
