@@ -35,7 +35,7 @@ from service.outlook import Outlooks
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 from service.until import HELD, JOB_HOT, Until, board_waits, held, too_hot
-from service.worker_process import WorkerProcess
+from service.worker_process import StartWorker, WorkerProcess
 
 PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a fleet
 BOOK_EVERY_S = 60.0  # of energy that `kill -9` may lose where no checkpoint keeps it, as in a pause
@@ -54,12 +54,14 @@ class Workshop:
         nice: scheduling priority of the worker.
         watch: called with (message, record) for everything the worker says.
         ended: called with the id of a job that has ended for good.
+        start: starts a worker.
     """
 
     make_order: Callable[[JobRecord], Order]
     nice: int
     watch: Callable[[Message, JobRecord], None]
     ended: Callable[[str], None]
+    start: StartWorker = WorkerProcess.start
 
 
 class Runner:
@@ -172,7 +174,7 @@ class Runner:
     async def _attempt(self, record: JobRecord) -> JobRecord:
         """One worker: follow it until it says the last word or vanishes."""
         order = self._shop.make_order(record)
-        worker = self._worker = await WorkerProcess.start(
+        worker = self._worker = await self._shop.start(
             order, self._shop.nice, lambda line: log.info("worker", line=line)
         )
         log.info("worker started", pid=worker.pid, attempt=record.standing.attempt)

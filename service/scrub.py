@@ -23,7 +23,7 @@ from service.journal import Journal
 from service.logs import logger
 from service.statuses import Clock, Statuses
 from service.steering import Steering
-from service.worker_process import STOP_GRACE_S, WorkerProcess
+from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
 
 RETRY_S = 600.0  # after a scrub that could not be finished
 MAX_ASKED = 16  # commands that wait for one scrub; a fleet has a few consoles
@@ -41,11 +41,13 @@ class ScrubShop:
         make_order: the order of a scrub worker.
         memory_errors: reads the board's EDAC counters.
         told: called after each scrub.
+        start: starts a worker.
     """
 
     make_order: Callable[[], ScrubOrder]
     memory_errors: Callable[[], MemoryErrors | None]
     told: Callable[[], None]
+    start: StartWorker = WorkerProcess.start
 
 
 class Scrubs:
@@ -205,7 +207,7 @@ class Scrubs:
         log.info("scrub begins", awaited=self._hurried)
         last: Message | None = None
         try:
-            self._worker = await WorkerProcess.start(
+            self._worker = await self._shop.start(
                 self._shop.make_order(), NICE, lambda line: log.info("scrub worker", line=line), "agent.scrub_worker"
             )
             self._sent = None

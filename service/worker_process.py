@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Protocol
 
 from agent.errors import BoardError, EngineError
 from agent.messages import MAX_LINE_BYTES, Message, decode, encode
@@ -116,6 +117,15 @@ class WorkerProcess:
         with contextlib.suppress(ValueError):  # an overlong line ends the reading, never the job
             while line := await self._child.stderr.readline():
                 self._on_log(line.decode(errors="replace").rstrip()[:MAX_LOG_LINE])
+
+
+class StartWorker(Protocol):
+    """Starts a worker, as `WorkerProcess.start` does."""
+
+    async def __call__(
+        self, order: Message, nice: int, on_log: Callable[[str], None], module: str = "agent.worker"
+    ) -> WorkerProcess:
+        """See `WorkerProcess.start`."""
 
 
 def environment() -> dict[str, str]:
