@@ -15,7 +15,17 @@ from agent.messages import Progress
 from policies.governor import RULES
 from policies.policy import Policy
 from policies.reading import Health
-from service.commands import KNOWN, MAX_ENVELOPE_BYTES, MAX_LIFETIME_S, MAX_SIGNATURES, PAYLOAD_TYPE, Refusal
+from service.capabilities import Capabilities
+from service.commands import (
+    KNOWN,
+    MAX_ENVELOPE_BYTES,
+    MAX_LIFETIME_S,
+    MAX_SIGNATURES,
+    PAYLOAD_TYPE,
+    PERMITTED,
+    SUPPORTED,
+    Refusal,
+)
 from service.config import Mqtt
 from service.device_link import Address
 from service.job import MAX_ATTEMPTS, MAX_REASON_CHARACTERS, State, wire_status
@@ -23,7 +33,7 @@ from service.link import MAX_PACKET_BYTES
 from service.policy_file import Source
 from service.steering import Steering
 from tests.simulators.reason_scan import codes, literals
-from tests.simulators.schemas import channel_of, document
+from tests.simulators.schemas import channel_of, document, faults
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCHEMAS = document()["components"]["schemas"]
@@ -36,7 +46,7 @@ ELSEWHERE = {
     "stale",
     "powerd-waiting",
 }
-"""Codes of modules that a daemon imports which no status has: of verbs at the board, and of its helper with the levers."""
+"""Codes in the modules of a daemon that no status has: of verbs at the board, and of its helper with the levers."""
 CODE = re.compile(r"`([a-z]+(?:[.-][a-z]+)*)`")
 FLOORS = {"majority", "chance", "mean", "naive_last", "seasonal_naive"}
 
@@ -77,7 +87,7 @@ def test_the_scan_sees_codes_of_every_kind() -> None:
     [
         ("CommandType", set(KNOWN)),
         ("Health", set(Health)),
-        ("Role", {"viewer", "operator", "owner"}),
+        ("Role", set(PERMITTED)),
     ],
 )
 def test_closed_lists_are_those_of_the_code(schema: str, words: set[str]) -> None:
@@ -159,3 +169,26 @@ def test_floors_are_those_of_the_tasks() -> None:
         if isinstance(node.args[0], ast.Constant)
     }
     assert named == FLOORS
+
+
+def argument_schema(kind: str) -> dict[str, Any]:
+    """The schema to which the file's condition on the type leads."""
+    for rule in SCHEMAS["SignedRequest"]["allOf"]:
+        named = rule["if"]["properties"]["type"]
+        if kind in named.get("enum", [named.get("const")]):
+            found = SCHEMAS[rule["then"]["properties"]["args"]["$ref"].rsplit("/", 1)[1]]
+            return {key: value for key, value in found.items() if key != "description"}
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_arguments_are_those_that_the_capability_tells(kind: str) -> None:
+    assert argument_schema(kind) == Capabilities()[kind]["args"]
+
+
+def test_capabilities_are_told_of_every_type_as_their_schema_says() -> None:
+    told = Capabilities()
+    assert {kind: faults("Capability", body) for kind, body in told.items()} == {kind: [] for kind in KNOWN}
+    assert [kind for kind in told if told[kind]["supported"]] == list(SUPPORTED)
+    with pytest.raises(KeyError):
+        told["dance"]
