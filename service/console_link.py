@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Self
 
-from agent import strict_json
 from agent.errors import CommandError, NetworkError
 from service.commands import MAX_ENVELOPE_BYTES
 from service.config import Mqtt
 from service.device_link import Address
 from service.link import Connection, Message
 from service.logs import logger
+from service.payload import decode
 
 MAX_SEEN_BYTES = 256 << 10  # the longest message a device sends
 MAX_QUEUED_SEEN = 1000  # a watcher that does not keep up loses the newest rather than memory
@@ -142,7 +142,7 @@ def _read(message: Message, prefix: int) -> Seen | None:
 def read_body(message: Message) -> dict[str, object] | None:
     """What a message of a device says; `None`, and a warning, where it cannot be read."""
     try:
-        body = strict_json.loads(message.payload, what=message.topic, max_bytes=MAX_SEEN_BYTES, error=CommandError)
+        body = decode(message.payload, message.content_type, what=message.topic, max_bytes=MAX_SEEN_BYTES)
     except CommandError as error:
         log.warning("message refused", fault=str(error), topic=message.topic)
         return None

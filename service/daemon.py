@@ -21,7 +21,7 @@ from agent.spec import FineTuneSpec
 from service.commands import new_id
 from service.config import Config
 from service.desk import Desk
-from service.device_link import Connected, Disconnected, Incoming, Link, LinkEvent
+from service.device_link import Connected, Disconnected, Incoming, Link, LinkEvent, Wiped
 from service.emulation import EmulatedBoardProcess
 from service.footprint import give_back
 from service.journal import JobRecord
@@ -32,7 +32,6 @@ from service.systemd import Notifier
 from service.wiring import Wiring
 
 TICK_S = 1.0
-IDLE_METRICS_EVERY = 60  # ticks: an idle board says how it is once a minute
 
 log = logger("daemon")
 
@@ -45,10 +44,11 @@ class Daemon:
 
     Args:
         config: see `service.config`.
+        wire: builds the rooms.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, wire: type[Wiring] = Wiring) -> None:
+        self._config, self._wire = config, wire
         self._state = Path(config.device.state_dir)
         self._notifier = Notifier()
         self._stopping = asyncio.Event()
@@ -135,7 +135,7 @@ class Daemon:
     async def _wired(self, run: Run, emulated: EmulatedBoardProcess | None) -> None:
         board = self._config.board
         roots = emulated.roots if emulated else BoardRoots(Path(board.sys_root), Path(board.proc_root))
-        self._parts = Wiring(self._config, roots, self._now, self._mono)
+        self._parts = self._wire(self._config, roots, self._now, self._mono)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._parts.policy_watch.ask)
         try:
             await run(self._parts.desk)
@@ -147,6 +147,7 @@ class Daemon:
     async def _serve(self, desk: Desk) -> None:
         link = self._parts.link
         link.start()
+        self._parts.telemetry.begin()
         desk.recover()
         give_back()
         try:
@@ -154,6 +155,7 @@ class Daemon:
                 running = [
                     tasks.create_task(self._govern(desk, link)),
                     tasks.create_task(self._listen(desk, link)),
+                    tasks.create_task(self._parts.backfill.run()),
                     tasks.create_task(desk.work()),
                     tasks.create_task(self._parts.exporter.serve()),
                 ]
@@ -164,6 +166,7 @@ class Daemon:
                     task.cancel()
         finally:
             await link.stop()
+            await asyncio.sleep(0)  # telemetry that was not confirmed goes into the outbox
 
     async def _stop_when_told(self, desk: Desk) -> None:
         """Wait for SIGTERM or SIGINT, then let the worker write its checkpoint and leave."""
@@ -190,14 +193,18 @@ class Daemon:
                 self._parts.publish_store()
                 self._parts.alarms.connected()
                 self._parts.home_assistant.connected()
-                if not present:
-                    self._parts.desk.broker_lost_all()
+                if present:
+                    desk.broker_was_away()
+                else:
+                    desk.broker_lost()
+            case Wiped():
+                desk.broker_lost()
             case Disconnected():
                 pass
 
     async def _govern(self, desk: Desk, link: Link | None) -> None:
         """Once a second: read, decide, act, tell. The watchdog is fed here, by progress and not by a timer."""
-        ticks, parts = 0, self._parts
+        parts = self._parts
         steering, runner = parts.steering, desk.runner
         while True:
             parts.policy_watch.tick(steering.reading.operating_points)
@@ -211,15 +218,11 @@ class Daemon:
             if link and link.connected:
                 with contextlib.suppress(BoardError):  # a disk that refuses now is asked again in a second
                     desk.publish_pending()
-            if link and (working or ticks % IDLE_METRICS_EVERY == 0):
-                link.publish_metrics("board", steering.board_metrics())
-            if link and runner.training:
-                link.publish_metrics("energy", runner.energy_metrics())
+            parts.tell(working=working)
             parts.home_assistant.tick()
             parts.exporter.tick(self._mono())
             self._show()
             self._notifier.watchdog()
-            ticks += 1
             await asyncio.sleep(TICK_S)
 
     def _show(self) -> None:

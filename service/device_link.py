@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from agent import strict_json
+from agent.errors import CommandError
 from service.commands import COMMAND_ID, MAX_ENVELOPE_BYTES
 from service.config import Mqtt
 from service.link import GRACE_S, Connection, Message, Will
 from service.logs import logger
 
+MAX_PRESENCE_BYTES = 1024  # ours have about 150
+MAX_REPAIRS = 5  # of our presence on one connection: who else writes it would go on for ever
 MAX_QUEUED_EVENTS = 100  # not yet looked at by the daemon's loop; messages beyond it stay with the broker
 _COMMAND_LEVELS = 8  # temper/v1/<tenant>/<device>/cmd/<type>/<id>/req
 _MAX_TYPE_CHARACTERS = 32
@@ -40,6 +44,11 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
+class Wiped:
+    """The broker knew our session, but not what it kept for us: publish every status again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnected:
     """The broker is gone; the link keeps trying."""
 
@@ -57,7 +66,7 @@ class Incoming:
     ack: Callable[[], None] = field(repr=False, compare=False)
 
 
-LinkEvent: TypeAlias = Connected | Disconnected | Incoming
+LinkEvent: TypeAlias = Connected | Wiped | Disconnected | Incoming
 
 
 class Link:
@@ -72,7 +81,6 @@ class Link:
         capabilities: argument schema and limits by command type; published again on each connect.
         birth: schema versions, board, sensors and so on; see `announce`.
         now: wall clock, seconds since 1970.
-        monotonic: monotonic clock, seconds.
         jitter: see `Connection`.
     """
 
@@ -86,17 +94,13 @@ class Link:
         capabilities: Mapping[str, Mapping[str, object]],
         birth: Mapping[str, object],
         now: Callable[[], float],
-        monotonic: Callable[[], float],
         jitter: Callable[[float, float], float] | None = None,
     ) -> None:
         self._address, self._session, self._boot_id = address, session, boot_id
         self._capabilities, self._birth = capabilities, birth
-        self._now, self._monotonic = now, monotonic
+        self._now = now
         self._events: asyncio.Queue[LinkEvent] = asyncio.Queue()
         self._beside: dict[str, Callable[[bytes], None]] = {}
-        self._sequence = 0
-        self.dropped_total = 0
-        """Metrics that never left."""
         self.refused_total = 0
         """Incoming messages that were no command by topic or size."""
         self._connection = Connection(
@@ -107,13 +111,43 @@ class Link:
             on_up=self._greet,
             on_down=lambda reason: self._events.put_nowait(Disconnected(reason)),
             on_message=self._take,
+            on_trouble=self._trouble,
             jitter=jitter,
         )
+        self._here, self._kept, self._repairs = b"", False, 0
+        self._announced, self._left = 0, 0  # numbers of this connection and the one before
+        self._since = now()
 
     @property
     def connected(self) -> bool:
         """Whether the broker is there right now."""
         return self._connection.connected
+
+    @property
+    def unconfirmed(self) -> int:
+        """Publications that the broker has not confirmed, or that have not left."""
+        return self._connection.unconfirmed
+
+    @property
+    def most_bytes(self) -> int:
+        """The longest payload that the broker takes."""
+        return self._connection.most_bytes
+
+    def figures(self) -> dict[str, object]:
+        """Its keys of the telemetry group `link`."""
+        connection = self._connection
+        return {
+            "connected": connection.connected,
+            "connections": connection.connections,
+            "connection_losses": connection.losses,
+            "takeovers": connection.takeovers,
+            "refused_total": self.refused_total,
+            "unconfirmed": connection.unconfirmed,
+        }
+
+    def shown(self) -> dict[str, object]:
+        """For the live view: whether there is a broker, else why not, and since when (seconds since 1970)."""
+        return {"connected": self.connected, "why": self._connection.why, "since": self._since}
 
     def start(self) -> None:
         """Begin connecting; call on the running event loop."""
@@ -122,8 +156,8 @@ class Link:
     async def stop(self) -> None:
         """Say that we go offline, wait shortly for the broker to confirm, and disconnect."""
         if self.connected:
-            gone = self._presence(online=False, connection=self._connection.epoch)
-            await asyncio.wait([self._connection.publish(self._address.topic("conn"), gone)], timeout=GRACE_S)
+            self._here = self._presence(online=False, connection=self._connection.epoch)
+            await asyncio.wait([self._connection.publish(self._address.topic("conn"), self._here)], timeout=GRACE_S)
         await self._connection.stop()
 
     async def receive(self) -> LinkEvent:
@@ -157,20 +191,14 @@ class Link:
         """Call `told` with what others publish on a topic outside our root; to be asked for before `start`."""
         self._beside[topic] = told
 
-    def publish_metrics(self, group: str, values: Mapping[str, object]) -> bool:
-        """Publish telemetry of a `group` of docs/mqtt.md; dropped and counted while the broker is away."""
-        self._sequence += 1
-        body = {
-            "seq": self._sequence,
-            "boot_id": self._boot_id,
-            "ts": self._now(),
-            "mono_ms": int(self._monotonic() * 1000),
-            "dropped_total": self.dropped_total,
-            "values": values,
-        }
-        sent = self._connection.publish_lossy(self._address.topic("m", group), _encode(body))
-        self.dropped_total += not sent
-        return sent
+    def publish_lossy(self, group: str, payload: bytes, content_type: str) -> bool:
+        """Publish `m/<group>` at QoS 0; False when it did not leave: no broker, or the connection stalls."""
+        return self._connection.publish_lossy(self._address.topic("m", group), payload, content_type=content_type)
+
+    def publish_telemetry(self, group: str, payload: bytes, content_type: str) -> asyncio.Future[bool]:
+        """Publish `m/<group>` at QoS 1; the future gives True once the broker confirmed it, and never raises."""
+        topic = self._address.topic("m", group)
+        return self._connection.publish(topic, payload, retain=False, content_type=content_type)
 
     def _publish(self, body: Mapping[str, object], *levels: str) -> asyncio.Future[bool]:
         return self._connection.publish(self._address.topic(*levels), _encode(body))
@@ -187,18 +215,45 @@ class Link:
         )
 
     def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
+        connection, conn = self._connection, self._address.topic("conn")
+        self._since, self._kept, self._repairs = self._now(), False, 0
+        self._announced, self._left = connection.epoch, self._announced
+        connection.subscribe(conn, qos=0)
         # Before we say that we are here: who sees us online may send a command that is not retained.
         self._connection.subscribe(self._address.topic("cmd", "+", "+", "req"))
         for topic in self._beside:
             self._connection.subscribe(topic)
-        here = self._presence(online=True, connection=self._connection.epoch)
-        self._connection.publish(self._address.topic("conn"), here)
-        self._publish(self._birth, "birth")
+        self._here = self._presence(online=True, connection=connection.epoch)
+        connection.publish(conn, self._here)
+        born = self._publish(self._birth, "birth")
+        if session_present:
+            epoch = connection.epoch
+            born.add_done_callback(lambda done: self._judge(epoch, confirmed=done.result()))
         for command_type, capability in self._capabilities.items():
             self._publish(capability, "cmd", command_type)
         self._events.put_nowait(Connected(session_present))
 
+    def _hear_presence(self, message: Message) -> None:
+        """Our own `conn`: as the broker kept it, or as somebody publishes it after us, e.g. a will that comes late."""
+        if message.retained:
+            self._kept = is_last_presence(message.payload, self._session, self._left)
+        elif message.payload != self._here and self._repairs < MAX_REPAIRS:
+            self._repairs += 1
+            self._connection.publish(message.topic, self._here)
+
+    def _judge(self, epoch: int, *, confirmed: bool) -> None:
+        """The broker works in order: what it kept came before it confirmed what we published after asking for it."""
+        if confirmed and epoch == self._connection.epoch and not self._kept:
+            log.warning("the broker lost what it kept for us, it is told again")
+            self._events.put_nowait(Wiped())
+
+    def _trouble(self, _why: str) -> None:
+        self._since = self._now()
+
     def _take(self, message: Message) -> None:
+        if message.topic == self._address.topic("conn"):
+            self._hear_presence(message)
+            return
         if message.topic in self._beside:
             self._connection.ack(message)
             self._beside[message.topic](message.payload)
@@ -230,6 +285,25 @@ def _fault(levels: list[str], message: Message) -> str:
     if message.qos != 1:
         return "qos"
     return "too-large" if len(message.payload) > MAX_ENVELOPE_BYTES else ""
+
+
+def is_last_presence(payload: bytes, session: int, connection: int) -> bool:
+    """Whether a retained `conn` is what we left.
+
+    Args:
+        payload: as the broker kept it.
+        session: of this start of the daemon.
+        connection: number of the last connection of this start; 0: there was none yet, the start before counts.
+    """
+    try:
+        kept = strict_json.loads(payload, what="conn", max_bytes=MAX_PRESENCE_BYTES, error=CommandError)
+    except CommandError:
+        return False
+    if not isinstance(kept, dict):
+        return False
+    if connection:
+        return (kept.get("session"), kept.get("connection")) == (session, connection)
+    return kept.get("session") == session - 1
 
 
 def _encode(body: Mapping[str, object]) -> bytes:

@@ -122,6 +122,11 @@ class Connection:
         """Publications that the broker has not confirmed, or that have not left."""
         return len(self._unconfirmed) + len(self._unsent)
 
+    @property
+    def most_bytes(self) -> int:
+        """The longest payload that the broker takes."""
+        return self._most_bytes
+
     def start(self) -> None:
         """Begin connecting; call on the running event loop."""
         self._loop = asyncio.get_running_loop()

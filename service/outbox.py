@@ -19,7 +19,8 @@ from service.outbox_segment import BATCH_BYTES, BLOCK_BYTES, MAX_RECORD_BYTES, R
 from service.outbox_state import STATE_BYTES, Counters
 
 WRITE_EVERY_S = 60.0  # each write costs the flash a page or two; 1440 a day are nothing to it
-SEGMENT_S = 86400  # a segment is closed after a day of the daemon's running, so that its name can tell the age
+DAY_S = 86400
+SEGMENT_S = DAY_S  # a segment is closed after a day of the daemon's running, so that its name can tell the age
 
 log = logger("outbox")
 
@@ -157,15 +158,21 @@ class Outbox:
         self._count_lost()
         return batch
 
-    def settle(self, *, arrived: int) -> None:
-        """What was taken arrived (how many records), or did not (0) and is taken again next time."""
+    def settle(self, *, arrived: int, lost: int = 0) -> None:
+        """What was taken is done with, or comes again with the next `take`.
+
+        Args:
+            arrived: how many of it arrived; 0 and no `lost`: it comes again.
+            lost: how many can never arrive.
+        """
         for lane in self._lanes:
-            if arrived:
+            if arrived or lost:
                 lane.confirm()
             else:
                 lane.give_back()
         self._count_lost()
         self.counters.backfilled_total += arrived
+        self.counters.lose(lost)
 
     def _oldest(self) -> Lane | None:
         heads = [(head.seq, lane) for lane in self._lanes if (head := lane.head())]

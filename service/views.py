@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from agent import __version__
 from agent.errors import TemperdError
 from agent.messages import Progress
 from agent.slots import read_active
-from service.config import Config
+from service.config import Config, Telemetry
 from service.desk import Desk
 from service.logs import logger
+from service.metric_units import described_metrics
 from service.statuses import Clock
 from service.steering import Steering
 
@@ -32,6 +34,7 @@ class Views:
 
     def __init__(self, config: Config, model: str, profile: str, steering: Steering, clock: Clock) -> None:
         self._config, self._board, self._steering, self._clock = config, (model, profile), steering, clock
+        self._engine = installed_runtime()
 
     def birth(self, policy: Mapping[str, object]) -> dict[str, object]:
         """The `birth` message of docs/mqtt.md; `policy` as `PolicyFile.shown` gives it."""
@@ -40,12 +43,15 @@ class Views:
         except TemperdError as error:  # the next worker sets a broken status aside and rebuilds it
             log.warning("the active model is not known", why=str(error))
             active = None
-        steering, (model, profile) = self._steering, self._board
+        model, profile = self._board
         return {
             "schema": 1,
             "agent": __version__,
             "board": {"model": model, "profile": profile},
-            "metrics": {"board": sorted(steering.board_metrics()), "energy": sorted(steering.energy_metrics(0))},
+            "sensors": {name: str(health) for name, health in self._steering.reading.health},
+            "engine": self._engine,
+            "telemetry": _telemetry_told(self._config.telemetry),
+            "metrics": described_metrics(),
             "policy": policy,
             "active_model": active.manifest if active else None,
             "clock": self._clock.word(),
@@ -68,6 +74,23 @@ class Views:
             "store": desk.scrubs.metrics(),
             "policy": policy,
         }
+
+
+def _telemetry_told(settings: Telemetry) -> dict[str, object]:
+    names = ("format", "active_s", "idle_s", "qos")
+    return {name: getattr(settings, name) for name in names}
+
+
+def installed_runtime() -> str | None:
+    """Name and version of the runtime that workers load, by the name of its distribution; `None` where none is."""
+    found = find_spec("onnxruntime")  # looks for it and loads nothing
+    if found is None or not found.origin:
+        return None
+    shelf = Path(found.origin).parents[1]
+    for path in sorted(shelf.glob("onnxruntime*.dist-info")):
+        name, _, version = path.name.removesuffix(".dist-info").partition("-")
+        return f"{name.replace('_', '-')} {version}"
+    return "onnxruntime"
 
 
 def training_metrics(progress: Progress) -> dict[str, object]:

@@ -16,6 +16,7 @@ from agent.keys_consoles import TrustedConsole, load_trusted_consoles
 from agent.messages import Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
 from service.alarms_room import Alarms, Sources
+from service.backfill import Backfill
 from service.capabilities import Capabilities
 from service.config import Config
 from service.desk import Desk
@@ -25,6 +26,7 @@ from service.home_assistant import Announcement
 from service.journal import JobRecord, Journal
 from service.learnt import Learnt
 from service.logs import logger
+from service.outbox import DAY_S, Outbox
 from service.policy_file import PolicyFile
 from service.policy_watch import PolicyWatch
 from service.prometheus_export import Exporter
@@ -35,6 +37,7 @@ from service.scrub import ScrubShop
 from service.state_version import state_reader
 from service.statuses import Clock
 from service.steering import Steering
+from service.telemetry import Telemetry
 from service.views import Views, training_metrics
 
 EARLIEST_TIME = 1_790_000_000  # 2026-09-21, before the first release: an earlier clock was never set
@@ -79,6 +82,9 @@ class Wiring:
         self._views = Views(config, model, profile.name, self.steering, self.clock)
         self._state = state_reader(self.journal, self.state / "store", self.policies)
         self.link = self._make_link()
+        self._outbox = self._make_outbox()
+        self.telemetry = Telemetry(config.telemetry, self.link, self._outbox, self.boot_id, self.clock)
+        self.backfill = Backfill(self._outbox, self.link, self.boot_id, config.telemetry, mono)
         self.desk = Desk(
             *(self.journal, self.steering, self.policies, _Statuses(self.link), self._trusted, config.device.name),
             *(self.clock, Workshop(self._order, config.worker.nice, self._watch, self._ended)),
@@ -99,6 +105,7 @@ class Wiring:
         self.exporter.close()
         self.steering.restore()
         self.learnt.save()
+        self._outbox.close(self._mono())
         self.journal.close()
 
     def birth(self) -> dict[str, object]:
@@ -113,7 +120,19 @@ class Wiring:
     def publish_store(self) -> None:
         """Tell the fleet about the store, if a scrub has looked at it."""
         if values := self.desk.scrubs.metrics():
-            self.link.publish_metrics("store", values)
+            self.telemetry.publish("store", values, event=True)
+
+    def tell(self, *, working: bool) -> None:
+        """Tell the fleet what is due this second; look after what waits on the disk."""
+        telemetry, runner = self.telemetry, self.desk.runner
+        if telemetry.due("board", working=working):
+            telemetry.publish("board", self.steering.board_metrics())
+        if runner.training and telemetry.due("energy", working=True):
+            telemetry.publish("energy", runner.energy_metrics())
+        if self.link.connected and telemetry.due("link", working=False):
+            telemetry.publish("link", self.link.figures() | telemetry.figures())
+        self._outbox.tick(self._mono())
+        self.backfill.tick()
 
     # --- building ----------------------------------------------------------------------------------------------------
 
@@ -140,7 +159,6 @@ class Wiring:
             capabilities=Capabilities(),
             birth=self.birth(),
             now=self._now,
-            monotonic=self._mono,
         )
 
     def _make_alarms(self) -> Alarms:
@@ -152,6 +170,10 @@ class Wiring:
             policy_complaint=lambda: self.policies.complaint,
         )
         return Alarms(self.journal, self.link, self.clock, sources)
+
+    def _make_outbox(self) -> Outbox:
+        wanted = self.config.telemetry
+        return Outbox(self.state / "outbox", wanted.outbox_mib << 20, wanted.outbox_days * DAY_S, self._mono())
 
     # --- what the rooms ask ------------------------------------------------------------------------------------------
 
@@ -202,8 +224,8 @@ class Wiring:
         give_back()
 
     def _watch(self, message: Message, _record: JobRecord) -> None:
-        if isinstance(message, Progress):
-            self.link.publish_metrics("training", training_metrics(message))
+        if isinstance(message, Progress) and (message.event or self.telemetry.due("training", working=True)):
+            self.telemetry.publish("training", training_metrics(message), event=bool(message.event))
 
 
 class _Statuses:

@@ -16,9 +16,13 @@ from agent.energy import TRAINING
 from policies.outlook import DepthCost, Outlook
 from policies.policy import Policy
 from service.config import Mqtt
+from service.config import Telemetry as Settings
 from service.device_link import Address, Connected, Link
 from service.live import write_live
+from service.outbox import DAY_S, Outbox
+from service.statuses import Clock
 from service.steering import Steering
+from service.telemetry import Telemetry
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
 pytestmark = [
@@ -29,7 +33,7 @@ HANG_S = 60.0  # ends a test that would wait for ever; nothing is asserted about
 WARM_TICKS = 600  # after which windows of readings and caches are full
 TICKS = 400
 SPARE_BLOCKS = TICKS // 2  # what is left behind each tick, or each other one, is more
-ON_THEIR_WAY = 20  # publications that are waited for: a stalled link would drop metrics, and hide what they leave
+ON_THEIR_WAY = 10  # publications that are waited for: a stalled link would drop metrics, and hide what they leave
 
 
 @pytest.fixture
@@ -50,7 +54,6 @@ async def a_link(broker: Mosquitto) -> AsyncIterator[Link]:
         capabilities={},
         birth={},
         now=lambda: 1000.0,
-        monotonic=lambda: 5.5,
     )
     link.start()
     try:
@@ -66,6 +69,10 @@ class Day:
     def __init__(self, link: Link, folder: Path) -> None:
         self.link, self.folder, self.mono_s = link, folder, 0.0
         self.board = SimulatedBoard("raspberry-pi-4")
+        clock = Clock(lambda: 1000.0, lambda: self.mono_s, lambda: True)
+        self.outbox = Outbox(folder / "outbox", 1 << 20, DAY_S, 0.0)
+        self.telemetry = Telemetry(Settings(), link, self.outbox, "boot", clock)
+        self.telemetry.begin()
         self.steering = Steering(self.board, Policy())
 
     async def pass_seconds(self, ticks: int) -> None:
@@ -80,8 +87,10 @@ class Day:
         ahead = Outlook(costs=costs, samples_left=10**6, samples_done=int(self.mono_s), deadline_mono_s=10**6)
         self.steering.tick(self.mono_s, working=True, phase=TRAINING, outlook=ahead)
         told = self.steering.board_metrics()
-        self.link.publish_metrics("board", told)
-        self.link.publish_metrics("energy", self.steering.energy_metrics(int(self.mono_s)))
+        assert self.telemetry.due("board", working=True)
+        self.telemetry.publish("board", told)
+        self.telemetry.publish("energy", self.steering.energy_metrics(int(self.mono_s)))
+        self.outbox.tick(self.mono_s)
         self.link.publish_status("fine-tune", "a-job", {"status": "running", "progress": 0.5})
         write_live(self.folder, {"mono_s": self.mono_s, "board": told})
         self.board.advance(1.0, 1.0)
@@ -106,7 +115,7 @@ def test_a_tick_leaves_nothing_behind(broker: Mosquitto, tmp_path: Path) -> None
             before = blocks()
             await day.pass_seconds(TICKS)
             assert blocks() - before < SPARE_BLOCKS
-            assert link.dropped_total == 0
+            assert day.telemetry.figures()["outbox_messages"] == 0
             assert day.steering.energy.spent(TRAINING).seconds == WARM_TICKS + TICKS - 1
 
     asyncio.run(story())

@@ -23,6 +23,7 @@ from service.config import Mqtt
 from service.console_link import ConsoleLink, Seen
 from service.device_link import Address, Connected, Disconnected, Incoming, Link
 from service.link import LONGEST_DELAY_S, MAX_PACKET_BYTES, Connection
+from service.payload import CBOR, JSON
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
 pytestmark = [
@@ -72,7 +73,6 @@ def a_link(mqtt: Mqtt, session: int = 1) -> Link:
         capabilities={"fine-tune": {"model": "text"}},
         birth={"board": "emulated"},
         now=lambda: 1000.0,
-        monotonic=lambda: 5.5,
         jitter=soon,
     )
 
@@ -157,20 +157,20 @@ def test_a_console_that_comes_later_finds_presence_birth_and_capabilities(broker
     run(story)
 
 
-def test_metrics_arrive_and_those_dropped_offline_are_counted(broker: Mosquitto) -> None:
+def test_telemetry_arrives_and_does_not_leave_while_there_is_no_broker(broker: Mosquitto) -> None:
     async def story() -> None:
         async with a_console(broker) as console:
             link = a_link(settings(broker))
-            assert not link.publish_metrics("board", {"x": 1})
+            assert not link.publish_lossy("board", b'{"x":1}', JSON)
             async with up(link):
-                assert link.publish_metrics("board", {"temperature_celsius": 50.5})
+                assert link.publish_lossy("board", b'{"x":2}', JSON)
                 seen = await see(console, lambda item: item.kind == "metrics")
-            assert seen.name == "board"
-            values = {"temperature_celsius": 50.5}
-            about = {"seq": 2, "boot_id": "boot", "ts": 1000.0, "mono_ms": 5500, "dropped_total": 1}
-            assert seen.body == about | {"values": values}
-            assert not link.publish_metrics("board", {})
-            assert link.dropped_total == 2
+                assert (seen.name, seen.body, seen.retained) == ("board", {"x": 2}, False)
+                assert await link.publish_telemetry("energy", b"\xa1axO", CBOR) is True  # {"x": -16}, but no text key
+                assert await link.publish_telemetry("energy", b"\xa1\x61x\x18\x2a", CBOR) is True
+                seen = await see(console, lambda item: item.kind == "metrics")
+                assert (seen.name, seen.body) == ("energy", {"x": 42})
+            assert not link.publish_lossy("board", b"{}", JSON)
 
     run(story)
 
@@ -183,7 +183,7 @@ from service.logs import configure
 async def main():
     configure()
     link = Link(Mqtt(host="127.0.0.1", port=int(sys.argv[1])), Address("default", "pi-7"), session=4, boot_id="b",
-                capabilities={}, birth={}, now=lambda: 1.0, monotonic=lambda: 1.0)
+                capabilities={}, birth={}, now=lambda: 1.0)
     link.start()
     while True:
         event = await link.receive()
