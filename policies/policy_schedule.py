@@ -39,7 +39,7 @@ def parse_hours(text: str) -> tuple[int, int] | None:
 
 def _minute(text: str) -> int | None:
     hour, _, minute = text.partition(":")
-    if not (len(hour) == len(minute) == 2 and hour.isdecimal() and minute.isdecimal()):  # noqa: PLR2004 - HH:MM
+    if not (text.isascii() and len(hour) == len(minute) == 2 and hour.isdecimal() and minute.isdecimal()):  # noqa: PLR2004 - HH:MM
         return None
     total = int(hour) * 60 + int(minute)
     return total if int(minute) < 60 and total < MINUTES_A_DAY else None  # noqa: PLR2004 - minutes an hour
