@@ -29,6 +29,11 @@ BOUNDS = {
     "epochs": (1, 200),
     "mib": (1, 4095),  # a sealed file holds a little less than 4 GiB
     "readings": (10, 100_000),  # a minute at half a millisecond each
+    "devices": (1, 50_000),  # simulated ones have some KiB each, and a socket
+    "seconds": (1, 3600),
+    "consumers": (1, 16),
+    "processes": (1, 64),
+    "commands": (1, 10_000),
 }
 MAX_SEED = 1 << 31
 DEEPEST = 100

@@ -45,6 +45,11 @@ class Broker:
     _child: subprocess.Popen[bytes] = field(repr=False)
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._child.pid
+
+    @property
     def running(self) -> bool:
         """Whether it is still there."""
         return self._child.poll() is None
@@ -97,8 +102,8 @@ def find_mosquitto(cache: Path, say: Callable[[str], None]) -> Program:
     return unpacked
 
 
-def start_broker(program: Program, folder: Path) -> Broker:
-    """Start a broker on a free loopback port; its files stay in `folder`.
+def start_broker(program: Program, folder: Path, more: str = "") -> Broker:
+    """Start a broker on a free loopback port; its files stay in `folder`. `more` are further lines of its settings.
 
     Raises:
         NetworkError: it ended or does not answer.
@@ -106,7 +111,7 @@ def start_broker(program: Program, folder: Path) -> Broker:
     port = free_port()
     config = folder / "mosquitto.conf"
     prompt = "set_tcp_nodelay true\n"  # mosquitto's default holds a small packet back for 40 ms after another
-    lines = f"listener {port} {LOOPBACK}\nallow_anonymous true\npersistence false\n{prompt}"
+    lines = f"listener {port} {LOOPBACK}\nallow_anonymous true\npersistence false\n{prompt}{more}"
     config.write_text(lines, encoding="ascii")
     with (folder / "mosquitto.log").open("wb") as log:
         command = [program.path, "-c", str(config)]

@@ -33,7 +33,7 @@ def ingest(options: argparse.Namespace) -> int:
         if not NAME.fullmatch(value):
             raise SpecError(f"{value[:80]!r} is no name: 1 to 63 of a-z, 0-9 and dash", where=f"--{key}")
         setattr(options, key, value)
-    for key, most in (("keep_days", MAX_DAYS), ("keep_gib", MAX_GIB)):
+    for key, most in (("keep_days", MAX_DAYS), ("keep_gib", MAX_GIB), ("every", DAY_S)):
         if not 0 < getattr(options, key) <= most:
             raise SpecError(f"{getattr(options, key)} is outside 0..{most}", where=f"--{key.replace('_', '-')}")
     access = find_access(options, os.environ)
@@ -47,8 +47,9 @@ def ingest(options: argparse.Namespace) -> int:
     settings = dataclasses.replace(access.mqtt, receive_maximum=RECEIVE_MAXIMUM)
     store = open_store(options.store)
     try:
+        told = _say_json if options.json else _say
         consumer = Ingest(
-            settings, store, plan, now=time.time, monotonic=time.monotonic, told=_say_json if options.json else _say
+            settings, store, plan, now=time.time, monotonic=time.monotonic, told=told, every_s=options.every
         )
         asyncio.run(_run(consumer))
     finally:

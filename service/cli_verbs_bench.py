@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.cli_verbs import Verbs, add_group, add_verb
+from service.cli_verbs_ingest import link_benches
 
 _TEXT = """Figures measured on this machine, side by side in one run, as medians and ratios.
 examples:
@@ -11,7 +12,9 @@ examples:
   temperd bench freeze --data flowers.npz signs/ --chart freeze.svg
   temperd bench seal --mib 1024
   temperd bench board
-  temperd bench govern --chart govern.svg"""
+  temperd bench govern --chart govern.svg
+  temperd bench ingest --consumers 2
+  temperd bench link"""
 
 
 def bench_verbs(verbs: Verbs) -> None:
@@ -53,6 +56,7 @@ def bench_verbs(verbs: Verbs) -> None:
     figures.add_argument("--out", metavar="FILE.md", help="write the page there (default: print it)")
     figures.add_argument("--model", default="efficientnet-lite0", help="for --run: ONNX file, or efficientnet-lite0")
     figures.add_argument("--threads", type=int, default=2, help="for --run (2)")
+    link_benches(kinds)
     for verb in (train, freeze, govern):
         side = 48 if verb is govern else 96
         verb.add_argument("--batch", type=int, default=16, help="samples a step (16)")

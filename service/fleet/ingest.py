@@ -28,7 +28,6 @@ RECEIVE_MAXIMUM = 1000  # unacknowledged messages: a second of 10,000 devices, a
 MAX_WAITING = 2 * RECEIVE_MAXIMUM  # QoS 0 has no acknowledgements to hold it back
 BATCH_MESSAGES = 500  # one commit: half of what may be under way, so that the broker sends on meanwhile
 BATCH_S = 0.2  # how long the first message of a batch waits for others
-HEALTH_S = 10.0
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0  # a store that is away
 TRIM_EVERY_S = 60.0
 MAX_TRIMS = 20  # slices between two batches that are behind
@@ -103,7 +102,8 @@ class Ingest:
         plan: what is taken.
         now: wall clock, seconds since 1970.
         monotonic: monotonic clock, seconds.
-        told: is called every `HEALTH_S` seconds.
+        told: is called every `every_s` seconds, and at the end.
+        every_s: see `told`.
     """
 
     def __init__(
@@ -115,8 +115,9 @@ class Ingest:
         now: Callable[[], float],
         monotonic: Callable[[], float],
         told: Callable[[Counts], None],
+        every_s: float,
     ) -> None:
-        self.counts = Counts()
+        self.counts, self._every_s = Counts(), every_s
         self._store, self._plan, self._now, self._monotonic, self._told = store, plan, now, monotonic, told
         self._reader = Reader()
         self._waiting: deque[tuple[Message, list[Fact]]] = deque()
@@ -253,7 +254,7 @@ class Ingest:
 
     async def _tell(self) -> None:
         while True:
-            await asyncio.sleep(HEALTH_S)
+            await asyncio.sleep(self._every_s)
             self._told(self.snapshot())
 
 

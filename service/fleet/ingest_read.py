@@ -7,22 +7,18 @@ by a reason of a closed list.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from io import BytesIO
 
-from agent import strict_json
 from agent.errors import CommandError
 from service.commands import COMMAND_ID
 from service.config import NAME
 from service.fleet.store import Alarm, Birth, Fact, Presence, Sample, Status
+from service.payload import CBOR, JSON, decode
 
 MAX_BYTES = 128 << 10  # the longest of a device: backfill has at most 64 KiB, a status with its result some tens
 MAX_BACKFILL = 1000  # messages in one `m/backfill`: 64 KiB hold some hundreds
-MAX_DEPTH = 8  # the deepest message nests 5 levels
 MAX_VALUES = 256  # keys of one telemetry message, nested ones too; the longest group has about 60
 MAX_NAMES = 512  # metrics of one device; all groups have about 200
-MAX_ITEMS = 1 << 16  # of one CBOR message: as many as 128 KiB of JSON could hold
 MAX_TEXT = 128  # of a name or a boot id
 LAST_MS = 4_102_444_800_000  # the year 2100: later is no clock
 LARGEST = (1 << 63) - 1  # what a database's integer holds
@@ -137,65 +133,15 @@ def _names(values: Mapping[str, object], group: str) -> frozenset[str]:
 
 
 def _table(payload: bytes, content_type: str) -> dict[str, object]:
-    if content_type in ("", "application/json"):
-        value = _from_json(payload)
-    elif content_type == "application/cbor":
-        value = _from_cbor(payload)
-    else:
+    if content_type not in ("", JSON, CBOR):
         raise RefusedError("content-type", f"{content_type[:MAX_TEXT]!r} is neither JSON nor CBOR")
+    try:
+        value = decode(payload, content_type, what="message", max_bytes=MAX_BYTES)
+    except CommandError as error:
+        raise RefusedError("malformed", str(error)) from None
     if not isinstance(value, dict):
         raise RefusedError("malformed", "not an object")
     return value
-
-
-def _from_json(payload: bytes) -> object:
-    try:
-        return strict_json.loads(payload, what="message", max_bytes=MAX_BYTES, max_depth=MAX_DEPTH, error=CommandError)
-    except CommandError as error:
-        raise RefusedError("malformed", str(error)) from None
-
-
-def _from_cbor(payload: bytes) -> object:
-    import cbor2  # noqa: PLC0415 - most fleets send JSON
-
-    source = BytesIO(payload)
-    try:
-        value: object = cbor2.load(source)
-        left = source.read(1)
-    except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise RefusedError("malformed", f"not CBOR: {str(error)[:MAX_TEXT]}") from None
-    if left:
-        raise RefusedError("malformed", "bytes after the CBOR item")
-    _check_plain(value)
-    return value
-
-
-def _check_plain(value: object) -> None:
-    """Refuse what JSON has no word for. Items are counted: CBOR's references make a long walk of a few bytes."""
-    todo: list[tuple[object, int]] = [(value, 0)]
-    seen = 0
-    while todo:
-        item, depth = todo.pop()
-        seen += 1
-        if depth > MAX_DEPTH or seen > MAX_ITEMS:
-            raise RefusedError("malformed", f"nested deeper than {MAX_DEPTH}, or more than {MAX_ITEMS} items")
-        if isinstance(item, dict):
-            if not all(isinstance(key, str) for key in item):
-                raise RefusedError("malformed", "a key that is no text")
-            todo += [(inner, depth + 1) for inner in item.values()]
-        elif isinstance(item, list):
-            todo += [(inner, depth + 1) for inner in item]
-        else:
-            _check_scalar(item)
-
-
-def _check_scalar(item: object) -> None:
-    if isinstance(item, float) and not math.isfinite(item):
-        raise RefusedError("malformed", "a number that is not finite")
-    if isinstance(item, int) and abs(item) > LARGEST:
-        raise RefusedError("malformed", "a number of more than 64 bits")
-    if item is not None and not isinstance(item, str | int | float):
-        raise RefusedError("malformed", f"a {type(item).__name__}, for which JSON has no word")
 
 
 def _presence(tenant: str, device: str, body: Mapping[str, object]) -> Presence:

@@ -1,0 +1,359 @@
+"""The consumer against a real broker: what is said is stored once, also by several, also over a crash of anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.errors import BoardError
+from service.config import Mqtt
+from service.fleet.ingest import MAX_WAITING, RECEIVE_MAXIMUM, Counts, Ingest, Plan
+from service.fleet.store import Batch, Filter, Store, Written, open_store
+from service.link import Connection, Message
+from tests.simulators.mosquitto import Mosquitto, find_mosquitto
+
+pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (make tools)")
+
+LIMIT_S = 60.0
+ROOT = "temper/v1/acme"
+SETTINGS = "max_queued_messages 0\nset_tcp_nodelay true\n"
+TS = 1_790_000_000.0
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    made = Mosquitto(tmp_path, SETTINGS)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = open_store(str(tmp_path / "fleet.sqlite"))
+    yield made
+    made.close()
+
+
+class Device:
+    """What publishes; any number of boards by one connection."""
+
+    def __init__(self, port: int) -> None:
+        self._up = asyncio.Event()
+        self.connection = Connection(
+            Mqtt(host="127.0.0.1", port=port),
+            f"devices-{time.monotonic_ns()}",
+            keep_session=False,
+            on_up=lambda _present: self._up.set(),
+            on_down=lambda _why: self._up.clear(),
+            on_message=lambda _message: None,
+            jitter=lambda low, _high: low,
+        )
+
+    async def say(self, topic: str, body: object, *, qos: int = 1, retain: bool = False) -> None:
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        await self._up.wait()
+        told = self.connection.publish(f"{ROOT}/{topic}", payload, qos=qos, retain=retain)
+        assert await asyncio.wait_for(told, LIMIT_S)
+
+    async def telemetry(self, device: str, seqs: range, *, qos: int = 1) -> None:
+        for seq in seqs:
+            await self.say(f"{device}/m/board", message(seq), qos=qos)
+
+
+def message(seq: int) -> dict[str, Any]:
+    return {"seq": seq, "boot_id": "b", "ts": TS + seq, "mono_ms": seq, "dropped_total": 0, "values": {"n": seq}}
+
+
+@asynccontextmanager
+async def device(port: int) -> AsyncIterator[Device]:
+    made = Device(port)
+    made.connection.start()
+    try:
+        yield made
+    finally:
+        await made.connection.stop()
+
+
+def consumer(port: int, store: Store, name: str = "one", told: Callable[[Counts], None] | None = None) -> Ingest:
+    return Ingest(
+        Mqtt(host="127.0.0.1", port=port, receive_maximum=RECEIVE_MAXIMUM),
+        store,
+        Plan(group="g", name=name, tenant="acme", keep_s=86400.0 * 90, keep_bytes=1 << 40),
+        now=lambda: TS,
+        monotonic=time.monotonic,
+        told=told or (lambda _counts: None),
+        every_s=0.05,
+    )
+
+
+@asynccontextmanager
+async def running(made: Ingest) -> AsyncIterator[Ingest]:
+    task = asyncio.ensure_future(made.run())
+    try:
+        await until(lambda: made.snapshot().connected)
+        yield made
+    finally:
+        made.stop()
+        await asyncio.wait_for(task, LIMIT_S)
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not true():  # noqa: ASYNC110 - what is waited for is elsewhere: a broker, a database, a process
+            await asyncio.sleep(0.02)
+
+
+def play(story: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(story(), 2 * LIMIT_S)
+
+    asyncio.run(limited())
+
+
+def test_all_that_a_device_says_is_in_the_store(broker: Mosquitto, store: Store) -> None:
+    async def story() -> None:
+        conn = {"online": True, "session": 1, "connection": 1, "boot_id": "b", "ts": TS}
+        alarm = {"type": "hot", "severity": "warning", "since": TS, "ts": TS, "reason": "x", "evidence": {}}
+        async with device(broker.port) as boards:
+            await boards.say("pi-1/conn", conn, retain=True)  # before there is a consumer
+            await boards.say("pi-1/a/hot", alarm, retain=True)
+            async with running(consumer(broker.port, store)) as made:
+                await boards.telemetry("pi-1", range(1, 6))
+                backfill = [{"group": "board", **message(n)} for n in range(4, 9)]
+                await boards.say("pi-1/m/backfill", {"historical": True, "messages": backfill})
+                await boards.say("pi-1/m/board", b"{")
+                await until(lambda: made.counts.acknowledged >= 9)
+                assert made.counts.stored == 8
+                assert made.counts.duplicates == 2
+                assert dict(made.counts.refused) == {"malformed": 1}
+                assert made.counts.truths == 2
+
+    play(story)
+    assert store.count() == 8
+    assert [row.name for row in store.devices(Filter(online=True, alarmed=True), TS)] == ["pi-1"]
+    assert [value for _, value in store.series("acme", "pi-1", "board", "n", TS, TS + 99)] == list(range(1, 9))
+
+
+def test_two_consumers_share_the_telemetry_and_both_know_who_is_online(broker: Mosquitto, store: Store) -> None:
+    other = open_store(str(store._path))  # type: ignore[attr-defined]
+
+    async def story() -> None:
+        async with (
+            device(broker.port) as boards,
+            running(consumer(broker.port, store, "one")) as one,
+            running(consumer(broker.port, other, "two")) as two,
+        ):
+            await boards.telemetry("pi-1", range(200))
+            conn = {"online": True, "session": 1, "connection": 1, "boot_id": "b", "ts": TS}
+            await boards.say("pi-1/conn", conn, retain=True)
+            await until(lambda: one.counts.stored + two.counts.stored == 200)
+            await until(lambda: one.counts.truths == two.counts.truths == 1)
+            assert min(one.counts.stored, two.counts.stored) >= 60
+            assert one.counts.duplicates + two.counts.duplicates == 0
+
+    play(story)
+    other.close()
+    assert store.count() == 200
+
+
+def test_what_comes_while_no_consumer_is_there_waits_at_the_broker(broker: Mosquitto, store: Store) -> None:
+    async def story() -> None:
+        async with device(broker.port) as boards:
+            async with running(consumer(broker.port, store)) as made:
+                await boards.telemetry("pi-1", range(10))
+                await until(lambda: made.counts.stored == 10)
+            await boards.telemetry("pi-1", range(10, 400))
+            async with running(consumer(broker.port, store)) as made:
+                await until(lambda: made.counts.stored == 390)
+
+    play(story)
+    assert store.count() == 400
+
+
+def test_a_broker_that_is_killed_costs_nothing_that_a_device_says_again(broker: Mosquitto, store: Store) -> None:
+    async def story() -> None:
+        async with device(broker.port) as boards, running(consumer(broker.port, store)) as made:
+            await boards.telemetry("pi-1", range(20))
+            await until(lambda: made.counts.stored == 20)
+            broker.kill()
+            await until(lambda: not made.snapshot().connected and not boards.connection.connected)
+            broker.start()
+            await until(lambda: made.snapshot().connected)
+            await boards.telemetry("pi-1", range(10, 40))
+            await until(lambda: made.counts.stored == 40)
+            assert made.counts.duplicates == 10
+
+    play(story)
+
+
+class Refusing:
+    """A store that is full until told otherwise."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.full, self.asked = store, True, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def write(self, batch: Batch, received: float) -> Written:
+        self.asked += 1
+        if self.full:
+            raise BoardError("the store has no room", reason="no-space")
+        return self._store.write(batch, received)
+
+
+def test_a_store_that_is_full_holds_the_broker_back_and_gets_all_of_it_later(broker: Mosquitto, store: Store) -> None:
+    refusing = Refusing(store)
+    many = RECEIVE_MAXIMUM + 500
+
+    async def story() -> None:
+        async with device(broker.port) as boards, running(consumer(broker.port, refusing)) as made:  # type: ignore[arg-type]
+            sending = [boards.telemetry(f"pi-{n}", range(many // 10)) for n in range(10)]
+            await asyncio.gather(*sending)
+            await until(lambda: made.snapshot().waiting == RECEIVE_MAXIMUM)
+            await until(lambda: refusing.asked >= 2)
+            assert made.counts.received == RECEIVE_MAXIMUM
+            assert made.counts.acknowledged == 0
+            refusing.full = False
+            await until(lambda: made.counts.stored == many)
+            assert made.counts.waiting <= RECEIVE_MAXIMUM
+
+    play(story)
+    assert store.count() == many
+
+
+def test_a_consumer_that_is_stopped_while_its_store_is_full_leaves_all_to_the_next(
+    broker: Mosquitto, store: Store
+) -> None:
+    refusing = Refusing(store)
+
+    async def story() -> None:
+        async with device(broker.port) as boards:
+            async with running(consumer(broker.port, refusing)) as made:  # type: ignore[arg-type]
+                await boards.telemetry("pi-1", range(30))
+                await until(lambda: refusing.asked)
+            assert made.counts.acknowledged == 0
+            async with running(consumer(broker.port, store)) as made:
+                await until(lambda: made.counts.stored == 30)
+
+    play(story)
+
+
+def test_messages_of_qos_0_beyond_the_bound_are_dropped_and_counted(broker: Mosquitto, store: Store) -> None:
+    made = consumer(broker.port, store)
+    for number in range(MAX_WAITING + 7):
+        payload = json.dumps(message(number)).encode()
+        made._take(Message(f"{ROOT}/pi-1/m/board", payload, 0, False, 0, 1))
+    assert made.snapshot().waiting == MAX_WAITING
+    assert made.counts.dropped == 7
+
+
+def start(port: int, store: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "service.cli", "ingest", "--broker", f"127.0.0.1:{port}", "--tenant", "acme"]
+    return subprocess.Popen(
+        [*command, "--store", str(store), "--name", "one", "--json", "--every", "0.1", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "XDG_CONFIG_HOME": str(store.parent)},
+    )
+
+
+class Watched:
+    """The last line of a process, read by a thread: a wait for a line must have an end."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.last: dict[str, Any] = {"connected": False, "stored": 0}
+        self._stream = process.stdout
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._stream is not None
+        with self._stream:
+            for line in self._stream:
+                self.last = json.loads(line)
+
+    def join(self) -> None:
+        self._thread.join(LIMIT_S)
+
+
+def test_a_consumer_that_is_killed_again_and_again_loses_nothing(broker: Mosquitto, tmp_path: Path) -> None:
+    path = tmp_path / "killed.sqlite"
+
+    async def story() -> None:
+        async with device(broker.port) as boards:
+            for turn in range(3):
+                process = start(broker.port, path)
+                watched = Watched(process)
+                await until(lambda: watched.last["connected"])  # noqa: B023 - waited for in this turn
+                seqs = range(turn * 300, turn * 300 + 300)
+                sending = asyncio.gather(*(boards.telemetry(f"pi-{n}", seqs) for n in range(5)))
+                await until(lambda: watched.last["stored"] > 0)  # noqa: B023 - same
+                process.kill()  # in the middle of what comes
+                process.wait()
+                await sending
+                watched.join()
+            process = start(broker.port, path)
+            watched = Watched(process)
+            await until(lambda: watched.last["connected"])
+            opened = open_store(str(path))
+            await until(lambda: opened.count() == 4500)
+            opened.close()
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, LIMIT_S) == 0
+            watched.join()
+            assert watched.last["waiting"] == 0
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--group", "a/b"], "--group"),
+        (["--name", "x" * 64], "--name"),
+        (["--keep-days", "0"], "--keep-days"),
+        (["--keep-gib", "nan"], "--keep-gib"),
+        (["--every", "-1"], "--every"),
+        (["--store", "mysql://x"], "--store"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(tmp_path: Path, options: list[str], told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", "ingest", "--store", str(tmp_path / "x.sqlite"), *options],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+def test_the_newest_live_message_says_how_far_behind_the_store_is(broker: Mosquitto, store: Store) -> None:
+    async def story() -> None:
+        async with device(broker.port) as boards, running(consumer(broker.port, store)) as made:
+            await boards.say("pi-1/m/board", message(0) | {"ts": TS - 5})
+            await until(lambda: made.counts.stored == 1)
+            assert made.counts.lag_s == 5.0
+            old = [{"group": "board", **message(1), "ts": TS - 9000}]
+            await boards.say("pi-1/m/backfill", {"historical": True, "messages": old})
+            await until(lambda: made.counts.stored == 2)
+            assert made.counts.lag_s == 5.0
+
+    play(story)
