@@ -133,6 +133,11 @@ class Link:
         """The longest payload that the broker takes."""
         return self._connection.most_bytes
 
+    @property
+    def takeovers(self) -> int:
+        """Times that another client took our id since the start."""
+        return self._connection.takeovers
+
     def figures(self) -> dict[str, object]:
         """Its keys of the telemetry group `link`."""
         connection = self._connection
