@@ -60,9 +60,9 @@ class Answers:
             if command_id not in self._in_flight:
                 self._tell(command_id, kind)
 
-    def broker_lost_all(self) -> None:
-        """The broker lost what it kept: the recent ones are told once more."""
-        self._waiting = dict(self._recent)
+    def broker_lost(self, latest: int = RECENT_KEPT) -> None:
+        """The broker lost what it kept, or the latest of it: so many answers are told once more."""
+        self._waiting = dict(list(self._recent.items())[-latest:]) | self._waiting
 
     def _tell(self, command_id: str, kind: str) -> None:
         outcome = self._journal.outcome(command_id)

@@ -22,6 +22,7 @@ from service.logs import bind, logger
 from service.policy_commands import PolicyCommands, result_of
 from service.policy_file import PolicyFile
 from service.qualify_command import Qualifications, QualifyShop
+from service.report import no_report, report_of
 from service.runner import Runner, Workshop
 from service.scrub import Scrubs, ScrubShop
 from service.state_version import BoardState
@@ -29,6 +30,8 @@ from service.statuses import Clock, Statuses, Uplink
 from service.steering import Steering
 from service.waiting import WaitingLine
 
+UNSAVED_S = 3600.0  # mosquitto saves what it keeps each half hour
+UNSAVED_ANSWERS = 5  # told once more after each connect: 2 KB
 RETRY_DISK_S = 5.0  # a full disk is usually emptied by a person or a log rotation
 
 log = logger("jobs")
@@ -50,6 +53,7 @@ class Desk:
         qualify_shop: how stress runs are made.
         state: reads what a command's expectations are held against.
         policy_by_command: whether consoles may set the policy.
+        report: what the journal is to remember of the report that a command asks for.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Desk:
         qualify_shop: QualifyShop,
         state: Callable[[], BoardState],
         policy_by_command: bool = True,
+        report: Callable[[Command], dict[str, str]] = no_report,
     ) -> None:
         self._journal, self._steering, self._policies = journal, steering, policies
         self._clock, self._ended = clock, shop.ended
@@ -81,11 +86,13 @@ class Desk:
         self.qualifications = Qualifications(
             journal, self._statuses, steering, clock, qualify_shop, lambda: policies.policy
         )
-        answers = Answers(journal, self._statuses, lambda command_id: result_of(journal, command_id))
+        answers = Answers(
+            journal, self._statuses, lambda command_id: result_of(journal, command_id) or report_of(journal, command_id)
+        )
         policy_commands = PolicyCommands(
             journal, answers, policies, allowed=policy_by_command, changed=self.policy_changed
         )
-        rooms = Rooms(self, self.scrubs, self.qualifications, policy_commands)
+        rooms = Rooms(self, self.scrubs, self.qualifications, policy_commands, report)
         self.commands = CommandDesk(journal, self._statuses, answers, clock, trusted, device, rooms, state)
 
     # --- what commands do ---------------------------------------------------------------------------------------------
@@ -138,14 +145,23 @@ class Desk:
         self.scrubs.publish_pending()
         self.qualifications.publish_pending()
 
-    def broker_lost_all(self) -> None:
-        """The broker has no session of ours, so it may have lost what it kept: statuses are told once more.
+    def broker_lost(self) -> None:
+        """The broker lost what it kept: statuses are told once more.
 
         Raises:
             BoardError: the disk refuses.
         """
         self._journal.forget_published()
-        self.commands.answers.broker_lost_all()
+        self.commands.answers.broker_lost()
+
+    def broker_was_away(self) -> None:
+        """It may have crashed, and then lost what it was told last and had not saved: that is told once more.
+
+        Raises:
+            BoardError: the disk refuses.
+        """
+        self._journal.forget_published(self._clock.now() - UNSAVED_S)
+        self.commands.answers.broker_lost(UNSAVED_ANSWERS)
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 

@@ -277,13 +277,14 @@ class Journal:
         with self._writing() as db:
             db.execute("UPDATE jobs SET status_published = 1 WHERE id = ? AND version = ?", (job_id, version))
 
-    def forget_published(self) -> None:
-        """The broker lost what it kept: the open jobs and the last `ENDED_AGAIN` others are to be published again."""
+    def forget_published(self, since: float = 0.0) -> None:
+        """Publish open jobs and the last `ENDED_AGAIN` others again: the broker lost them, or what changed `since`."""
         with self._writing() as db:
             db.execute(
-                f"UPDATE jobs SET status_published = 0 WHERE state NOT IN ({_marks(TERMINAL)}) OR id IN"  # noqa: S608 - only question marks are put in
-                f" (SELECT id FROM jobs WHERE state IN ({_marks(TERMINAL)}) ORDER BY updated DESC, id DESC LIMIT ?)",
-                (*TERMINAL, *TERMINAL, ENDED_AGAIN),
+                "UPDATE jobs SET status_published = 0 WHERE updated >= ?"  # noqa: S608 - only question marks are put in
+                f" AND (state NOT IN ({_marks(TERMINAL)}) OR id IN"
+                f" (SELECT id FROM jobs WHERE state IN ({_marks(TERMINAL)}) ORDER BY updated DESC, id DESC LIMIT ?))",
+                (since, *TERMINAL, *TERMINAL, ENDED_AGAIN),
             )
 
     def job(self, job_id: str) -> JobRecord | None:

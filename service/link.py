@@ -105,7 +105,7 @@ class Connection:
         self._unconfirmed: dict[int, asyncio.Future[bool]] = {}
         self._unsent: set[int] = set()
         self._most_bytes = MAX_PUBLISH_BYTES
-        self._refused = ""
+        self._refused, self._answer = "", False
         self._retry: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
         self._dialling: asyncio.Future[None] | None = None
@@ -203,7 +203,7 @@ class Connection:
     # --- connecting --------------------------------------------------------------------------------------------------
 
     def _dial(self) -> None:
-        self._retry, self._refused = None, ""
+        self._retry, self._refused, self._answer = None, "", False
         self.epoch += 1
         self._client.aim(None if self._will is None else self._will(self.epoch))
         self._dialling = self._loop.run_in_executor(None, self._make_socket)
@@ -230,7 +230,7 @@ class Connection:
         self._client.discard()
         self._cancel(self._limit)
         if error is not None and not self._stopping:
-            self._down(self._name(self._client.fault or error), taken_over=False)
+            self._down(link_faults.of_making(self._client.fault or error, self._settings), taken_over=False)
 
     def _answered(
         self,
@@ -241,6 +241,7 @@ class Connection:
         properties: Properties | None,
     ) -> None:
         self._cancel(self._limit)
+        self._answer = True
         if reason.is_failure:
             self._refused = link_faults.of_reason(reason.value, str(reason))
         elif getattr(properties, "MaximumQoS", 1) < 1:
@@ -275,14 +276,15 @@ class Connection:
         self.epoch += 1  # acknowledgements of this connection are void from here on
         self._cancel(self._limit)
         told = reason is not None and flags.is_disconnect_packet_from_server
+        fault = self._client.fault
         if self._refused:
             why = self._refused
         elif told and reason is not None:
             why = link_faults.of_reason(reason.value, str(reason))
-        elif self._client.fault is not None:
-            why = self._name(self._client.fault)
+        elif fault is None or (isinstance(fault, ConnectionResetError) and not self._answer):
+            why = link_faults.BROKE if self._answer else link_faults.NO_BROKER
         else:
-            why = link_faults.BROKE if self.connected else link_faults.NO_BROKER
+            why = link_faults.of_error(fault, self._settings.host, self._settings.port)
         taken_over = told and reason is not None and reason.value == link_faults.TAKEN_OVER
         self._loop.call_soon(lambda: self._down(why, taken_over=taken_over))
 
@@ -308,9 +310,6 @@ class Connection:
         tell("connection lost" if lost else "no connection, trying on", host=self._settings.host, reason=why)
         if changed:
             self._on_trouble(why)
-
-    def _name(self, error: BaseException) -> str:
-        return link_faults.of_error(error, self._settings.host, self._settings.port)
 
     # --- packets -----------------------------------------------------------------------------------------------------
 

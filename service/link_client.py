@@ -217,6 +217,26 @@ class Client(mqtt.Client):
             raise self.fault
         return received
 
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        try:
+            return super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.fault = self.fault or self._last_words() or error
+            raise
+
+    def _last_words(self) -> OSError | None:
+        """Why the broker closed, if it said so: TLS 1.3 refuses a certificate after we think that all is well."""
+        if self._ssl and self._sock is not None:
+            try:
+                self._sock.recv(1)
+            except ssl.SSLError as said:
+                return said
+            except OSError:
+                return None
+        return None
+
     def _frame_bytes(self) -> int:
         """Of a websocket frame that has not ended: the broker alone decides how long it is."""
         return len(getattr(self._sock, "_readbuffer", b""))

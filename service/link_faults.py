@@ -6,6 +6,7 @@ import socket
 import ssl
 
 from agent.errors import TemperdError
+from service.config import Mqtt
 
 NO_WEBSOCKETS = "the broker does not speak websockets there: check mqtt.port, mqtt.websocket_path and mqtt.transport"
 NO_BROKER = "the connection was closed before the broker answered: is this an MQTT port, and one without TLS?"
@@ -80,6 +81,17 @@ def of_error(error: BaseException, host: str, port: int) -> str:
         if isinstance(error, kind):
             return said
     return getattr(error, "strerror", None) or str(error) or BROKE
+
+
+def of_making(error: BaseException, settings: Mqtt) -> str:
+    """What kept us from making a connection at all: who closes it there may not know what we speak."""
+    if str(error).startswith("WebSocket"):
+        return NO_WEBSOCKETS
+    if isinstance(error, ConnectionResetError | BrokenPipeError | ConnectionAbortedError):
+        if settings.encrypted:
+            return NO_TLS
+        return NO_WEBSOCKETS if settings.transport == "websockets" else NO_BROKER
+    return of_error(error, settings.host, settings.port)
 
 
 def _of_tls(error: ssl.SSLError) -> str:

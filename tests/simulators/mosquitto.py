@@ -23,7 +23,7 @@ class Mosquitto:
     """The broker; `start` again after `kill` uses the same port. Nothing survives a kill: persistence is off."""
 
     def __init__(self, folder: Path, extra: str = "", *, anonymous: bool = True) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._config = folder / "mosquitto.conf"
         self._log = folder / "mosquitto.log"
         self._config.write_text(
@@ -59,7 +59,8 @@ class Mosquitto:
             self._process = None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port where nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,0 +1,236 @@
+"""Ways to a broker, and what is said when one is closed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from service.config import Mqtt
+from service.link_secrets import tls_context
+from tests.simulators.certificates import HOUR, certificate, listener_lines
+from tests.simulators.mosquitto import Mosquitto, find_mosquitto, free_port
+from tests.simulators.one_connection import a_connection, connected, first_trouble, run
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
+]
+
+
+@contextmanager
+def a_broker(folder: Path, extra: str = "", *, anonymous: bool = True) -> Iterator[Mosquitto]:
+    broker = Mosquitto(folder, extra, anonymous=anonymous)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+def at(broker: Mosquitto, **changes: object) -> Mqtt:
+    return replace(Mqtt(host="127.0.0.1", port=broker.port), **changes)  # type: ignore[arg-type]
+
+
+async def goes_there_and_back(mqtt: Mqtt, payload: bytes = b"there and back") -> None:
+    async with connected(mqtt) as (connection, heard):
+        connection.subscribe("a/b")
+        assert await connection.publish("a/b", payload, retain=False, content_type="text/plain")
+        message = await heard.messages.get()
+        assert (message.topic, message.payload, message.content_type) == ("a/b", payload, "text/plain")
+        connection.ack(message)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority, certificates of it, and strangers."""
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = certificate(folder, "authority", None)
+    stranger = certificate(folder, "stranger", None)
+    certificate(folder, "broker", authority)
+    certificate(folder, "expired", authority, starts=-3 * HOUR, ends=-HOUR)
+    certificate(folder, "early", authority, starts=dt.timedelta(hours=5), ends=dt.timedelta(hours=6))
+    certificate(folder, "elsewhere", authority, address="127.0.0.2")
+    certificate(folder, "board", authority)
+    certificate(folder, "old-board", authority, starts=-3 * HOUR, ends=-HOUR)
+    certificate(folder, "impostor", stranger)
+    return folder
+
+
+def own(place: Path, name: str) -> dict[str, object]:
+    return {"cert_file": str(place / f"{name}.crt"), "key_file": str(place / f"{name}.key")}
+
+
+# A payload longer than one TLS record and than one reading: what waits inside the TLS layer is read too.
+LONG = bytes(range(256)) * 400
+PROTOCOL = {"tcp": "mqtt", "websockets": "websockets"}  # a broker with a listener for websockets alone does not start
+
+
+@pytest.mark.parametrize("transport", ["tcp", "websockets"])
+def test_encrypted_with_a_certificate_of_the_board(tmp_path: Path, place: Path, transport: str) -> None:
+    port = free_port()
+    lines = listener_lines(place, "broker") + "require_certificate true\nuse_identity_as_username true\n"
+    with a_broker(tmp_path, f"listener {port} 127.0.0.1\nprotocol {PROTOCOL[transport]}\n{lines}") as broker:
+        ca = str(place / "authority.crt")
+        mqtt = at(broker, port=port, ca_file=ca, transport=transport, **own(place, "board"))
+        run(lambda: goes_there_and_back(mqtt, LONG))
+
+
+def test_websockets_without_tls(tmp_path: Path) -> None:
+    port = free_port()
+    with a_broker(tmp_path, f"listener {port} 127.0.0.1\nprotocol websockets") as broker:
+        run(lambda: goes_there_and_back(at(broker, port=port, transport="websockets"), LONG))
+
+
+def test_authorities_of_the_system(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_broker(tmp_path, listener_lines(place, "broker")) as broker:
+        mqtt = at(broker, tls=True)
+        assert "not signed by an authority that we trust" in run(lambda: first_trouble(mqtt))
+        monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(place / "authority.crt"))
+        run(lambda: goes_there_and_back(mqtt))
+
+
+@pytest.mark.parametrize(
+    ("name", "ca", "said"),
+    [
+        ("expired", "authority", "has expired"),
+        ("early", "authority", "not valid yet"),
+        ("elsewhere", "authority", "for another address"),
+        ("broker", "stranger", "not signed by an authority that we trust: check mqtt.ca_file"),
+    ],
+)
+def test_a_certificate_of_the_broker_that_does_not_hold(
+    tmp_path: Path, place: Path, name: str, ca: str, said: str
+) -> None:
+    with a_broker(tmp_path, listener_lines(place, name)) as broker:
+        assert said in run(lambda: first_trouble(at(broker, ca_file=str(place / f"{ca}.crt"))))
+
+
+def test_a_broker_that_gets_a_valid_certificate_is_found_without_a_restart(tmp_path: Path, place: Path) -> None:
+    for part in ("crt", "key"):
+        (tmp_path / f"mine.{part}").write_bytes((place / f"stranger.{part}").read_bytes())
+    ours = tmp_path / "ca.crt"
+    ours.write_bytes((place / "stranger.crt").read_bytes())
+
+    async def story(mqtt: Mqtt) -> None:
+        assert "authority" in await first_trouble(mqtt)
+        ours.write_bytes((place / "authority.crt").read_bytes())
+        await goes_there_and_back(mqtt)
+
+    with a_broker(tmp_path, listener_lines(place, "broker")) as broker:
+        run(lambda: story(at(broker, ca_file=str(ours))))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(None, "client certificate"), ("impostor", "who signed our certificate"), ("old-board", "certificate")],
+)
+def test_a_certificate_of_the_board_that_does_not_hold(
+    tmp_path: Path, place: Path, name: str | None, said: str
+) -> None:
+    with a_broker(tmp_path, listener_lines(place, "broker") + "require_certificate true\n") as broker:
+        shown = own(place, name) if name else {}
+        assert said in run(lambda: first_trouble(at(broker, ca_file=str(place / "authority.crt"), **shown)))
+
+
+def with_users(folder: Path) -> str:
+    (folder / "users").write_text("pi:secret\nmute:secret\n")
+    done = subprocess.run(["mosquitto_passwd", "-U", str(folder / "users")], capture_output=True, check=False)
+    assert done.returncode == 0
+    return f"password_file {folder}/users\n"
+
+
+def said(folder: Path, name: str, password: str) -> dict[str, object]:
+    path = folder / "password"
+    path.write_text(password + "\n")
+    path.chmod(0o600)
+    return {"username": name, "password_file": str(path)}
+
+
+def test_user_and_password(tmp_path: Path) -> None:
+    with a_broker(tmp_path, with_users(tmp_path), anonymous=False) as broker:
+        right = at(broker, **said(tmp_path, "pi", "secret"))
+        run(lambda: goes_there_and_back(right))
+        (tmp_path / "password").write_text("guess\n")
+        assert "not authorised" in run(lambda: first_trouble(right))
+        assert "not authorised" in run(lambda: first_trouble(at(broker)))
+
+
+def test_a_corrected_password_counts_without_a_restart(tmp_path: Path) -> None:
+    async def story(mqtt: Mqtt) -> None:
+        connection, heard = a_connection(mqtt)
+        connection.start()
+        assert "not authorised" in await heard.troubles.get()
+        (tmp_path / "password").write_text("secret\n")
+        await heard.ups.get()
+        assert connection.why == ""
+        await connection.stop()
+
+    with a_broker(tmp_path, with_users(tmp_path), anonymous=False) as broker:
+        run(lambda: story(at(broker, **said(tmp_path, "pi", "guess"))))
+
+
+def test_a_publication_that_the_access_rules_refuse_is_counted_and_the_connection_stays(tmp_path: Path) -> None:
+    (tmp_path / "rules").write_text("topic read #\ntopic write open/#\n")
+
+    async def story(mqtt: Mqtt) -> None:
+        async with connected(mqtt) as (connection, _heard):
+            assert await connection.publish("closed/a", b"x") is False
+            assert await connection.publish("open/a", b"x", retain=False) is True
+            assert (connection.refusals, connection.connected) == (1, True)
+
+    with a_broker(tmp_path, f"acl_file {tmp_path}/rules") as broker:
+        run(lambda: story(at(broker)))
+
+
+@pytest.mark.parametrize(
+    ("extra", "changes", "said"),
+    [
+        ("", {"tls": True}, "no TLS there"),
+        ("", {"transport": "websockets"}, "does not speak websockets there"),
+        ("max_qos 0", {}, "allows no QoS 1"),
+        ("retain_available false", {}, "keeps no retained messages"),
+    ],
+)
+def test_a_broker_that_is_no_place_for_us(tmp_path: Path, extra: str, changes: dict[str, object], said: str) -> None:
+    with a_broker(tmp_path, extra) as broker:
+        assert said in run(lambda: first_trouble(at(broker, **changes)))
+
+
+def test_a_board_without_tls_at_a_port_with_tls(tmp_path: Path, place: Path) -> None:
+    with a_broker(tmp_path, listener_lines(place, "broker")) as broker:
+        assert "before the broker answered" in run(lambda: first_trouble(at(broker)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({}, "nobody listens"), ({"host": "no-such-host.invalid"}, "no address for no-such-host.invalid")],
+)
+def test_no_broker_at_all(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    assert said in run(lambda: first_trouble(at(Mosquitto(tmp_path), **changes)))
+
+
+def test_a_limit_of_the_broker_on_packets_is_kept(tmp_path: Path) -> None:
+    async def story(mqtt: Mqtt) -> None:
+        async with connected(mqtt) as (connection, _heard):
+            assert await connection.publish("a", b"x" * 4000, retain=False) is False
+            assert await connection.publish("a", b"x" * 2000, retain=False) is True
+            assert connection.losses == 0
+
+    with a_broker(tmp_path, "max_packet_size 4000") as broker:
+        run(lambda: story(at(broker)))
+
+
+def test_tls_is_1_2_or_newer_and_checks_the_name(place: Path) -> None:
+    context = tls_context(Mqtt(ca_file=str(place / "authority.crt")))
+    assert context is not None
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert context.check_hostname
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert tls_context(Mqtt()) is None
