@@ -17,6 +17,7 @@ from agent.spec import FineTuneSpec
 from service.answers import Answers
 from service.commands import (
     CANCEL,
+    COLLECT_REPORT,
     FINE_TUNE,
     QUALIFY,
     SCRUB,
@@ -74,6 +75,8 @@ class Rooms:
     scrubs: Scrubs
     qualifications: Qualifications
     policies: PolicyCommands
+    report: Callable[[Command], dict[str, str]]
+    """What the journal is to remember of the report that a command asks for."""
 
 
 class CommandDesk:
@@ -183,6 +186,8 @@ class CommandDesk:
             rooms.jobs.wake()
         elif command.type == SET_POLICY:
             rooms.policies.take(command)
+        elif command.type == COLLECT_REPORT:
+            self.answers.give(command, "succeeded", marks=rooms.report(command))
         elif command.type == CANCEL:
             self._cancel(command)
         else:

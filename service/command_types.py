@@ -27,8 +27,8 @@ _MAX_ID_MS = (1 << 48) - 1
 FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB = "fine-tune", "cancel", "pause", "resume", "scrub"
 SET_POLICY, QUALIFY = "set-policy", "qualify"
 COLLECT_REPORT, EVALUATE = "collect-report", "evaluate"
-SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY, QUALIFY)
-KNOWN = (*SUPPORTED, EVALUATE, "promote", "rollback", "update-agent", "update-system", COLLECT_REPORT)
+SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY, QUALIFY, COLLECT_REPORT)
+KNOWN = (*SUPPORTED, EVALUATE, "promote", "rollback", "update-agent", "update-system")
 WITHOUT_CLOCK = frozenset({CANCEL, PAUSE, COLLECT_REPORT})
 """What runs while the board does not know the time: nothing here starts work or changes a model."""
 
@@ -209,7 +209,7 @@ class JobArguments:
 
 ARGUMENTS: Mapping[str, Callable[[Command], object]] = {
     FINE_TUNE: attrgetter("spec"),
-    SCRUB: attrgetter("nothing"),
+    **dict.fromkeys((SCRUB, COLLECT_REPORT), attrgetter("nothing")),
     SET_POLICY: attrgetter("policy"),
     QUALIFY: attrgetter("minutes"),
     **dict.fromkeys((CANCEL, PAUSE, RESUME), attrgetter("job")),

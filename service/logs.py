@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from service.report_log import RECENT
+
 MAX_VALUE_CHARACTERS = 2000  # one hostile value must not fill the log; journald splits lines near 48 KB
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # sd-daemon(3)
 _SEVERITY = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
@@ -75,6 +77,7 @@ def configure(
             structlog.processors.add_log_level,
             stamp,
             structlog.processors.format_exc_info,
+            RECENT,
             _shorten,
             render,
         ],

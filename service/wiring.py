@@ -32,10 +32,13 @@ from service.policy_watch import PolicyWatch
 from service.prometheus_export import Exporter
 from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
+from service.report import Reports
+from service.report import Views as ReportViews
+from service.report_log import RECENT
 from service.runner import Workshop
 from service.scrub import ScrubShop
 from service.state_version import state_reader
-from service.statuses import Clock
+from service.statuses import Clock, Uplink
 from service.steering import Steering
 from service.telemetry import Telemetry
 from service.views import Views, training_metrics
@@ -85,13 +88,17 @@ class Wiring:
         self._outbox = self._make_outbox()
         self.telemetry = Telemetry(config.telemetry, self.link, self._outbox, self.boot_id, self.clock)
         self.backfill = Backfill(self._outbox, self.link, self.boot_id, config.telemetry, mono)
+        self.reports = Reports(
+            config, self.journal, self.clock, RECENT, ReportViews(self.birth, self.live, self.link_figures)
+        )
         self.desk = Desk(
-            *(self.journal, self.steering, self.policies, _Statuses(self.link), self._trusted, config.device.name),
+            *(self.journal, self.steering, self.policies, self.uplink(), self._trusted, config.device.name),
             *(self.clock, Workshop(self._order, config.worker.nice, self._watch, self._ended)),
             scrub_shop=ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed),
             qualify_shop=QualifyShop(Place(self.state, model, profile.name, profile.emulated), os.cpu_count() or 1),
             state=self._state,
             policy_by_command=wanted.by_command,
+            report=self.reports.marks,
         )
         self.alarms = self._make_alarms()
         self.home_assistant = Announcement(
@@ -117,6 +124,10 @@ class Wiring:
         view = self._views.live(self.desk, self.policies.shown(), connected=self.link.connected)
         return {**view, "alarms": self.alarms.shown()}
 
+    def link_figures(self) -> dict[str, object]:
+        """The `link` group of the telemetry."""
+        return self.link.figures() | self.telemetry.figures()
+
     def publish_store(self) -> None:
         """Tell the fleet about the store, if a scrub has looked at it."""
         if values := self.desk.scrubs.metrics():
@@ -130,7 +141,7 @@ class Wiring:
         if runner.training and telemetry.due("energy", working=True):
             telemetry.publish("energy", runner.energy_metrics())
         if self.link.connected and telemetry.due("link", working=False):
-            telemetry.publish("link", self.link.figures() | telemetry.figures())
+            telemetry.publish("link", self.link_figures())
         self._outbox.tick(self._mono())
         self.backfill.tick()
 
@@ -166,7 +177,7 @@ class Wiring:
             self.state,
             self.steering,
             store=self.desk.scrubs.metrics,
-            takeovers=lambda: 0,
+            takeovers=lambda: self.link.takeovers,
             policy_complaint=lambda: self.policies.complaint,
         )
         return Alarms(self.journal, self.link, self.clock, sources)
@@ -222,6 +233,10 @@ class Wiring:
         with contextlib.suppress(OSError):
             checkpoint_path(self.state / "store", job_id).unlink(missing_ok=True)
         give_back()
+
+    def uplink(self) -> Uplink:
+        """Where statuses go."""
+        return _Statuses(self.link)
 
     def _watch(self, message: Message, _record: JobRecord) -> None:
         if isinstance(message, Progress) and (message.event or self.telemetry.due("training", working=True)):
