@@ -5,12 +5,13 @@ Bounded in every direction: a broker may hold what strangers wrote. What does no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from service.commands import COMMAND_ID
 from service.config import NAME
-from service.fleet.outcome import BY_STATUS
+from service.fleet.outcome import Outcome, of_status
 
 MAX_BOARDS = 20_000  # one tenant on one broker; a view has about 6 KB
 MAX_STATUSES = 20  # of one board, the newest by id; its retained ones come to about a hundred
@@ -197,7 +198,7 @@ def _cut(value: object, depth: int) -> object:
 
 def is_final(status: Mapping[str, object]) -> bool:
     """Whether a status is the last of its command."""
-    return status.get("status") in BY_STATUS
+    return of_status(status.get("status")) is not Outcome.OPEN
 
 
 def is_newer(status: Mapping[str, object], before: Mapping[str, object]) -> bool:
@@ -211,8 +212,10 @@ def is_newer(status: Mapping[str, object], before: Mapping[str, object]) -> bool
 
 
 def number(value: object) -> float | None:
-    """The value, if it is a number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """The value, if it is a number that a float holds."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > sys.float_info.max:
+        return None
+    return float(value)
 
 
 def summary(board: Board) -> dict[str, object]:
