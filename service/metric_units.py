@@ -15,7 +15,7 @@ _BOARD = {
     "power_watts": "W", "power_is_modelled": _BOOLEAN, "power_source": _TEXT,
     "utilisation": "1", "pressure": _OBJECT, "health": _OBJECT, "memory_available_bytes": "By", "memory_faults": "1",
     "action": _TEXT, "rule": _TEXT, "frequency_rule": _TEXT, "depth_rule": _TEXT, "notes": _OBJECT,
-    "duty": "1", "least_depth_percent": "%", "micro_batch_share": "1", "batch_rule": _TEXT,
+    "duty": "1", "least_depth_percent": "%", "micro_batch_share": "1", "batch_rule": _TEXT, "alarms": _OBJECT,
 }  # fmt: skip
 _TRAINING = {
     "event": _TEXT, "epoch": "1", "epochs": "1", "step": "1", "steps": "1", "samples": "1",
