@@ -63,7 +63,8 @@ class Client(mqtt.Client):
         self._made: Any = None
         self._inbox = memoryview(b"")
         self._fd, self._flushing, self._writing = -1, False, False
-        self._heard, self._said, self._pinged = 0.0, 0.0, False
+        self._heard, self._said = 0.0, 0.0
+        self._pinged: float | None = None
         self._alive: asyncio.TimerHandle | None = None
         self.connect_timeout = STEP_LIMIT_S
         self.max_queued_messages_set(MAX_UNSENT)
@@ -118,7 +119,7 @@ class Client(mqtt.Client):
         """The broker let us in: watch that it stays there, and keep to its limit of unconfirmed publications."""
         self._max_inflight_messages = most_in_flight
         self._heard = self._said = self._events.time()
-        self._pinged = False
+        self._pinged = None
         self._watch(PING_AFTER * self._period())
 
     def abort(self, fault: BaseException | None = None) -> None:
@@ -287,12 +288,12 @@ class Client(mqtt.Client):
     def _check_alive(self) -> None:
         """The library's own check finds a dead connection after 2 keepalives, and wants to be asked all the time."""
         now, period = self._events.time(), self._period()
-        if self._pinged and now - self._heard >= ANSWER_WITHIN * period:
+        if self._pinged is not None and self._heard < self._pinged:  # nothing came since, and it had its time
             self.end(ConnectionError(link_faults.SILENT))
             return
         quiet = now - min(self._heard, self._said)
-        self._pinged = quiet >= PING_AFTER * period
-        if self._pinged:
+        self._pinged = now if quiet >= PING_AFTER * period else None
+        if self._pinged is not None:
             self._send_pingreq()
             self._watch(ANSWER_WITHIN * period)
         else:
