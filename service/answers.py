@@ -14,6 +14,9 @@ from service.statuses import Statuses
 RECENT = "answers"
 """Name in the journal's memory: the latest commands answered here, their types by id."""
 RECENT_KEPT = 50  # told once more after a start or when the broker lost all: 20 KB on the wire
+RESULTS = "answer-results"
+"""The same: what the latest of them gave, by id."""
+RESULTS_KEPT = 8  # a policy that changes every key gives 10 KB; written with each answer that has a result
 MAX_REASON = 200  # characters of the ledger's ten thousand rows
 
 log = logger("commands")
@@ -25,17 +28,25 @@ class Answers:
     Args:
         journal: the ledger.
         statuses: publishes.
-        result: what a command that succeeded gave, by its id; `None` where nothing is kept.
+        long_result: what a command gave that is too long to be kept here, by its id; `None` where nothing is kept.
     """
 
-    def __init__(self, journal: Journal, statuses: Statuses, result: Callable[[str], object]) -> None:
-        self._journal, self._statuses, self._result = journal, statuses, result
+    def __init__(self, journal: Journal, statuses: Statuses, long_result: Callable[[str], object]) -> None:
+        self._journal, self._statuses, self._long_result = journal, statuses, long_result
         self._recent: dict[str, str] = json.loads(journal.recall(RECENT) or "{}")
+        self._results: dict[str, object] = json.loads(journal.recall(RESULTS) or "{}")
         self._waiting = dict(self._recent)
         self._in_flight: set[str] = set()
 
     def give(
-        self, command: Command, status: str, code: str = "", reason: str = "", marks: Mapping[str, str] | None = None
+        self,
+        command: Command,
+        status: str,
+        code: str = "",
+        reason: str = "",
+        *,
+        marks: Mapping[str, str] | None = None,
+        result: Mapping[str, object] | None = None,
     ) -> None:
         """End a command: durable together with `marks`, see `Journal.record`, then told.
 
@@ -43,10 +54,14 @@ class Answers:
             BoardError: the disk refuses; nothing was told.
         """
         recent = [(key, kind) for key, kind in self._recent.items() if key != command.id][1 - RECENT_KEPT :]
-        kept = {**dict(recent), command.id: command.type}
+        kept, results = {**dict(recent), command.id: command.type}, self._results
+        whole = {**(marks or {}), RECENT: json.dumps(kept)}
+        if result is not None:
+            results = {**dict(list(results.items())[1 - RESULTS_KEPT :]), command.id: result}
+            whole[RESULTS] = json.dumps(results, allow_nan=False)
         outcome = ":".join((status, code, reason[:MAX_REASON])).rstrip(":")
-        self._journal.record(command.id, command.digest, outcome, {**(marks or {}), RECENT: json.dumps(kept)})
-        self._recent = kept
+        self._journal.record(command.id, command.digest, outcome, whole)
+        self._recent, self._results = kept, results
         self._waiting[command.id] = command.type
         self._tell(command.id, command.type)
 
@@ -70,7 +85,9 @@ class Answers:
             self._waiting.pop(command_id, None)
             return
         status, code, reason = (*outcome.split(":", 2), "", "")[:3]
-        done = self._statuses.publish_plain(kind, command_id, status, code, reason, result=self._result(command_id))
+        done = self._statuses.publish_plain(
+            kind, command_id, status, code, reason, result=self._results.get(command_id)
+        )
         if done is not None:
             self._in_flight.add(command_id)
             done.add_done_callback(lambda future: self._answered(command_id, future))

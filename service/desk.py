@@ -19,7 +19,7 @@ from service.holds import Holds
 from service.job import TERMINAL, WORKING, Event
 from service.journal import JobRecord, Journal
 from service.logs import bind, logger
-from service.policy_commands import PolicyCommands, result_of
+from service.policy_commands import PolicyCommands
 from service.policy_file import PolicyFile
 from service.qualify_command import Qualifications, QualifyShop
 from service.report import no_report, report_of
@@ -86,9 +86,7 @@ class Desk:
         self.qualifications = Qualifications(
             journal, self._statuses, steering, clock, qualify_shop, lambda: policies.policy
         )
-        answers = Answers(
-            journal, self._statuses, lambda command_id: result_of(journal, command_id) or report_of(journal, command_id)
-        )
+        answers = Answers(journal, self._statuses, lambda command_id: report_of(journal, command_id))
         policy_commands = PolicyCommands(
             journal, answers, policies, allowed=policy_by_command, changed=self.policy_changed
         )

@@ -18,7 +18,7 @@ from service.logs import logger
 from service.policy_file import PolicyFile
 
 LAST = "policy-command"
-"""Name in the journal's memory: when the last one obeyed was issued, its id and its result."""
+"""Name in the journal's memory: when the last one obeyed was issued, and its id."""
 BEGUN = "policy-begun"
 """The same: id and digest of the one that was being obeyed, so that a crash does not let it be judged anew."""
 
@@ -76,8 +76,10 @@ class PolicyCommands:
             self._reject(command, "bad-policy", str(error))
             return
         self._changed()
-        last = {"issued_at": command.issued_at, "id": command.id, "result": self._result(changed)}
-        self._answers.give(command, "succeeded", marks={LAST: json.dumps(last), BEGUN: ""})
+        last = {"issued_at": command.issued_at, "id": command.id}
+        self._answers.give(
+            command, "succeeded", marks={LAST: json.dumps(last), BEGUN: ""}, result=self._result(changed)
+        )
         log.info("policy set by a console", keyid=command.keyid[:16], **self._policies.shown(), changed=len(changed))
 
     def _result(self, changed: Mapping[str, tuple[object, object]]) -> dict[str, object]:
@@ -90,18 +92,8 @@ class PolicyCommands:
         self._answers.give(command, "rejected", code, why, marks={BEGUN: ""})
 
     def _last(self) -> dict[str, object]:
-        return _recall(self._journal)
-
-
-def result_of(journal: Journal, command_id: str) -> object:
-    """The result of the last one obeyed, if it is this; else `None`."""
-    last = _recall(journal)
-    return last.get("result") if last.get("id") == command_id else None
-
-
-def _recall(journal: Journal) -> dict[str, object]:
-    kept = json.loads(journal.recall(LAST) or "{}")
-    return kept if isinstance(kept, dict) else {}
+        kept = json.loads(self._journal.recall(LAST) or "{}")
+        return kept if isinstance(kept, dict) else {}
 
 
 def _begun(command: Command) -> str:
