@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,9 @@ async def heard(broker: Mosquitto) -> AsyncIterator[list[dict[str, Any]]]:
         await connection.stop()
 
 
-async def until(true: Any) -> None:
-    while not true():  # noqa: ASYNC110 - several conditions, none of which has an event
+async def until(true: Callable[[], object], each: Callable[[], None] = lambda: None) -> None:
+    while not true():
+        each()
         await asyncio.sleep(0.01)
 
 
@@ -140,7 +141,7 @@ def test_thirty_days_offline_fit_the_disk_and_come_back_whole_and_paced(tmp_path
     days.outbox.close(days.mono_s)  # the board is switched off and on
     days.outbox = Outbox(days.folder, 64 << 20, 31 * DAY_S, days.mono_s)
     assert days.outbox.records == days.made
-    disk, sent = days.on_disk(), []
+    sent: list[float] = []
 
     async def sleep(seconds: float) -> None:
         days.mono_s += seconds
@@ -171,14 +172,11 @@ def test_thirty_days_offline_fit_the_disk_and_come_back_whole_and_paced(tmp_path
     asyncio.run(story())
     assert all(later - earlier >= 0.1 - 1e-9 for earlier, later in itertools.pairwise(sent))
     assert days.on_disk() <= 2 * 4096
-    print(
-        f"{days.made} messages, {disk / 2**20:.1f} MiB after 30 days, {len(sent)} messages, {sent[-1] - sent[0]:.0f} s"
-    )
 
 
 def test_backfill_by_the_real_clock_is_no_faster_than_set(tmp_path: Path, broker: Mosquitto) -> None:
     days = Days(tmp_path, broker, backfill_per_s=10)
-    for seq in range(1, 31):
+    for seq in range(1, 22):
         days.outbox.add(Record(seq, json.dumps({"seq": seq, "pad": "x" * 40_000}).encode()), 0.0)
 
     async def story() -> float:
@@ -187,15 +185,15 @@ def test_backfill_by_the_real_clock_is_no_faster_than_set(tmp_path: Path, broker
             days.link.start()
             task = asyncio.create_task(backfill.run())
             try:
-                await until(lambda: backfill.tick() or bodies)
+                await until(lambda: bodies, backfill.tick)
                 began = time.monotonic()
-                await until(lambda: len(bodies) == 30)
+                await until(lambda: len(bodies) == 21)
                 return time.monotonic() - began
             finally:
                 task.cancel()
                 await days.link.stop()
 
-    assert asyncio.run(story()) > 2.5  # 29 pauses of 0.1 s; a loaded machine only makes it longer
+    assert asyncio.run(story()) > 1.9  # 20 pauses of 0.1 s; a loaded machine only makes it longer
 
 
 def test_a_broker_that_dies_during_the_backfill_costs_nothing(tmp_path: Path, broker: Mosquitto) -> None:
@@ -204,27 +202,25 @@ def test_a_broker_that_dies_during_the_backfill_costs_nothing(tmp_path: Path, br
         days.outbox.add(Record(seq, json.dumps({"seq": seq, "pad": "x" * 3000}).encode()), 0.0)
     days.outbox.tick(days.mono_s + 60)
 
-    async def story() -> set[int]:
-        seqs: set[int] = set()
+    async def story() -> None:
         async with asyncio.timeout(HANG_S):
             backfill = Backfill(days.outbox, days.link, "boot", days.settings, lambda: days.mono_s + time.monotonic())
             days.link.start()
             task = asyncio.create_task(backfill.run())
             try:
                 async with heard(broker) as bodies:
-                    await until(lambda: backfill.tick() or len(bodies) >= 3)
+                    await until(lambda: len(bodies) >= 3, backfill.tick)
                     broker.kill()
                     await until(lambda: not days.link.connected)
-                    seqs |= {message["seq"] for body in bodies for message in body["messages"]}
+                confirmed = days.outbox.counters.backfilled_total  # the broker may have told nobody of the last ones
                 broker.start()
                 async with heard(broker) as bodies:
-                    await until(lambda: backfill.tick() or not days.outbox.records)
-                    await until(lambda: seqs | {m["seq"] for body in bodies for m in body["messages"]} >= {40})
-                    seqs |= {message["seq"] for body in bodies for message in body["messages"]}
+                    await until(lambda: not days.outbox.records, backfill.tick)
+                    await until(lambda: any(message["seq"] == 40 for body in bodies for message in body["messages"]))
+                    assert [m["seq"] for body in bodies for m in body["messages"]] == list(range(confirmed + 1, 41))
             finally:
                 task.cancel()
                 await days.link.stop()
-        return seqs
 
-    assert asyncio.run(story()) == set(range(1, 41))
+    asyncio.run(story())
     assert days.outbox.counters.dropped_total == 0
