@@ -140,13 +140,12 @@ class CommandDesk:
             return
         try:
             self._check(command)
+            self._carry_out(command)
         except CommandError as error:
             self.refused_total += 1
             told = {"keyid": command.keyid[:16], "reason": error.code, "why": str(error)}
             log.warning("command refused", id=command.id, type=command.type, **told)
             self.answers.give(command, "rejected", error.code, str(error))
-            return
-        self._carry_out(command)
 
     def _answer_stranger(self, incoming: Incoming, error: CommandError) -> None:
         """Say why, unless the id is that of a command in the ledger: its status is not for a stranger to replace."""
@@ -175,6 +174,11 @@ class CommandDesk:
             raise refuse(Refusal.QUEUE_FULL, what, fix="Cancel some, or send it again when some have ended")
 
     def _carry_out(self, command: Command) -> None:
+        """Do it, and journal its answer with what it changes.
+
+        Raises:
+            CommandError: refused after all, by the state that something else is in; nothing changed.
+        """
         rooms = self._rooms
         if command.type == FINE_TUNE:
             rooms.jobs.accept(command.id, command.digest, command.spec)
@@ -204,34 +208,34 @@ class CommandDesk:
     def _cancel(self, command: Command) -> None:
         """End a job or a stress run."""
         record, jobs = self._journal.job(command.job), self._rooms.jobs
-        if record is None:
-            if self._rooms.qualifications.cancel(command.job):
-                self.answers.give(command, "succeeded")
-            else:
-                self._refuse_state(command, "unknown")
-        elif record.standing.state is State.CANCELED:
+        is_canceled = record is not None and record.standing.state is State.CANCELED
+        if is_canceled or (record is None and self._rooms.qualifications.cancel(command.job)):
             self.answers.give(command, "succeeded")
-        elif record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
-            self._refuse_state(command, record.standing.state.lower())
-        else:
-            self.answers.give(command, "succeeded", marks=jobs.canceling(record.id))
-            jobs.obey()
+            return
+        self.answers.give(command, "succeeded", marks=jobs.canceling(_open(record, command.job).id))
+        jobs.obey()
 
     def _hold_or_release(self, command: Command) -> None:
         """Pause or resume a job."""
-        record, jobs = self._journal.job(command.job), self._rooms.jobs
-        if record is None:
-            self._refuse_state(command, "unknown")
-        elif record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
-            self._refuse_state(command, record.standing.state.lower())
-        elif later := jobs.superseded_by(command):
-            self.answers.give(command, "rejected", "superseded", f"{later} was issued later and is obeyed")
-        else:
-            self.answers.give(command, "succeeded", marks=jobs.holding(command))
-            jobs.obey()
+        jobs = self._rooms.jobs
+        _open(self._journal.job(command.job), command.job)
+        if later := jobs.superseded_by(command):
+            raise CommandError(f"{later} was issued later and is obeyed", reason="superseded")
+        self.answers.give(command, "succeeded", marks=jobs.holding(command))
+        jobs.obey()
 
-    def _refuse_state(self, command: Command, stands: str) -> None:
-        self.answers.give(command, "rejected", "wrong-state", f"job {command.job} is {stands}")
+
+def _open(record: JobRecord | None, job_id: str) -> JobRecord:
+    """A job that may still be told something.
+
+    Raises:
+        CommandError: `wrong-state`.
+    """
+    if record is None:
+        raise CommandError(f"job {job_id} is unknown", reason="wrong-state")
+    if record.standing.state in TERMINAL or record.standing.state is State.PROMOTING:
+        raise CommandError(f"job {job_id} is {record.standing.state.lower()}", reason="wrong-state")
+    return record
 
 
 class _Allowance:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.errors import BoardError, TemperdError
+from agent.errors import BoardError, CommandError, TemperdError
 from policies.policy import Policy
 from policies.reading import Action
 from policies.strict import TableError
@@ -77,13 +77,12 @@ class Qualifications:
         """Take a command: journaled first, answered when the run has ended; refused while another is at hand.
 
         Raises:
+            CommandError: `busy`; nothing changed.
             BoardError: the disk refuses: not to be acknowledged.
         """
         now = self._asked
         if now is not None and not now.ended:
-            self._journal.record(command.id, command.digest, "rejected:busy")
-            self._statuses.publish_plain(QUALIFY, command.id, "rejected", "busy", f"{now.id} is {now.status}")
-            return
+            raise CommandError(f"{now.id} is {now.status}", reason="busy")
         if now is not None:
             self._set_aside(now)
         asked = StressAsked(digest=command.digest, id=command.id, minutes=command.minutes)

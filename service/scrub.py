@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 
 from agent.board.edac import MemoryErrors
-from agent.errors import BoardError, TemperdError
+from agent.errors import BoardError, CommandError, TemperdError
 from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer
 from policies.policy import Policy
 from policies.reading import Action
@@ -129,12 +129,13 @@ class Scrubs:
     # --- commands ----------------------------------------------------------------------------------------------------
 
     def ask(self, command: Command) -> None:
-        """Take a command to scrub: journaled first, answered when the scrub that follows has ended."""
+        """Take a command to scrub: journaled first, answered when the scrub that follows has ended.
+
+        Raises:
+            CommandError: `busy`; nothing changed.
+        """
         if len(self._asked) >= MAX_ASKED:
-            self._journal.record(command.id, command.digest, "rejected:busy")
-            why = f"{MAX_ASKED} commands wait for a scrub already"
-            self._statuses.publish_plain(SCRUB, command.id, "rejected", "busy", why)
-            return
+            raise CommandError(f"{MAX_ASKED} commands wait for a scrub already", reason="busy")
         self._keep(self._asked | {command.id: Asked(command.digest)}, [command.id])
         self._publish(command.id)
         self.hurry()
