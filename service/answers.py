@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 
-from service.command_types import Command
+from service.command_types import COLLECT_REPORT, Command
 from service.journal import Journal
 from service.logs import logger
 from service.statuses import Statuses
@@ -85,9 +85,11 @@ class Answers:
             self._waiting.pop(command_id, None)
             return
         status, code, reason = (*outcome.split(":", 2), "", "")[:3]
-        done = self._statuses.publish_plain(
-            kind, command_id, status, code, reason, result=self._results.get(command_id)
-        )
+        result = self._results.get(command_id) or self._long_result(command_id)
+        if result is None and kind == COLLECT_REPORT and status == "succeeded":
+            self._waiting.pop(command_id, None)  # an earlier report: without it, the answer would replace a better one
+            return
+        done = self._statuses.publish_plain(kind, command_id, status, code, reason, result=result)
         if done is not None:
             self._in_flight.add(command_id)
             done.add_done_callback(lambda future: self._answered(command_id, future))

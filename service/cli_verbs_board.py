@@ -15,6 +15,9 @@ SPEC is a TOML file:
 example: temperd fine-tune job.toml""",
     "status": """What the daemon on this board is doing.
 example: temperd status --watch""",
+    "report": """What this board is and how it fares, for somebody far away: JSON of at most 96 KiB, without secrets.
+With the log of the daemon it comes by `temperd fleet send BOARD collect-report`.
+example: temperd report --out report.json""",
     "predict": """Ask the tuned model in the active slot: classes of images, anomalies in rows, a forecast of rows.
 examples:
   temperd predict photo.jpg
@@ -50,6 +53,8 @@ def board_verbs(verbs: Verbs) -> None:
     tune.add_argument("spec", metavar="SPEC", help="TOML file with the job; docs/first-job.md lists every key")
     status = add_verb(verbs, "status", "cli_board:status", _TEXTS["status"])
     status.add_argument("--watch", action="store_true", help="keep showing until interrupted")
+    report = add_verb(verbs, "report", "cli_report:report", _TEXTS["report"])
+    report.add_argument("--out", metavar="FILE", default="", help="write it there (default: print it)")
     predict = add_verb(verbs, "predict", "cli_board:predict", _TEXTS["predict"])
     predict.add_argument("files", metavar="FILE", nargs="+", help="images, or .csv files of rows, by the model's task")
     predict.add_argument("--columns", metavar="NAME", nargs="+", default=[], help="columns of the .csv (the model's)")

@@ -190,7 +190,7 @@ class Daemon:
                 desk.commands.take(command)
             case Connected(session_present=present):
                 link.announce(self._parts.birth())
-                self._parts.publish_store()
+                self._parts.greet()
                 self._parts.alarms.connected()
                 self._parts.home_assistant.connected()
                 if present:

@@ -128,6 +128,11 @@ class Wiring:
         """The `link` group of the telemetry."""
         return self.link.figures() | self.telemetry.figures()
 
+    def greet(self) -> None:
+        """Tell the fleet at once how the board is: after a connect nobody waits for the next reading that is due."""
+        self.telemetry.publish("board", self.steering.board_metrics())
+        self.publish_store()
+
     def publish_store(self) -> None:
         """Tell the fleet about the store, if a scrub has looked at it."""
         if values := self.desk.scrubs.metrics():
