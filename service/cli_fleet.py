@@ -17,14 +17,12 @@ from agent.errors import SpecError
 from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
 from service.cli import say_json
-from service.cli_fleet_words import check_valid, chosen_boards, read_expect, signed, split_words
+from service.cli_fleet_words import WITHOUT_ARGUMENTS, check_valid, chosen_boards, read_expect, signed, split_words
 from service.cli_policy import read_policy
 from service.commands import (
-    COLLECT_REPORT,
     COMMAND_ID,
     FINE_TUNE,
     QUALIFY,
-    SCRUB,
     SET_POLICY,
     Request,
     new_id,
@@ -42,7 +40,6 @@ SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, 
 MAX_SPEC_BYTES = 64 << 10
 MAX_REASON = 600  # characters of a line that a board wrote; reasons have 500
 AT_ONCE = 50  # publications on their way; the link takes a hundred
-WITHOUT_ARGUMENTS = (SCRUB, COLLECT_REPORT)
 ENDED = {"succeeded": 0, "rejected": 3, "failed": 1, "canceled": 1, "timed_out": 1, "rolled_back": 1}
 
 

@@ -36,7 +36,6 @@ from service.logs import configure
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-LOOK_S, MOST_LOOK_S = 1.0, 30.0  # to see who is online before the first wave
 PROGRESS_S = 0.5  # between two lines of progress
 POLL_S = 0.5  # between two looks at a roll-out that another process runs
 MAX_NAMED = 5  # boards named in a line
@@ -78,7 +77,7 @@ def _begin(options: argparse.Namespace, access: Access, state: FleetState) -> in
     signed(Request(roll_out_id, max(boards, key=len), kind, int(now), int(now), terms.args, terms.expect), key)
 
     async def play(link: FleetLink, inbox: Inbox) -> int:
-        await link.wait_quiet(LOOK_S, MOST_LOOK_S)
+        await link.wait_quiet()
         order = sorted(boards, key=lambda board: not inbox.online.get(board, False))
         state.begin(made, order)
         _say_begin(options, made, [board for board in order if not inbox.online.get(board)], len(order))
@@ -134,17 +133,15 @@ def read_share(text: str, option: str) -> float:
 
 def _resume(options: argparse.Namespace, access: Access, state: FleetState) -> int:
     if options.words or options.boards or options.group or options.canary or options.canary_count:
-        raise SpecError("--resume goes on with the same boards and command; only --stop-at may change")
+        raise SpecError("--resume goes on with the same boards and command; only --stop-at and --stop-min may change")
     chosen = _of_tenant(state, access, options.resume)
     if chosen.state == ABORTED:
         raise SpecError("this roll-out was aborted: begin a new one", where=chosen.id)
     terms = dict(chosen.terms)
-    if options.stop_at:
+    if options.stop_at:  # whoever sets a new limit has judged the canaries
         rules = terms["rules"]
-        terms["rules"] = {
-            **(rules if isinstance(rules, dict) else {}),
-            "stop_at": read_share(options.stop_at, "--stop-at"),
-        }
+        judged = {"stop_at": read_share(options.stop_at, "--stop-at"), "least_ended": options.stop_min, "canary": 0}
+        terms["rules"] = {**(rules if isinstance(rules, dict) else {}), **judged}
     waits = any(command.outcome == Outcome.WAITING for command in state.commands(chosen.id))
     key = load_console_key(access.key_path()) if waits else None
 
@@ -190,7 +187,7 @@ async def _run(
         run = RollOutRun(state, chosen, sign, inbox, now=time.time, tell=tell)
         if look:  # what boards said while nobody looked comes first: less is sent again
             run.listen(link)
-            await link.wait_quiet(LOOK_S, MOST_LOOK_S)
+            await link.wait_quiet()
         try:
             ended = await run.run(link)
         except asyncio.CancelledError:
@@ -226,7 +223,7 @@ def _abort(options: argparse.Namespace, access: Access, state: FleetState) -> in
         with _progress(options) as tell:
             run = RollOutRun(state, chosen, lambda request: signed(request, key), inbox, now=time.time, tell=tell)
             run.listen(link)
-            await link.wait_quiet(LOOK_S, MOST_LOOK_S)
+            await link.wait_quiet()
             await run.abort(link)
             await run.follow(link, options.timeout)
         _say_end(options, run.roll_out, run.commands)

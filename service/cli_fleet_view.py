@@ -19,7 +19,7 @@ from service.cli_fleet import show
 from service.commands import COMMAND_ID
 from service.fleet.access import Access, find_access
 from service.fleet.boards import Boards, details, summary
-from service.fleet.fleet_link import ALL, EVERYTHING, FleetLink
+from service.fleet.fleet_link import ALL, EVERYTHING, MOST_LOOK_S, FleetLink
 from service.fleet.follow import MAX_COMMANDS, Follow
 from service.fleet.outcome import DONE, FAILED, exit_code
 from service.fleet.state import FleetState, check_name, state_path
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Change = Callable[[FleetState, str], int]
-FIRST_S = 1.0  # for the first retained message to come over a slow network
-MOST_S = 30.0  # for all of them, of thousands of boards
 REDRAW_S = 0.5  # a table that changes faster is not read
 MAX_WAIT_S = 31 * 86400.0  # no command lives longer
 
@@ -99,8 +97,7 @@ async def _look(access: Access, boards: Boards, names: Iterable[str], least_s: f
 
     async with FleetLink(access.mqtt, access.tenant, _client_id(), take, boards=names) as link:
         await link.wait_connected()
-        least = max(FIRST_S, least_s)
-        await link.wait_quiet(least, least + MOST_S)
+        await link.wait_quiet(least_s, least_s + MOST_LOOK_S)
         return link.refused
 
 

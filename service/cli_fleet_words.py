@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from agent.errors import SpecError
 from policies.strict import TableError, build
-from service.commands import MAX_ENVELOPE_BYTES, MAX_LIFETIME_S, SUPPORTED, Expectation, Request, sign_command
+from service.commands import (
+    COLLECT_REPORT,
+    MAX_ENVELOPE_BYTES,
+    MAX_LIFETIME_S,
+    SCRUB,
+    SUPPORTED,
+    Expectation,
+    Request,
+    sign_command,
+)
 from service.config import NAME
 from service.fleet.access import Access
 from service.fleet.follow import MAX_COMMANDS
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 TYPES = SUPPORTED  # other types are reserved: every board refuses them
+WITHOUT_ARGUMENTS = (SCRUB, COLLECT_REPORT)
 MAX_VERSION_DIGITS = 16  # 2^53 has sixteen
 
 
@@ -28,8 +38,10 @@ def split_words(words: Sequence[str], *, grouped: bool) -> tuple[tuple[str, ...]
     Raises:
         SpecError: no type is among them, or too many words follow it.
     """
-    first = 0 if grouped else 1  # a board may be called `scrub`
-    at = next((i for i, word in enumerate(words) if i >= first and word in TYPES), None)
+    first, last = 0 if grouped else 1, len(words) - 1
+    # A board may be called `scrub`: a type that takes no argument is one only where nothing follows.
+    places = (i for i, word in enumerate(words) if i >= first and word in TYPES)
+    at = next((i for i in places if i == last or words[i] not in WITHOUT_ARGUMENTS), None)
     if at is None:
         usage = "TYPE [ARGUMENT]" if grouped else "BOARD... TYPE [ARGUMENT]"
         raise SpecError(f"no command among {' '.join(words)[:200]!r}", fix=f"Say {usage}; types: {', '.join(TYPES)}")

@@ -28,7 +28,7 @@ Exit code 0: all succeeded; 1: stopped, or one failed; 3: one was refused and no
 examples:
   temperd fleet roll-out job.toml --group plant-1 --canary 10% --stop-at 20% --key alice.key
   temperd fleet roll-out set-policy summer.toml --board pi-1 --board pi-2 --key alice.key
-  temperd fleet roll-out --resume 0192f0c1-...      after a crash, Ctrl-C or a stop
+  temperd fleet roll-out --resume 0192f0c1-...      after a crash, Ctrl-C or a stop; a new --stop-at accepts canaries
   temperd fleet roll-out --abort 0192f0c1-...       send no more, cancel what is open"""
 
 

@@ -18,6 +18,7 @@ from service.link import Connection, Message
 CONNECT_S = 10.0
 SEND_S = 30.0  # for the broker to confirm one command, over lost connections
 QUIET_S = 0.5  # retained messages come in one stream: after half a second without one they are all here
+MOST_LOOK_S = 30.0  # for those of thousands of boards
 RECEIVE_MAXIMUM = 1000  # retained messages of thousands of boards come without waiting for us at each twentieth
 ALL = "+"  # any board
 EVERYTHING = ("conn", "birth", "cmd/+", "cmd/+/+/sts", "a/+", "m/+")
@@ -52,7 +53,8 @@ class FleetLink:
         self._tenant, self._give = tenant, take
         self._filters = dict.fromkeys(f"temper/v1/{tenant}/{board}/{topic}" for board in boards for topic in topics)
         self._up = asyncio.Event()
-        self._latest = 0.0
+        self._latest = self._connect_s = 0.0
+        self._begun = time.monotonic()
         self.connections = 0
         """Made so far; a broker may have lost what an earlier one gave it."""
         self.refused = 0
@@ -67,6 +69,7 @@ class FleetLink:
         )
 
     async def __aenter__(self) -> Self:
+        self._begun = time.monotonic()
         self._connection.start()
         return self
 
@@ -97,11 +100,17 @@ class FleetLink:
             if self._up.is_set():
                 self._connection.subscribe(topic_filter)
 
-    async def wait_quiet(self, least_s: float, most_s: float) -> None:
-        """Return once no retained message came for `QUIET_S`, after `least_s` at the earliest and `most_s` at last."""
+    async def wait_quiet(self, least_s: float = 0.0, most_s: float = MOST_LOOK_S) -> None:
+        """Return once the retained messages are here: none came for `QUIET_S` and what connecting took.
+
+        Args:
+            least_s: not before.
+            most_s: not after, whatever comes.
+        """
         start = self._latest = time.monotonic()
+        quiet = QUIET_S + self._connect_s  # connecting took two round trips or more: the first message takes one
         while (now := time.monotonic()) < start + most_s:
-            if now >= start + least_s and now >= self._latest + QUIET_S:
+            if now >= start + least_s and now >= self._latest + quiet:
                 return
             await asyncio.sleep(QUIET_S / 10)
 
@@ -141,6 +150,8 @@ class FleetLink:
 
     def _connected(self, _session_present: bool) -> None:  # noqa: FBT001 - a callback
         self.connections += 1
+        if self.connections == 1:
+            self._connect_s = time.monotonic() - self._begun
         for topic_filter in self._filters:
             self._connection.subscribe(topic_filter)
         self._up.set()

@@ -120,25 +120,8 @@ anything = st.recursive(
 )
 keys = st.sampled_from(
     [
-        "online",
-        "session",
-        "connection",
-        "ts",
-        "schema",
-        "agent",
-        "board",
-        "active_model",
-        "values",
-        "status",
-        "version",
-        "progress",
-        "eta_s",
-        "reason_code",
-        "reason",
-        "severity",
-        "temperature_celsius",
-        "policy",
-        "step",
+        *("online", "session", "connection", "ts", "schema", "agent", "board", "active_model", "values", "status"),
+        *("version", "progress", "eta_s", "reason_code", "reason", "severity", "temperature_celsius", "policy", "step"),
         "name",
     ]
 )

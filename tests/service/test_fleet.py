@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.keys import create_console_key, load_console_key
+from service.cli import main
+from service.commands import sign_command
+from service.config import Mqtt
+from service.fleet.fleet_link import FleetLink
+from service.fleet.outcome import Outcome, exit_code
+from service.fleet.roll_out import LATE_S, Inbox, RollOutRun, Terms
+from service.fleet.roll_out_plan import Rules
+from service.fleet.state import FleetState, RollOut, Sent
+from tests.simulators.answering_boards import answering_boards
+from tests.simulators.mosquitto import Mosquitto
+
+BOARDS = ("bad=failed", "good-1", "good-2", "scrub", "slow=slow", "strict=refuse")
+JOB = 'model = "colours"\ndata = "/srv/images"\nepochs = 1\n'
+WAIT_S = 60.0
+ID = "0192f0c1-0000-7000-8000-000000000001"
+ROOT = Path(__file__).parents[2]
+
+
+class Place:
+    """A broker, boards and a laptop."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+        self.broker = Mosquitto(folder)
+        self.state = folder / "laptop" / "fleet.sqlite"
+        self.trusted = folder / "trusted"
+        self.trusted.mkdir()
+        public = create_console_key(folder / "console", "alice")
+        (self.trusted / public.name).write_bytes(public.read_bytes())
+        self.key = folder / "console" / "alice.key"
+        self.log = folder / "done.log"
+        self.job = folder / "job.toml"
+        self.job.write_text(JOB)
+        for name in ("TEMPERD_PROFILE", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(folder / "home"))
+        monkeypatch.setenv("TEMPERD_BROKER", f"127.0.0.1:{self.broker.port}")
+
+    def fleet(self, *words: object) -> tuple[int, str, str]:
+        """Exit code, output and errors of `temperd fleet ...`."""
+        code = main(["fleet", *map(str, words), "--state", str(self.state)])
+        said = self._capsys.readouterr()
+        return code, said.out, said.err
+
+    def json(self, *words: object) -> Any:
+        return json.loads(self.fleet(*words, "--json")[1])
+
+    def lines(self, *words: object) -> tuple[int, list[Any]]:
+        code, out, _ = self.fleet(*words, "--json")
+        return code, [json.loads(line) for line in out.splitlines()]
+
+    def done(self) -> list[str]:
+        """`BOARD ID` of each command that was carried out."""
+        return self.log.read_text().splitlines()
+
+    @contextmanager
+    def boards(self, *names: str) -> Iterator[None]:
+        wanted = {name.partition("=")[0] for name in names}
+        with answering_boards(self.broker.port, self.trusted, self.log, *names):
+            self.wait(lambda: wanted <= {view["board"] for view in self.json("list") if view["online"]})
+            yield
+
+    def wait(self, true: Callable[[], Any]) -> Any:
+        end = time.monotonic() + WAIT_S
+        while not (found := true()):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return found
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Place]:
+    made = Place(tmp_path, monkeypatch, capsys)
+    made.broker.start()
+    yield made
+    made.broker.stop()
+
+
+def test_boards_are_listed_shown_watched_and_remembered(place: Place) -> None:
+    with place.boards("good-1", "good-2"):
+        place.wait(lambda: place.json("list", "--wait", "1")[0]["job"] is None)
+        code, out, _ = place.fleet("list")
+        assert code == 0
+        assert [line.split()[:4] for line in out.splitlines()] == [
+            ["BOARD", "STATE", "AGENT", "PROFILE"],
+            ["good-1", "online", "0.1.0", "raspberry-pi-4"],
+            ["good-2", "online", "0.1.0", "raspberry-pi-4"],
+        ]
+        shown = place.json("show", "good-1")
+        assert shown["birth"]["metrics"]["board"]["temperature_celsius"]["unit"] == "Cel"
+        assert shown["capabilities"] == ["fine-tune"]
+        assert "temperature_celsius" in place.fleet("show", "good-1")[1]
+        code, lines = place.lines("watch", "--for", "1.5")
+        assert code == 0
+        assert {line["board"] for line in lines if line["online"]} == {"good-1", "good-2"}
+    place.wait(lambda: not any(view["online"] for view in place.json("list")))
+    place.broker.kill()
+    place.broker.start()  # it forgot everything
+    views = place.json("list", "--offline")
+    assert [(view["board"], view["on_broker"], view["profile"]) for view in views] == [
+        ("good-1", False, "raspberry-pi-4"),
+        ("good-2", False, "raspberry-pi-4"),
+    ]
+    assert all(time.time() - view["last_seen"] < 300 for view in views)
+    assert "gone" in place.fleet("list")[1]
+
+
+def test_one_command_goes_to_several_boards_and_the_exit_code_tells_the_worst(place: Place) -> None:
+    key = ("--key", place.key)
+    with place.boards(*BOARDS):
+        code, out, _ = place.fleet("send", "good-1", "scrub", "scrub", *key, "--watch")  # a board may be called scrub
+        assert code == 0
+        assert {line.split()[0] for line in out.splitlines()[:2]} == {"good-1", "scrub"}
+        assert sorted(line.split()[0] for line in place.done()) == ["good-1", "scrub"]
+        assert place.fleet("send", "good-1", "strict", "fine-tune", place.job, *key, "--watch")[0] == 3
+        assert place.fleet("send", "good-1", "bad", "strict", "fine-tune", place.job, *key, "--watch")[0] == 1
+        code, out, _ = place.fleet("send", "strict", "fine-tune", place.job, *key, "--watch")
+        assert code == 3
+        assert "rejected (not-permitted): a viewer may not fine-tune?[2J" in out  # no escape sequence of a board's
+        assert len({line.split()[1] for line in place.done()}) == len(place.done())
+
+
+def test_waiting_ends_by_outcome_or_by_time(place: Place) -> None:
+    with place.boards(*BOARDS):
+        ids = {
+            board: place.json("send", board, "fine-tune", place.job, "--key", place.key)["id"]
+            for board in ("good-1", "bad", "strict", "slow")
+        }
+        assert place.fleet("wait", ids["good-1"])[0] == 0
+        assert place.fleet("wait", ids["good-1"], ids["strict"])[0] == 3
+        assert place.fleet("wait", ids["good-1"], ids["strict"], ids["bad"])[0] == 1
+        code, _, told = place.fleet("wait", ids["good-1"], ids["slow"], "--timeout", "1")
+        assert code == 1
+        assert "1 of 2 commands have not ended within 1 s" in told
+        assert place.fleet("send", "slow", "cancel", ids["slow"], "--key", place.key, "--watch")[0] == 0
+        assert place.fleet("wait", ids["slow"])[0] == 1
+
+
+def test_a_board_carries_out_what_it_expects_only(place: Place) -> None:
+    with place.boards("good-1"):
+        sent = ("send", "good-1", "scrub", "--key", place.key)
+        for wrong, told in (("model=x", "unknown key"), ("policy=x", "hexadecimal"), ("state_version=-1", "whole")):
+            code, _, said = place.fleet(*sent, "--expect", wrong)
+            assert (code, told in said) == (2, True), said
+        assert place.done() == []
+
+
+def test_a_roll_out_goes_in_waves_and_boards_that_come_back_get_their_command(place: Place) -> None:
+    names = [f"pi-{number}" for number in range(9)]
+    place.fleet("group", "add", "plant", *names)
+    assert place.json("group", "list") == {"plant": names}
+    words = ("--group", "plant", "--canary", "20%", "--parallel", "3", "--key", place.key, "--state", place.state)
+    command = [sys.executable, "-m", "service.cli", "fleet", "roll-out", place.job, *words, "--json"]
+    with place.boards(*names[:8]):
+        running = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert running.stdout is not None
+        lines = [json.loads(running.stdout.readline())]
+        assert lines[0]["offline"] == ["pi-8"]
+        while lines[-1].get("counts") != {"succeeded": 8, "open": 1}:
+            lines.append(json.loads(running.stdout.readline()))
+        with answering_boards(place.broker.port, place.trusted, place.log, "pi-8"):
+            lines += [json.loads(line) for line in running.communicate(timeout=WAIT_S)[0].splitlines()]
+    end = lines[-1]
+    assert (running.returncode, end["state"], end["rules"]["canary"]) == (0, "done", 2)
+    assert {board["outcome"] for board in end["boards"]} == {"succeeded"}
+    assert sorted(place.done()) == sorted(f"{board['board']} {board['id']}" for board in end["boards"])
+    first_with_three = next(line["counts"] for line in lines[1:-1] if 9 - line["counts"].get("waiting", 0) > 2)
+    assert first_with_three["succeeded"] >= 2  # canaries first
+
+
+def test_a_board_that_never_comes_counts_once_its_command_expired(place: Place) -> None:
+    clock = [1_790_000_000.0]
+
+    def tell(run: RollOutRun) -> None:
+        if run.counts() == {"open": 1}:
+            assert run.commands[0].sent
+            clock[0] += 30.0  # each look is half a minute later
+
+    async def play(state: FleetState) -> tuple[RollOut, list[Sent]]:
+        terms = Terms(Rules(), {}, valid_s=60)
+        made = RollOut(ID, "default", "scrub", terms.to_table(), clock[0], "running", "")
+        state.begin(made, ["pi-1"])
+        inbox, key = Inbox(), load_console_key(place.key)
+        settings = Mqtt(host="127.0.0.1", port=place.broker.port)
+        async with FleetLink(settings, "default", "test", inbox.take, topics=("conn",)) as link:
+            run = RollOutRun(state, made, lambda ask: sign_command(ask, key), inbox, now=lambda: clock[0], tell=tell)
+            return await run.run(link), state.commands(ID)
+
+    with FleetState(place.state) as state:
+        ended, commands = asyncio.run(play(state))
+    assert clock[0] > 1_790_000_000.0 + 60 + LATE_S
+    assert (ended.state, commands[0].outcome, exit_code([Outcome(commands[0].outcome)])) == ("done", "expired", 1)
+
+
+def test_a_roll_out_that_is_refused_or_fails_stops_and_goes_on_when_told(place: Place) -> None:
+    key = ("--key", place.key)
+    with place.boards(*BOARDS):
+        code, lines = place.lines(
+            "roll-out", place.job, "--board", "strict", "--board", "good-1", "--canary-count", 1, *key
+        )
+        stopped = lines[-1]
+        assert (code, stopped["state"]) == (1, "stopped")
+        assert stopped["why"].startswith("canaries: 1 of 1")
+        assert [board["outcome"] for board in stopped["boards"]] == ["refused", "waiting"]
+        code, out, _ = place.fleet("roll-out", "--show", stopped["id"])
+        assert "not-permitted: a viewer may not fine-tune?[2J" in out
+        assert code == 1
+        code, lines = place.lines("roll-out", "--resume", stopped["id"], *key)  # the rule still holds
+        assert (code, lines[-1]["state"]) == (1, "stopped")
+        assert len(place.done()) == 1
+        code, lines = place.lines("roll-out", "--resume", stopped["id"], "--stop-at", "60%", "--stop-min", 2, *key)
+        assert [board["outcome"] for board in lines[-1]["boards"]] == ["refused", "succeeded"]
+        assert (code, lines[-1]["state"]) == (3, "done")
+        assert place.fleet("wait", "--roll-out", stopped["id"])[0] == 3
+        assert place.json("roll-out", "--list")[0]["id"] == stopped["id"]
+
+
+def test_an_aborted_roll_out_cancels_what_is_open_and_cannot_go_on(place: Place) -> None:
+    key = ("--key", place.key)
+    with place.boards("slow=slow", "good-1"):
+        code, lines = place.lines(
+            *("roll-out", place.job, "--board", "slow", "--board", "good-1", "--canary-count", 1, *key),
+            *("--wait-canary", "1"),
+        )
+        stopped = lines[-1]
+        assert (code, stopped["why"]) == (1, "canaries did not end within 1 s")
+        assert [board["outcome"] for board in stopped["boards"]] == ["open", "waiting"]
+        code, lines = place.lines("roll-out", "--abort", stopped["id"], *key)
+        assert (code, lines[-1]["state"]) == (0, "aborted")
+        assert [board["outcome"] for board in lines[-1]["boards"]] == ["canceled", "waiting"]
+        code, _, told = place.fleet("roll-out", "--resume", stopped["id"], *key)
+        assert code == 2
+        assert "aborted" in told
+
+
+def test_wrong_words_are_told_before_anything_is_sent(place: Place) -> None:
+    key = ("--key", place.key)
+    wrong: tuple[tuple[object, ...], ...] = (
+        ("send", "good-1", *key),
+        ("send", "good-1", "scrub", "now", "please", *key),
+        ("send", "Good", "scrub", *key),
+        ("send", "good-1", "scrub"),
+        ("send", "good-1", "scrub", *key, "--valid", "0"),
+        ("send", "good-1", "scrub", *key, "--group", "nobody"),
+        ("send", "scrub", *key, "--group", "nobody"),
+        ("send", "good-1", "scrub", *key, "--broker", "host:port"),
+        ("roll-out", *key, "--board", "good-1"),
+        ("roll-out", place.job, *key),
+        ("roll-out", place.job, "more", *key, "--board", "good-1"),
+        ("roll-out", place.job, *key, "--board", "good-1", "--canary", "200%"),
+        ("roll-out", place.job, *key, "--board", "good-1", "--canary-count", "2"),
+        ("roll-out", place.job, *key, "--board", "good-1", "--stop-at", "0"),
+        ("roll-out", "--resume", "nothing", *key),
+        ("wait",),
+        ("wait", "nothing"),
+        ("wait", "--timeout", "-1", "nothing"),
+        ("show", "+"),
+        ("watch", "#"),
+        ("list", "--group", "nobody"),
+        ("list", "--tenant", "+"),
+        ("list", "--wait", "nan"),
+        ("group", "add", "plant/1", "good-1"),
+    )
+    for words in wrong:
+        code, out, told = place.fleet(*words)
+        assert (code, out) == (2, ""), (words, out, told)
+        assert told.startswith("temperd: "), words
