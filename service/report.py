@@ -18,7 +18,7 @@ from service.command_types import Command
 from service.config import Config
 from service.journal import JobRecord, Journal
 from service.logs import logger
-from service.report_log import HIDDEN, RecentLog
+from service.report_log import HIDDEN, LONG_NUMBER, MAX_NUMBER, RecentLog
 from service.statuses import Clock
 
 SCHEMA = 1
@@ -177,17 +177,22 @@ def _configuration(config: Config) -> dict[str, object]:
 
 def _bounded(value: object, depth: int = 0) -> object:
     """The value with long texts cut, long lists and tables shortened, and what is no JSON number left out."""
-    if isinstance(value, str):
-        return value if len(value) <= MAX_TEXT else value[:MAX_TEXT] + "..."
     if isinstance(value, Mapping | list | tuple) and depth >= MAX_DEPTH:
         return "..."
     if isinstance(value, Mapping):
         return {str(key)[:MAX_TEXT]: _bounded(item, depth + 1) for key, item in list(value.items())[:MAX_ITEMS]}
     if isinstance(value, list | tuple):
         return [_bounded(item, depth + 1) for item in value[:MAX_ITEMS]]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int) else str(value)[:MAX_TEXT]
+    return _scalar(value)
+
+
+def _scalar(value: object) -> object:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, int | float):
+        return value if isinstance(value, float) or abs(value) < MAX_NUMBER else LONG_NUMBER
+    text = str(value)
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."
 
 
 def _fitted(report: dict[str, object]) -> dict[str, object]:

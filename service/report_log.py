@@ -17,6 +17,8 @@ LEVELS = frozenset({"warning", "error", "critical"})
 _SECRET = re.compile(r"passw|secret|token|private|credential|\bpin\b", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/\s@]*@")  # of an address: user:password@
 HIDDEN = "(hidden)"
+MAX_NUMBER = 1 << 63  # beyond it, readers differ, and Python itself writes no number of more than 4300 digits
+LONG_NUMBER = "(a long number)"
 
 
 class RecentLog:
@@ -58,8 +60,9 @@ def _value(key: str, value: object) -> object:
     if _SECRET.search(key):
         return HIDDEN
     if value is None or isinstance(value, bool | int):
-        return value if not isinstance(value, int) or abs(value) < 1 << 63 else str(value)[:MAX_VALUE]
-    return _USERINFO.sub("", str(value))[:MAX_VALUE]
+        return value if value is None or abs(value) < MAX_NUMBER else LONG_NUMBER
+    text = _USERINFO.sub("", str(value))
+    return text[-MAX_VALUE:] if key == "exception" else text[:MAX_VALUE]  # a traceback ends with what was wrong
 
 
 RECENT = RecentLog()
