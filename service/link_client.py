@@ -27,6 +27,7 @@ with without_web_client():
 MAX_PACKET_BYTES = 128 << 10  # the broker drops what is larger: an envelope of 64 KiB and its topic fit
 MAX_FRAME_BYTES = 2 * MAX_PACKET_BYTES  # of a websocket: paho keeps a frame until its end
 MAX_UNSENT = 100  # publications in flight: beyond it a stalled connection would fill memory
+MAX_KERNEL_BYTES = 16 << 10  # that wait in the kernel to be sent: the telemetry of some seconds, so a stall shows early
 READ_BYTES = 16 << 10  # taken from the socket at once: paho asks byte by byte
 PACKETS_IN_A_ROW = 64  # of one connection before the others get their turn
 STEP_LIMIT_S = 10.0  # for one step of connecting: an address, a TLS message, a byte of a websocket's answer
@@ -157,6 +158,8 @@ class Client(mqtt.Client):
         # Nagle's algorithm (RFC 896) holds a small packet back until the broker's kernel acknowledges the one before,
         # which Linux puts off by 40 ms: a status would wait for the metrics sent just before.
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Else the kernel takes megabytes that it cannot send: an hour of telemetry, with a status behind it.
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_KERNEL_BYTES)
         return made
 
     def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
@@ -247,7 +250,10 @@ class Client(mqtt.Client):
         if self._in_packet["command"] & _QOS_BITS == _QOS_2:
             self.fault = ConnectionError(link_faults.NOT_MQTT)
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
-        return super()._packet_handle()
+        done = super()._packet_handle()
+        if done == MQTTErrorCode.MQTT_ERR_PROTOCOL:
+            self.fault = self.fault or ConnectionError(link_faults.NOT_MQTT)
+        return done
 
     def _want_write(self, _client: mqtt.Client, _userdata: object, _socket: object) -> None:
         """Packets of one turn of the loop leave together, after it."""

@@ -36,9 +36,20 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
         lines.append(f"policy {policy.get('name')} stays in force: {policy.get('complaint')}")
     elif policy.get("source") not in (None, "board"):
         lines.append(f"policy {policy.get('name')}, by {policy.get('source')}")
+    lines += _outbox_lines(table(view.get("telemetry")))
     if store := table(view.get("store")):
         counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
         lines.append(f"last scrub: {store.get('files')} files, {counts}")
+    return lines
+
+
+def _outbox_lines(telemetry: Mapping[str, object]) -> list[str]:
+    lines = []
+    if telemetry.get("outbox_messages"):
+        size = number(telemetry, "outbox_bytes", 2**-20, digits=1)
+        lines.append(f"{telemetry.get('outbox_messages')} messages wait for the broker, {size} MiB on the disk")
+    if telemetry.get("fault"):
+        lines.append(f"the outbox cannot be written: {telemetry.get('fault')}")
     return lines
 
 

@@ -153,6 +153,10 @@ class Telemetry:
     def _keep(self, seq: int, message: Mapping[str, object], *, event: bool) -> None:
         self._outbox.add(Record(seq, encode_json(message)), self._clock.mono(), event=event)
 
+    def shown(self) -> dict[str, object]:
+        """For the live view: `figures`, and `fault`: why the disk does not take what cannot be sent."""
+        return {**self.figures(), "fault": self._outbox.fault}
+
     def figures(self) -> dict[str, object]:
         """Its keys of the group `link`."""
         counters = self._outbox.counters

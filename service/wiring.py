@@ -122,7 +122,7 @@ class Wiring:
     def live(self) -> dict[str, object]:
         """The live view of this moment."""
         view = self._views.live(self.desk, self.policies.shown(), connected=self.link.connected)
-        return {**view, "alarms": self.alarms.shown()}
+        return {**view, "alarms": self.alarms.shown(), "telemetry": self.telemetry.shown()}
 
     def link_figures(self) -> dict[str, object]:
         """The `link` group of the telemetry."""

@@ -45,6 +45,17 @@ class Mosquitto:
             assert time.monotonic() < end, "the broker does not listen"
             time.sleep(0.02)
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not ended."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Of the running broker."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """As a power cut: kill -9."""
         if self._process is not None:
