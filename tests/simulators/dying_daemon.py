@@ -13,9 +13,10 @@ from service import logs
 from service.config import load_config
 from service.daemon import Daemon
 from service.journal import JobRecord
+from service.wiring import Wiring
 
 
-class DyingDaemon(Daemon):
+class DyingWiring(Wiring):
     """Ends like a power cut in the stage named on the command line."""
 
     def _watch(self, message: Message, record: JobRecord) -> None:
@@ -26,4 +27,4 @@ class DyingDaemon(Daemon):
 
 if __name__ == "__main__":
     logs.configure("info", "text")
-    asyncio.run(DyingDaemon(load_config(Path(sys.argv[3]))).serve())
+    asyncio.run(Daemon(load_config(Path(sys.argv[3])), DyingWiring).serve())
