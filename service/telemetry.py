@@ -109,8 +109,8 @@ class Telemetry:
         """Whether a message of `group` is due."""
         rate = self._rates.get(group)
         if rate is None:
-            made = (LINK_S, LINK_S) if group == "link" else (self._settings.active_s, self._settings.idle_s)
-            rate = self._rates[group] = Rate(*made)
+            active_s, idle_s = self._settings.active_s, self._settings.idle_s
+            rate = self._rates[group] = Rate(active_s, max(LINK_S, idle_s) if group == "link" else idle_s)
         return rate.due(self._clock.mono(), working=working, online=self._wire.connected, drains=self.drains)
 
     def publish(self, group: str, values: Values, *, event: bool = False) -> None:
