@@ -122,7 +122,8 @@ class Wiring:
     def live(self) -> dict[str, object]:
         """The live view of this moment."""
         view = self._views.live(self.desk, self.policies.shown(), connected=self.link.connected)
-        return {**view, "alarms": self.alarms.shown(), "telemetry": self.telemetry.shown()}
+        link = self.link.figures() | self.link.shown()
+        return {**view, "alarms": self.alarms.shown(), "telemetry": self.telemetry.shown(), "link": link}
 
     def link_figures(self) -> dict[str, object]:
         """The `link` group of the telemetry."""
@@ -184,6 +185,8 @@ class Wiring:
             store=self.desk.scrubs.metrics,
             takeovers=lambda: self.link.takeovers,
             policy_complaint=lambda: self.policies.complaint,
+            outbox_fault=lambda: self._outbox.fault,
+            told=lambda: self.telemetry.publish("board", self.steering.board_metrics()),
         )
         return Alarms(self.journal, self.link, self.clock, sources)
 
