@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -18,7 +19,7 @@ RULES = (
 def status_lines(view: Mapping[str, object]) -> list[str]:
     """What `temperd status` shows of the live view."""
     board = table(view.get("board"))
-    lines = [f"{view.get('device')}: {'connected' if view.get('connected') else 'no broker'}"]
+    lines = [f"{view.get('device')}: {'connected' if view.get('connected') else _no_broker(table(view.get('link')))}"]
     lines += [*_alarm_lines(view.get("alarms")), *_board_lines(board)]
     job, training = table(view.get("job")), table(view.get("training"))
     if job:
@@ -36,6 +37,7 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
         lines.append(f"policy {policy.get('name')} stays in force: {policy.get('complaint')}")
     elif policy.get("source") not in (None, "board"):
         lines.append(f"policy {policy.get('name')}, by {policy.get('source')}")
+    lines += _queue_lines(view.get("queue"))
     lines += _outbox_lines(table(view.get("telemetry")))
     if store := table(view.get("store")):
         counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
@@ -51,6 +53,10 @@ def _outbox_lines(telemetry: Mapping[str, object]) -> list[str]:
     if telemetry.get("fault"):
         lines.append(f"the outbox cannot be written: {telemetry.get('fault')}")
     return lines
+
+
+def _no_broker(link: Mapping[str, object]) -> str:
+    return f"no broker: {link['why']}" if link.get("why") else "no broker"
 
 
 def _alarm_lines(alarms: object) -> list[str]:
@@ -74,7 +80,40 @@ def _told(alarm: Mapping[str, object]) -> str:
 
 def _standing(job: Mapping[str, object]) -> tuple[object, ...]:
     reason = job.get("reason_code")
-    return job.get("status"), job.get("step"), f"({reason})" if reason else ""
+    left = f"{number(job, 'eta_s', digits=0)} s of training left" if job.get("eta_s") is not None else ""
+    return (
+        job.get("status"),
+        job.get("step"),
+        f"({reason})" if reason else "",
+        until_words(table(job.get("until"))),
+        left,
+    )
+
+
+def _queue_lines(queue: object) -> list[str]:
+    """One line a waiting job, in the order in which they will run."""
+    jobs = [table(job) for job in queue] if isinstance(queue, list) else []
+    lines = []
+    for job in jobs:
+        rank = f"priority {job['priority']}" if job.get("priority") else ""
+        lines.append(" ".join(str(word) for word in (f"waiting {job.get('id')}:", rank, *_standing(job)) if word))
+    return lines
+
+
+def until_words(until: Mapping[str, object]) -> str:
+    """What releases a job that waits; empty where it does not wait."""
+    if not until:
+        return ""
+    what = str(until.get("what"))
+    if until.get("below") is not None:
+        return f"until {what} is at most {number(until, 'below', digits=1)}"
+    if until.get("above") is not None:
+        return f"until {what} is {number(until, 'above')} at least"
+    ts = until.get("ts")
+    if isinstance(ts, int | float) and not isinstance(ts, bool):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ts))
+        return f"until {when}" if what == "time" else f"until {when}, {what}"
+    return f"waits for {what}"
 
 
 def _board_lines(board: Mapping[str, object]) -> list[str]:

@@ -60,14 +60,16 @@ class Views:
     def live(self, desk: Desk, policy: Mapping[str, object], *, connected: bool) -> dict[str, object]:
         """What `temperd status` reads."""
         runner = desk.runner
-        current = runner.current
+        current, now = runner.current, self._clock.now()
+        job = current.status(ts=now, clock=self._clock.word(), eta_s=runner.eta_s) if current else None
         return {
             "mono_s": self._clock.mono(),
             "device": self._config.device.name,
             "pid": os.getpid(),
             "connected": connected,
             "board": self._steering.board_metrics(),
-            "job": current.status(ts=self._clock.now(), clock=self._clock.word()) if current else None,
+            "job": job,
+            "queue": desk.line.told(current.id if current else ""),
             "deadline": runner.deadline_told(),
             "training": training_metrics(runner.progress) if runner.progress else None,
             "energy": runner.energy_metrics() if runner.training else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 
+from agent.errors import BoardError
 from policies.battery import is_short
 from policies.reading import Action
 from service.endings import MOST_WAIT
@@ -82,7 +83,11 @@ class WaitingLine:
             self._tell(record, self._own(record, hour) or self._others(hour))
 
     def told(self, running: str) -> list[dict[str, object]]:
-        """The first of the line, but for the job that runs, as JSON values for the live view."""
+        """The first `SHOWN` of the line, but for the job that runs, as JSON values for the live view."""
+        try:
+            unfinished = self._journal.unfinished()
+        except BoardError:  # a view of the line is worth no governor
+            return []
         return [
             {
                 "id": record.id,
@@ -92,7 +97,7 @@ class WaitingLine:
                 "reason": record.standing.reason,
                 "until": record.until,
             }
-            for record in self._in_line([one for one in self._journal.unfinished() if one.id != running])[:SHOWN]
+            for record in self._in_line([one for one in unfinished if one.id != running])[:SHOWN]
         ]
 
     def _records(self, running: str) -> list[JobRecord]:

@@ -102,3 +102,31 @@ def test_a_policy_that_is_not_the_boards_own_is_named() -> None:
 def test_a_job_that_waits_says_for_what() -> None:
     job = {"id": "j", "status": "deferred", "step": "", "reason_code": "battery.pause"}
     assert "job j: deferred (battery.pause)" in status_lines({"board": {}, "job": job})
+
+
+def test_the_line_of_waiting_jobs_says_what_each_waits_for() -> None:
+    def until(what: str, **numbers: float) -> dict[str, object]:
+        return {"what": what, "below": None, "above": None, "ts": None, **numbers}
+
+    def waits(name: str, code: str, until: object, priority: int = 0) -> dict[str, object]:
+        return {"id": name, "priority": priority, "status": "deferred", "reason_code": code, "until": until}
+
+    queue = [
+        waits("a", "thermal.delta-t-pause", until("delta_t_celsius", below=32.0), 5),
+        waits("b", "battery.pause", until("charge", above=0.15)),
+        waits("c", "queued", until("job")),
+        waits("d", "network", until("network", ts=1_800_000_000.0)),
+        waits("e", "old", None),
+    ]
+    job = {"id": "z", "status": "running", "step": "training", "eta_s": 90.4}
+    lines = status_lines({"device": "pi-1", "connected": True, "board": BOARD, "queue": queue, "job": job})
+    assert "job z: running training 90 s of training left" in lines
+    told = [line for line in lines if line.startswith("waiting")]
+    assert told[:3] == [
+        "waiting a: priority 5 deferred (thermal.delta-t-pause) until delta_t_celsius is at most 32.0",
+        "waiting b: deferred (battery.pause) until charge is 0.15 at least",
+        "waiting c: deferred (queued) waits for job",
+    ]
+    assert told[3].startswith("waiting d: deferred (network) until 2027-01-")
+    assert told[3].endswith(", network")
+    assert told[4] == "waiting e: deferred (old)"
