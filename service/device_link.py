@@ -16,6 +16,7 @@ from service.link import GRACE_S, Connection, Message, Will
 from service.logs import logger
 
 MAX_PRESENCE_BYTES = 1024  # ours have about 150
+CLOCKS_APART_S = 60.0  # of two boards that a time server serves
 MAX_REPAIRS = 5  # of our presence on one connection: who else writes it would go on for ever
 MAX_QUEUED_EVENTS = 100  # not yet looked at by the daemon's loop; messages beyond it stay with the broker
 _COMMAND_LEVELS = 8  # temper/v1/<tenant>/<device>/cmd/<type>/<id>/req
@@ -116,7 +117,7 @@ class Link:
         )
         self._here, self._kept, self._repairs = b"", False, 0
         self._announced, self._left = 0, 0  # numbers of this connection and the one before
-        self._since = now()
+        self._since = self._here_since = self._since_left = now()
 
     @property
     def connected(self) -> bool:
@@ -221,7 +222,9 @@ class Link:
 
     def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
         connection, conn = self._connection, self._address.topic("conn")
-        self._since, self._kept, self._repairs = self._now(), False, 0
+        now = self._now()
+        self._here_since, self._since_left = now, self._here_since
+        self._since, self._kept, self._repairs = now, False, 0
         self._announced, self._left = connection.epoch, self._announced
         connection.subscribe(conn, qos=0)
         # Before we say that we are here: who sees us online may send a command that is not retained.
@@ -241,10 +244,30 @@ class Link:
     def _hear_presence(self, message: Message) -> None:
         """Our own `conn`: as the broker kept it, or as somebody publishes it after us, e.g. a will that comes late."""
         if message.retained:
-            self._kept = is_last_presence(message.payload, self._session, self._left)
+            kept = _read_presence(message.payload)
+            self._kept = self._is_ours(kept)
+            if not self._kept and self._left and self._is_foreign(kept):
+                log.error("another client uses this board's name: two boards with one name?", left=kept)
+                self._connection.contest()
+                self._kept = True
         elif message.payload != self._here and self._repairs < MAX_REPAIRS:
             self._repairs += 1
             self._connection.publish(message.topic, self._here)
+
+    def _is_ours(self, kept: Mapping[str, object]) -> bool:
+        """Whether it is what we left: by the connection before this one, or by the start of the daemon before."""
+        if self._left:
+            return (kept.get("session"), kept.get("connection")) == (self._session, self._left)
+        return kept.get("session") == self._session - 1
+
+    def _is_foreign(self, kept: Mapping[str, object]) -> bool:
+        """Whether another board said it after us. A broker that came back with an old save has something older."""
+        written = kept.get("ts")
+        return (
+            kept.get("boot_id") not in (None, self._boot_id)
+            and isinstance(written, int | float)
+            and written >= self._since_left - CLOCKS_APART_S
+        )
 
     def _judge(self, epoch: int, *, confirmed: bool) -> None:
         """The broker works in order: what it kept came before it confirmed what we published after asking for it."""
@@ -292,23 +315,13 @@ def _fault(levels: list[str], message: Message) -> str:
     return "too-large" if len(message.payload) > MAX_ENVELOPE_BYTES else ""
 
 
-def is_last_presence(payload: bytes, session: int, connection: int) -> bool:
-    """Whether a retained `conn` is what we left.
-
-    Args:
-        payload: as the broker kept it.
-        session: of this start of the daemon.
-        connection: number of the last connection of this start; 0: there was none yet, the start before counts.
-    """
+def _read_presence(payload: bytes) -> dict[str, object]:
+    """A `conn` as the broker kept it; empty when it is none."""
     try:
         kept = strict_json.loads(payload, what="conn", max_bytes=MAX_PRESENCE_BYTES, error=CommandError)
     except CommandError:
-        return False
-    if not isinstance(kept, dict):
-        return False
-    if connection:
-        return (kept.get("session"), kept.get("connection")) == (session, connection)
-    return kept.get("session") == session - 1
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def _encode(body: Mapping[str, object]) -> bytes:

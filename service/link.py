@@ -26,12 +26,12 @@ with without_web_client():
     from paho.mqtt.reasoncodes import ReasonCode
     from paho.mqtt.subscribeoptions import SubscribeOptions
 
-__all__ = ["GRACE_S", "LONGEST_DELAY_S", "MAX_PACKET_BYTES", "Connection", "Message", "Will"]
+__all__ = ["CONNECT_LIMIT_S", "GRACE_S", "LONGEST_DELAY_S", "MAX_PACKET_BYTES", "Connection", "Message", "Will"]
 
 MAX_IN_FLIGHT = 20  # publications unconfirmed at once; fewer where the broker says so
 MAX_PUBLISH_BYTES = 256 << 10  # a status with its result has a few KB
 MAX_TOPIC_BYTES = 1024  # with the properties; ours have less than 200: they count towards a broker's largest packet
-CONNECT_LIMIT_S = 30.0  # from the first packet to the broker's answer: it may not hold us with a byte now and then
+CONNECT_LIMIT_S = 30.0  # a broker may not hold us for ever with a byte now and then
 GRACE_S = 2.0  # for the farewell to leave; after it the socket is closed
 
 log = logger("link")
@@ -71,6 +71,7 @@ class Connection:
         on_message: called on the loop; the message stays with the broker until `ack`.
         on_trouble: called on the loop when the reason for which there is no connection changes.
         jitter: draws a delay between two bounds, seconds; uniform by default.
+        limit_s: how long one attempt may take, from the first packet to the broker's answer.
 
     Raises:
         ConfigError: a certificate, key or password file cannot be used.
@@ -88,10 +89,12 @@ class Connection:
         on_message: Callable[[Message], None],
         on_trouble: Callable[[str], None] | None = None,
         jitter: Callable[[float, float], float] | None = None,
+        limit_s: float = CONNECT_LIMIT_S,
     ) -> None:
         self._settings, self._will = settings, will
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._on_trouble = on_trouble or (lambda _why: None)
+        self._limit_s, self._contested = limit_s, False
         self._pace = Pace(jitter or random.SystemRandom().uniform)
         self.connected, self._stopping = False, False
         self.why = "not tried yet"
@@ -151,6 +154,10 @@ class Connection:
         """Ask for a topic filter, retained messages included; call after each connect that knew no session."""
         self._client.subscribe(topic_filter, options=SubscribeOptions(qos=qos))
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Ask for a topic filter no more; what the broker has queued for it still comes."""
+        self._client.unsubscribe(topic_filter)
+
     def publish(
         self,
         topic: str,
@@ -200,6 +207,11 @@ class Connection:
         if message.qos == 1 and message.epoch == self.epoch:
             self._client.ack(message.mid, message.qos)
 
+    def contest(self) -> None:
+        """Another client used our id while we were away: old brokers do not tell. The next loss is its doing."""
+        self.takeovers += 1
+        self._contested = True
+
     # --- connecting --------------------------------------------------------------------------------------------------
 
     def _dial(self) -> None:
@@ -216,7 +228,7 @@ class Connection:
 
     def _start_limit(self) -> None:
         if self._dialling is not None and not self._stopping:
-            self._limit = self._loop.call_later(CONNECT_LIMIT_S, self._overdue)
+            self._limit = self._loop.call_later(self._limit_s, self._overdue)
 
     def _overdue(self) -> None:
         self._client.abort(TimeoutError())
@@ -281,6 +293,8 @@ class Connection:
             why = self._refused
         elif told and reason is not None:
             why = link_faults.of_reason(reason.value, str(reason))
+        elif self._contested and fault is None:
+            why = link_faults.of_reason(link_faults.TAKEN_OVER, "")
         elif fault is None or (isinstance(fault, ConnectionResetError) and not self._answer):
             why = link_faults.BROKE if self._answer else link_faults.NO_BROKER
         else:
@@ -293,11 +307,12 @@ class Connection:
         self._drop()
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
+        self.takeovers += taken_over
         if not self._stopping:
-            self.takeovers += taken_over
             self._tell(why, lost=was)
             now = self._loop.time()
-            delay = self._pace.after_takeover(now) if taken_over else self._pace.after_loss(now)
+            yields, self._contested = taken_over or (was and self._contested), self._contested and not was
+            delay = self._pace.after_takeover(now) if yields else self._pace.after_loss(now)
             self._retry = self._loop.call_later(delay, self._dial)
         if was:
             self.losses += 1

@@ -250,9 +250,12 @@ class Client(mqtt.Client):
         if self._in_packet["command"] & _QOS_BITS == _QOS_2:
             self.fault = ConnectionError(link_faults.NOT_MQTT)
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
-        done = super()._packet_handle()
-        if done == MQTTErrorCode.MQTT_ERR_PROTOCOL:
-            self.fault = self.fault or ConnectionError(link_faults.NOT_MQTT)
+        done = MQTTErrorCode.MQTT_ERR_PROTOCOL
+        try:
+            done = super()._packet_handle()
+        finally:
+            if done == MQTTErrorCode.MQTT_ERR_PROTOCOL:
+                self.fault = self.fault or ConnectionError(link_faults.NOT_MQTT)
         return done
 
     def _want_write(self, _client: mqtt.Client, _userdata: object, _socket: object) -> None:

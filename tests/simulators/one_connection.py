@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from service.config import Mqtt
-from service.link import Connection, Message
+from service.link import CONNECT_LIMIT_S, Connection, Message
 
 HANG_S = 60.0  # ends a test that would wait for ever; nothing is asserted about time
 T = TypeVar("T")
@@ -43,6 +43,7 @@ def a_connection(
     *,
     keep_session: bool = False,
     jitter: Callable[[float, float], float] = soon,
+    limit_s: float = CONNECT_LIMIT_S,
 ) -> tuple[Connection, Heard]:
     heard = Heard()
     connection = Connection(
@@ -54,6 +55,7 @@ def a_connection(
         on_message=heard.messages.put_nowait,
         on_trouble=heard.troubles.put_nowait,
         jitter=jitter,
+        limit_s=limit_s,
     )
     return connection, heard
 
@@ -75,9 +77,9 @@ async def connected(
         await connection.stop()
 
 
-async def first_trouble(mqtt: Mqtt) -> str:
+async def first_trouble(mqtt: Mqtt, limit_s: float = CONNECT_LIMIT_S) -> str:
     """Why there is no connection."""
-    connection, heard = a_connection(mqtt)
+    connection, heard = a_connection(mqtt, limit_s=limit_s)
     connection.start()
     try:
         return await heard.troubles.get()
