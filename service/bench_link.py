@@ -157,7 +157,7 @@ async def _idle(seconds: int, settings: Mqtt, broker: int, daemon: int) -> dict[
     alone.start()
     while not isinstance(await alone.receive(), Connected):
         pass
-    await asyncio.sleep(SETTLE_S)
+    await asyncio.sleep(min(SETTLE_S, seconds))
     ours, theirs, brokers = time.process_time(), processor_s(daemon), processor_s(broker)
     begin = time.monotonic()
     await asyncio.sleep(seconds)

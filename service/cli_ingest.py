@@ -43,6 +43,7 @@ def ingest(options: argparse.Namespace) -> int:
         tenant="+" if options.all_tenants else access.tenant,
         keep_s=options.keep_days * DAY_S,
         keep_bytes=int(options.keep_gib * (1 << 30)),
+        leaving=options.leave,
     )
     settings = dataclasses.replace(access.mqtt, receive_maximum=RECEIVE_MAXIMUM)
     store = open_store(options.store)

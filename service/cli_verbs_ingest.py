@@ -20,6 +20,7 @@ def ingest_verbs(verbs: Verbs) -> None:
     ingest.add_argument("--all-tenants", action="store_true", help="not one tenant's boards but everybody's")
     ingest.add_argument("--keep-days", type=float, default=90.0, metavar="N", help="forget older telemetry (90)")
     ingest.add_argument("--keep-gib", type=float, default=50.0, metavar="N", help="forget the oldest beyond it (50)")
+    ingest.add_argument("--leave", action="store_true", help="take what waits for this --name, then leave the group")
     ingest.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two lines (10)")
     add_broker_options(ingest)
 

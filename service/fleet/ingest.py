@@ -29,6 +29,7 @@ MAX_WAITING = 2 * RECEIVE_MAXIMUM  # QoS 0 has no acknowledgements to hold it ba
 BATCH_MESSAGES = 500  # one commit: half of what may be under way, so that the broker sends on meanwhile
 BATCH_S = 0.2  # how long the first message of a batch waits for others
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0  # a store that is away
+QUIET_S = 1.0  # a broker that has something queued sends it at once
 TRIM_EVERY_S = 60.0
 MAX_TRIMS = 20  # slices between two batches that are behind
 
@@ -45,6 +46,7 @@ class Plan:
         tenant: whose devices, or `+` for all.
         keep_s: telemetry that was received longer ago is forgotten.
         keep_bytes: a larger store forgets its oldest telemetry.
+        leaving: take what the broker has queued for us, ask for nothing more, and end.
     """
 
     group: str
@@ -52,6 +54,7 @@ class Plan:
     tenant: str
     keep_s: float
     keep_bytes: int
+    leaving: bool = False
 
     def filters(self) -> tuple[str, ...]:
         """Topic filters, the shared one first."""
@@ -138,9 +141,11 @@ class Ingest:
         self._arrived.set()
 
     async def run(self) -> Counts:
-        """Consume until `stop`."""
+        """Consume until `stop`; when leaving, until nothing is left."""
         self._connection.start()
-        health = asyncio.ensure_future(self._tell())
+        beside = [asyncio.ensure_future(self._tell())]
+        if self._plan.leaving:
+            beside.append(asyncio.ensure_future(self._leave()))
         try:
             trimmed = self._monotonic()
             while not self._stopping.is_set():
@@ -149,7 +154,8 @@ class Ingest:
                     trimmed = self._monotonic()
                     await self._trim()
         finally:
-            health.cancel()
+            for task in beside:
+                task.cancel()
             await self._connection.stop()
         self._told(self.snapshot())
         return self.counts
@@ -164,7 +170,10 @@ class Ingest:
     def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
         # Also with a session: its filters may be those of another version.
         for topic_filter in self._plan.filters():
-            self._connection.subscribe(topic_filter)
+            if self._plan.leaving:
+                self._connection.unsubscribe(topic_filter)
+            else:
+                self._connection.subscribe(topic_filter)
         log.info("consuming", group=self._plan.group, name=self._plan.name, session_present=session_present)
 
     def _lost(self, _reason: str) -> None:
@@ -251,6 +260,14 @@ class Ingest:
             except TemperdError as error:
                 log.warning("old telemetry cannot be forgotten", why=str(error))
                 return
+
+    async def _leave(self) -> None:
+        """Stop once connected and quiet: what is queued comes at the pace at which we acknowledge."""
+        before = -1
+        while not (self._connection.connected and not self._waiting and self.counts.received == before):
+            before = self.counts.received
+            await asyncio.sleep(QUIET_S)
+        self.stop()
 
     async def _tell(self) -> None:
         while True:

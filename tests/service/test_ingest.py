@@ -19,7 +19,7 @@ import pytest
 
 from agent.errors import BoardError
 from service.config import Mqtt
-from service.fleet.ingest import MAX_WAITING, RECEIVE_MAXIMUM, Counts, Ingest, Plan
+from service.fleet.ingest import MAX_WAITING, RECEIVE_MAXIMUM, Ingest, Plan
 from service.fleet.store import Batch, Filter, Store, Written, open_store
 from service.link import Connection, Message
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
@@ -87,14 +87,14 @@ async def device(port: int) -> AsyncIterator[Device]:
         await made.connection.stop()
 
 
-def consumer(port: int, store: Store, name: str = "one", told: Callable[[Counts], None] | None = None) -> Ingest:
+def consumer(port: int, store: Store, name: str = "one", *, leaving: bool = False) -> Ingest:
     return Ingest(
         Mqtt(host="127.0.0.1", port=port, receive_maximum=RECEIVE_MAXIMUM),
         store,
-        Plan(group="g", name=name, tenant="acme", keep_s=86400.0 * 90, keep_bytes=1 << 40),
+        Plan(group="g", name=name, tenant="acme", keep_s=86400.0 * 90, keep_bytes=1 << 40, leaving=leaving),
         now=lambda: TS,
         monotonic=time.monotonic,
-        told=told or (lambda _counts: None),
+        told=lambda _counts: None,
         every_s=0.05,
     )
 
@@ -181,6 +181,28 @@ def test_what_comes_while_no_consumer_is_there_waits_at_the_broker(broker: Mosqu
 
     play(story)
     assert store.count() == 400
+
+
+def test_a_consumer_that_leaves_takes_its_queue_along_and_leaves_the_rest_to_the_others(
+    broker: Mosquitto, store: Store
+) -> None:
+    other = open_store(str(store._path))  # type: ignore[attr-defined]
+
+    async def story() -> None:
+        async with device(broker.port) as boards, running(consumer(broker.port, store, "one")) as one:
+            async with running(consumer(broker.port, other, "two")):
+                pass
+            await boards.telemetry("pi-1", range(40))  # half of it for the one that is away
+            await until(lambda: one.counts.stored)
+            leaving = consumer(broker.port, other, "two", leaving=True)
+            await asyncio.wait_for(leaving.run(), LIMIT_S)
+            await until(lambda: one.counts.stored + leaving.counts.stored == 40)
+            assert leaving.counts.stored >= 10
+            await boards.telemetry("pi-1", range(40, 80))
+            await until(lambda: one.counts.stored + leaving.counts.stored == 80)
+
+    play(story)
+    other.close()
 
 
 def test_a_broker_that_is_killed_costs_nothing_that_a_device_says_again(broker: Mosquitto, store: Store) -> None:
