@@ -9,6 +9,7 @@ synced when it is full, so a power cut may also take what the kernel had not yet
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from agent.durable import make_folder
@@ -20,6 +21,7 @@ from service.outbox_state import STATE_BYTES, Counters
 
 WRITE_EVERY_S = 60.0  # each write costs the flash a page or two; 1440 a day are nothing to it
 DAY_S = 86400
+MAX_SEGMENTS = 4000  # in each lane, 0.3 KB of memory each; a day fills one, a restart begins another
 SEGMENT_S = DAY_S  # a segment is closed after a day of the daemon's running, so that its name can tell the age
 
 log = logger("outbox")
@@ -93,6 +95,9 @@ class Outbox:
 
     def _write(self, mono_s: float, *, closing: bool = False) -> None:
         self._written_s = mono_s
+        if self.fault:
+            with contextlib.suppress(BoardError):  # somebody may have taken the folder away
+                make_folder(self._folder)
         age_s = self._age(mono_s)
         over = closing or mono_s - self._opened_s >= SEGMENT_S
         try:
@@ -113,6 +118,8 @@ class Outbox:
         """Drop the oldest until what is left fits: telemetry first, then events; and what is too old."""
         for lane in self._lanes:
             while lane.segments and age_s - lane.segments[0].age_s > self._most_age_s:
+                lane.drop_first()
+            while len(lane.segments) > MAX_SEGMENTS:
                 lane.drop_first()
             while self.disk_bytes + self._headroom() > self._most_bytes and lane.can_drop():
                 lane.drop_first()

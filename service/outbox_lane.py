@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,9 @@ class Lane:
         segment = writer.abandon()
         if segment.records:
             self.segments.append(segment)
+            return
+        with contextlib.suppress(OSError):
+            segment.remove()
 
     def _put_back(self) -> None:
         """What was taken over from memory, and is not on its way, waits again to be written."""

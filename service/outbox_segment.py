@@ -92,7 +92,11 @@ class Writer:
         os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         self._pack = zlib.compressobj(_LEVEL)
         self._first_seq, self._records, self._raw, self._age_s = 0, 0, 0, 0
-        self._written = _append(self._path, MAGIC)
+        try:
+            self._written = _append(self._path, MAGIC)
+        except OSError:
+            self._path.unlink(missing_ok=True)  # a full disk lets an empty file be made, again and again
+            raise
 
     @property
     def disk_bytes(self) -> int:
@@ -214,7 +218,8 @@ def _closed_name(lane: str, segment: Segment) -> str:
 
 
 def _append(path: Path, data: bytes) -> int:
-    with path.open("ab") as stream:
+    # Not made anew where somebody took it away: without its beginning nobody could read it.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), "ab") as stream:
         return stream.write(data)
 
 

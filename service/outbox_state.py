@@ -54,6 +54,7 @@ class Counters:
         self._next, self._reserved = kept.next_seq, kept.next_seq
         self.dropped_total, self.backfilled_total = kept.dropped_total, kept.backfilled_total
         self._saved: _Kept | None = None
+        self._refused = False
 
     def next_seq(self) -> int:
         """A number that was never given before."""
@@ -80,9 +81,11 @@ class Counters:
         try:
             write_atomic(self._path, json.dumps(asdict(kept), separators=(",", ":")).encode())
         except TemperdError as error:
-            log.warning("the counters of the outbox were not written", why=str(error))
+            tell = log.debug if self._refused else log.warning  # it is tried again each minute
+            tell("the counters of the outbox were not written", why=str(error))
+            self._refused = True
             return
-        self._saved = kept
+        self._saved, self._refused = kept, False
 
     def _load(self) -> _Kept | None:
         try:

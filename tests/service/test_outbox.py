@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.outbox import WRITE_EVERY_S, Outbox
+from service.outbox import MAX_SEGMENTS, WRITE_EVERY_S, Outbox
 from service.outbox_lane import MAX_WAITING_BYTES
 from service.outbox_segment import BATCH_BYTES, BLOCK_BYTES, MAX_RECORD_BYTES, Record, Writer, found
 from service.outbox_state import SEQ_BLOCK, Counters
@@ -242,6 +243,7 @@ def test_a_disk_that_refuses_costs_what_memory_cannot_hold_and_is_told(
         assert "large" in box.fault
         lost = box.counters.dropped_total
         assert lost > 0
+        assert len(list((tmp_path / "outbox").iterdir())) <= 2  # sixteen times tried, and nothing left behind
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert capsys.readouterr().out.count("cannot be written") == 1
@@ -266,6 +268,34 @@ def test_a_folder_that_cannot_be_made_is_no_end_and_is_made_later(tmp_path: Path
     box.tick(120.0)
     box.add(record(2), 121.0)
     assert (box.fault, drained(box)) == ("", [2])
+
+
+@pytest.mark.parametrize("what", ["the folder", "the file"])
+def test_what_somebody_takes_away_costs_what_was_in_it(tmp_path: Path, what: str) -> None:
+    box = opened(tmp_path)
+    box.add(record(1), 0.0)
+    box.tick(60.0)
+    if what == "the folder":
+        shutil.rmtree(tmp_path / "outbox")
+    else:
+        segment_file(tmp_path).unlink()
+    for seq in range(2, 5):
+        box.add(record(seq), 60.0 * seq)
+        box.tick(60.0 * seq)
+    assert box.fault == ""
+    assert drained(box) == [2, 3, 4]
+    assert box.counters.dropped_total == 1
+
+
+def test_many_restarts_leave_no_more_files_than_memory_can_know(tmp_path: Path) -> None:
+    opened(tmp_path)
+    for number in range(1, MAX_SEGMENTS + 11):
+        (tmp_path / "outbox" / f"telemetry-{number:09}-{number}-1-0.seg").write_bytes(b"")
+    box = opened(tmp_path)
+    assert box.records == MAX_SEGMENTS + 10
+    box.tick(60.0)
+    assert box.records == MAX_SEGMENTS
+    assert box.counters.dropped_total == 10
 
 
 def test_a_record_too_long_for_any_message_is_counted_as_lost(tmp_path: Path) -> None:
