@@ -31,7 +31,10 @@ class Lane:
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
-        self.segments = deque(found(folder, name))
+        self.segments: deque[Segment] = deque()
+        self._closed_bytes = self._closed_records = 0  # sums over `segments`: they are asked for each second
+        for segment in found(folder, name):
+            self._add_segment(segment)
         self._number = max((segment.number for segment in self.segments), default=0)
         self._writer: Writer | None = None
         self._waiting: deque[Record] = deque()  # not yet written
@@ -48,12 +51,12 @@ class Lane:
         """Records kept, on the disk and in memory."""
         memory = len(self._waiting) + (0 if self._from_disk else len(self._ready) + len(self._taken))
         written = self._writer.records if self._writer else 0
-        return sum(segment.records for segment in self.segments) - self._gone + written + memory
+        return self._closed_records - self._gone + written + memory
 
     @property
     def disk_bytes(self) -> int:
         """What the lane takes on the disk."""
-        return sum(segment.disk_bytes for segment in self.segments) + (self._writer.disk_bytes if self._writer else 0)
+        return self._closed_bytes + (self._writer.disk_bytes if self._writer else 0)
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -95,11 +98,16 @@ class Lane:
         if self._writer is None:
             return
         try:
-            self.segments.append(self._writer.close())
+            self._add_segment(self._writer.close())
         except OSError:
             self._abandon()
             raise
         self._writer = None
+
+    def _add_segment(self, segment: Segment) -> None:
+        self.segments.append(segment)
+        self._closed_bytes += segment.disk_bytes
+        self._closed_records += segment.records
 
     def _batch(self) -> list[Record]:
         batch: list[Record] = []
@@ -121,7 +129,7 @@ class Lane:
             return
         segment = writer.abandon()
         if segment.records:
-            self.segments.append(segment)
+            self._add_segment(segment)
             return
         with contextlib.suppress(OSError):
             segment.remove()
@@ -209,6 +217,8 @@ class Lane:
     def drop_first(self) -> None:
         """Delete the oldest segment; what of it had not arrived is counted as lost."""
         segment = self.segments.popleft()
+        self._closed_bytes -= segment.disk_bytes
+        self._closed_records -= segment.records
         self._lost += max(0, segment.records - self._gone)
         if self._from_disk:
             self._chunks, self._gone = None, 0
