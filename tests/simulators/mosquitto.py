@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import signal
 import socket
 import subprocess
 import tempfile
@@ -55,6 +56,17 @@ class Mosquitto:
         """Of the running broker."""
         assert self._process is not None
         return self._process.pid
+
+    def save(self) -> None:
+        """With persistence on: write everything to the disk now."""
+        database = self._config.with_name("mosquitto.db")
+        database.unlink(missing_ok=True)
+        assert self._process is not None
+        self._process.send_signal(signal.SIGUSR1)
+        end = time.monotonic() + START_S
+        while not database.exists():
+            assert time.monotonic() < end, "the broker does not save"
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """As a power cut: kill -9."""
