@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.logs import logger
-from service.outbox_segment import BATCH_BYTES, DamagedError, Record, Writer, found
+from service.outbox_segment import BATCH_BYTES, DamagedError, Record, Segment, Writer, found
 
 MAX_WAITING_BYTES = 4 * BATCH_BYTES  # in memory while the disk refuses; beyond it the oldest are lost
 
