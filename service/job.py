@@ -120,6 +120,7 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.TRAINING, E.PAUSE): S.PAUSED,
     (S.EVALUATING, E.PAUSE): S.PAUSED,
     (S.SEALING, E.PAUSE): S.PAUSED,
+    (S.PAUSED, E.PAUSE): S.PAUSED,  # for another reason
     (S.PAUSED, E.PULL): S.PULLING,
     (S.PAUSED, E.VERIFY): S.VERIFYING,
     (S.PAUSED, E.UNSEAL): S.UNSEALING,

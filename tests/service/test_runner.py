@@ -14,11 +14,12 @@ import pytest
 from agent.board.profile import named_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard
 from agent.energy import Energy, Spent
-from agent.messages import Failed, Finished, Message, Progress, Steer
+from agent.messages import Failed, Finished, Go, Message, Progress, Stage, Steer, Waits
 from policies.policy import Policy
-from service.endings import STOPPING
+from policies.reading import Action, Decision, Reading
+from service.endings import END_GRACE_S, STOPPING
 from service.energy_book import EnergyBook
-from service.job import MAX_ATTEMPTS, Standing, State
+from service.job import MAX_ATTEMPTS, STAGE_EVENTS, Standing, State
 from service.journal import JobRecord, Journal
 from service.runner import BOOK_EVERY_S, Runner, Workshop
 from service.statuses import Clock, Statuses
@@ -340,3 +341,189 @@ def test_a_job_refused_for_its_bandwidth_has_the_figures_in_its_energy_too(tmp_p
     energy = result["energy"]
     assert isinstance(energy, dict)
     assert (energy["required_bytes_per_s"], energy["measured_bytes_per_s"]) == (2e9, 1e9)
+
+
+# --- rests, budgets and the door to promotion -------------------------------------------------------------------------
+
+
+class Worker(Heard):
+    """A worker that takes whatever it is sent, and can be killed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.granted: list[str] = []
+        self.killed = False
+
+    def offer(self, order: Message) -> bool:  # type: ignore[override]
+        if isinstance(order, Go):
+            self.granted.append(order.stage)
+            return True
+        assert isinstance(order, Steer)
+        return super().offer(order)
+
+    async def send(self, message: Message) -> None:
+        self.offer(message)
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+class Desk:
+    """A job in some stage, with its worker, and a clock that is set by hand."""
+
+    def __init__(self, folder: Path, journal: Journal, state: State = State.TRAINING, **spec: object) -> None:
+        self.now = 100.0
+        self.held: list[str] = []
+        self.canceled: list[str] = []
+        self.runner = runner_in(folder, journal, mono=lambda: self.now)
+        self.runner._orders._held, self.runner._orders._canceled = self.held, self.canceled
+        self.worker = Worker()
+        record = at_work(journal, self.runner, **spec)
+        record = journal.update(record.id, 0.0, standing=Standing(state))
+        self.runner._books.open(record)
+        self.runner._begin(record)
+        self.runner._worker = self.worker  # type: ignore[assignment]
+
+    def hear(self, *messages: Message) -> None:
+        for message in messages:
+            asyncio.run(self.runner._hear(message))  # type: ignore[arg-type]
+
+    @property
+    def standing(self) -> Standing:
+        assert self.runner.current is not None
+        return self.runner.current.standing
+
+    def ordered(self) -> tuple[str, str]:
+        self.runner.tick()
+        last = self.worker.orders[-1]
+        return last.action, last.rule
+
+
+STAGES = [stage for stage in STAGE_EVENTS if stage is not State.PROMOTING]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+def test_a_worker_that_rests_in_a_stage_goes_back_to_it(tmp_path: Path, journal: Journal, stage: State) -> None:
+    desk = Desk(tmp_path, journal, stage)
+    desk.hear(Waits(resting=True, rule="held"))
+    assert (desk.standing.state, desk.standing.reason_code) == (State.PAUSED, "held")
+    assert desk.runner.phase == ("paused" if stage is State.TRAINING else "other")
+    assert desk.runner.current is not None
+    assert (desk.runner.current.until or {})["what"] == "operator"
+    desk.hear(Waits(resting=False, rule="run"))
+    assert desk.standing == Standing(stage)
+    assert desk.runner.current.until is None
+
+
+def test_a_pause_that_goes_on_for_another_reason_says_so(tmp_path: Path, journal: Journal) -> None:
+    desk = Desk(tmp_path, journal)
+    desk.held.append("job-1")
+    assert desk.ordered() == ("PAUSE", "held")
+    desk.hear(replace(STEP, event="paused", rule="held"))
+    version = desk.runner.current.version if desk.runner.current else 0
+    desk.ordered()
+    assert desk.runner.current is not None
+    assert desk.runner.current.version == version, "nothing changed"
+    desk.held.clear()
+    desk.runner._steering.decision = Decision(action=Action.PAUSE, rule="battery.pause")
+    desk.ordered()
+    assert desk.standing.reason_code == "battery.pause"
+    assert desk.runner.current.until == {"what": "charge", "below": None, "above": 0.15, "ts": None}
+
+
+def test_working_time_leaves_pauses_out_and_outlives_the_worker(tmp_path: Path, journal: Journal) -> None:
+    desk = Desk(tmp_path, journal, most_time_s=30.0)
+    desk.now += 10
+    desk.hear(Waits(resting=True, rule="held"))
+    desk.now += 500
+    assert desk.ordered()[0] == "RUN"
+    desk.hear(Waits(resting=False, rule="run"))
+    desk.now += 10
+    assert desk.ordered()[0] == "RUN"
+    assert desk.runner.current is not None
+    record = desk.runner._conclude(desk.runner.current, None, 1)
+    assert (record.standing.state, record.worked_s) == (State.PULLING, 20.0)
+    desk.runner._books.open(record)
+    desk.runner._begin(record)
+    desk.now += 9
+    assert desk.ordered()[0] == "RUN"
+    desk.now += 1
+    assert desk.ordered() == ("ABORT", "most-time")
+    record = desk.runner._conclude(record, Failed("most-time", "the job was ended"), 1)
+    assert (record.standing.state, record.standing.reason_code) == (State.TIMED_OUT, "most-time")
+    assert record.result is not None
+    assert record.result["spent"] == {"worked_s": 30.0, "energy_j": None}
+
+
+def test_a_job_that_spent_its_energy_fails_and_tells_how_far_it_came(tmp_path: Path, journal: Journal) -> None:
+    desk = Desk(tmp_path, journal, most_energy_j=100.0)
+    desk.hear(replace(STEP, step=7, samples=112))
+    desk.runner._steering._meter.energy = Energy({"training": Spent(60.0, 9.0), "other": Spent(39.0, 3.0)})
+    assert desk.ordered()[0] == "RUN"
+    desk.runner._steering._meter.energy = Energy({"training": Spent(61.0, 9.0), "other": Spent(39.0, 3.0)})
+    assert desk.ordered() == ("ABORT", "most-energy")
+    assert desk.runner.current is not None
+    record = desk.runner._conclude(desk.runner.current, Failed("most-energy", "the job was ended"), 1)
+    assert (record.standing.state, record.standing.reason_code) == (State.FAILED, "most-energy")
+    assert record.result is not None
+    assert record.result["reached"] == {"epoch": 0, "epochs": 4, "step": 7, "steps": 10, "samples": 112}
+    assert record.result["spent"]["energy_j"] == 100.0  # type: ignore[index]
+
+
+def test_a_job_with_a_temperature_of_its_own_rests_and_goes_on(tmp_path: Path, journal: Journal) -> None:
+    desk = Desk(tmp_path, journal, most_temperature_celsius=50.0)
+    orders = []
+    for celsius in (49.0, 51.0, 48.0, 47.0):
+        desk.runner._steering.reading = Reading(1.0, temperature_celsius=celsius)
+        orders.append(desk.ordered())
+    assert orders == [("RUN", "run"), ("PAUSE", "job.temperature"), ("PAUSE", "job.temperature"), ("RUN", "run")]
+
+
+@pytest.mark.parametrize("state", [State.COMPILING, State.TRAINING])
+def test_a_worker_that_does_not_end_as_ordered_is_killed(tmp_path: Path, journal: Journal, state: State) -> None:
+    desk = Desk(tmp_path, journal, state)
+    desk.canceled.append("job-1")
+    assert desk.ordered() == ("ABORT", "canceled")
+    desk.now += END_GRACE_S - 0.1
+    desk.runner.tick()
+    assert not desk.worker.killed
+    desk.now += 0.1
+    desk.runner.tick()
+    assert desk.worker.killed
+    assert desk.runner.current is not None
+    assert desk.runner._conclude(desk.runner.current, None, -signal.SIGKILL).standing.state is State.CANCELED
+
+
+def test_what_is_canceled_is_never_let_into_promotion(tmp_path: Path, journal: Journal) -> None:
+    desk = Desk(tmp_path, journal, State.SEALING)
+    desk.canceled.append("job-1")
+    desk.hear(Stage("PROMOTING"))
+    desk.runner.tick()
+    assert desk.worker.granted == []
+    assert desk.standing.state is State.SEALING
+    assert desk.worker.orders[-1].action == "ABORT"
+
+
+def test_what_is_paused_at_the_door_to_promotion_is_let_in_later(tmp_path: Path, journal: Journal) -> None:
+    desk = Desk(tmp_path, journal, State.SEALING)
+    desk.held.append("job-1")
+    desk.hear(Stage("PROMOTING"))
+    desk.runner.tick()
+    assert (desk.standing.state, desk.worker.granted) == (State.PAUSED, [])
+    desk.held.clear()
+    desk.runner.tick()
+    assert (desk.standing.state, desk.worker.granted) == (State.PROMOTING, ["PROMOTING"])
+    desk.held.append("job-1")
+    desk.canceled.append("job-1")
+    desk.runner.tick()
+    assert "ABORT" not in [order.action for order in desk.worker.orders], "a promotion is not held up"
+
+
+def test_a_status_says_how_long_training_will_take(tmp_path: Path, journal: Journal) -> None:
+    desk = Desk(tmp_path, journal)
+    for step in range(1, 6):
+        desk.now += 1.0
+        desk.hear(replace(STEP, step=step, samples=step * 16))
+    assert desk.runner.eta_s == pytest.approx(35.0), "of 40 steps 5 are done, a second each"
+    desk.hear(Waits(resting=True, rule="held"))
+    assert desk.runner.eta_s is None
