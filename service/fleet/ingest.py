@@ -123,6 +123,8 @@ class Ingest:
         self.counts, self._every_s = Counts(), every_s
         self._store, self._plan, self._now, self._monotonic, self._told = store, plan, now, monotonic, told
         self._reader = Reader()
+        self._anew_since: float | None = None
+        """When we asked for all that the broker retains, until it was read."""
         self._waiting: deque[tuple[Message, list[Fact]]] = deque()
         self._arrived = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -152,6 +154,7 @@ class Ingest:
                 await self._next_batch()
                 if self._monotonic() - trimmed >= TRIM_EVERY_S:
                     trimmed = self._monotonic()
+                    await self._forget_alarms()
                     await self._trim()
         finally:
             for task in beside:
@@ -174,6 +177,7 @@ class Ingest:
                 self._connection.unsubscribe(topic_filter)
             else:
                 self._connection.subscribe(topic_filter)
+        self._anew_since = None if session_present else self._now()
         log.info("consuming", group=self._plan.group, name=self._plan.name, session_present=session_present)
 
     def _lost(self, _reason: str) -> None:
@@ -250,6 +254,18 @@ class Ingest:
             counts.strangers += written.strangers
             counts.truths += sum(not isinstance(fact, Sample) for fact in facts)
             return True
+
+    async def _forget_alarms(self) -> None:
+        """What was cleared while the broker kept no session for us, once what is still raised has come again."""
+        since = self._anew_since
+        if since is None or self._waiting or not self._connection.connected or self._now() - since < TRIM_EVERY_S:
+            return
+        self._anew_since = None
+        try:
+            await asyncio.to_thread(self._store.forget_alarms, since)
+        except TemperdError as error:
+            self._anew_since = since
+            log.warning("old alarms cannot be forgotten", why=str(error))
 
     async def _trim(self) -> None:
         for _ in range(MAX_TRIMS):

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from agent.errors import SpecError
 
 MAX_DEVICES = 100_000  # a store's: ids stay in memory, some 200 bytes each, and a broker may invent names
+RECENT_S = 2 * 86400.0  # a list tells no older telemetry: a temperature of last week is no state, and costs a search
 MAX_PAGE = 10_000  # devices or points that one question gives back
 _METRIC = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}")  # keys of nested tables, with dots
 
@@ -158,7 +159,7 @@ class DeviceRow:
     model: str
     alarms: int
     telemetry_ts: float | None
-    """Of its newest `board` telemetry, by its own clock."""
+    """Of its newest `board` telemetry, by its own clock; null: none in the last `RECENT_S` seconds."""
     temperature_celsius: float | None
     action: str
     """What its governor decided last."""
@@ -237,6 +238,12 @@ class Store(Protocol):
 
     def alarms(self, tenant: str, device: str) -> list[str]:
         """What is raised, each as the JSON text of its message."""
+
+    def forget_alarms(self, unseen_since: float) -> int:
+        """Forget alarms that no message spoke of since then; how many.
+
+        For after all that the broker retains was read anew: what was cleared while nobody listened is not among it.
+        """
 
     def statuses(self, tenant: str, device: str) -> list[str]:
         """Of its commands, newest first, at most `MAX_PAGE`, each as the JSON text of the message."""

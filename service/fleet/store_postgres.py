@@ -19,6 +19,7 @@ from service.fleet import store_postgres_sql as statements
 from service.fleet.store import (
     MAX_DEVICES,
     MAX_PAGE,
+    RECENT_S,
     Batch,
     DeviceRow,
     Filter,
@@ -91,7 +92,7 @@ class PostgresStore:
             with connection.transaction(), connection.cursor() as cursor:
                 ids = self._known(cursor, batch)
                 kept, strangers = batch.of(ids)
-                _write_truth(cursor, kept, ids)
+                _write_truth(cursor, kept, ids, received)
                 new = 0
                 if kept.samples:
                     cursor.execute(statements.SAMPLES, _columns(kept.samples, ids, received))
@@ -128,6 +129,7 @@ class PostgresStore:
         """See `Store.devices`."""
         values = {
             "newest": datetime.fromtimestamp(now, UTC) + DAY,
+            "oldest": datetime.fromtimestamp(now - RECENT_S, UTC),
             "tenant": wanted.tenant,
             "prefix": wanted.prefix,
             "online": wanted.online,
@@ -179,6 +181,11 @@ class PostgresStore:
             number = _id(connection, tenant, device)
             rows = connection.execute("SELECT body FROM alarms WHERE device = %s ORDER BY type", (number,))
             return [row[0] for row in rows]
+
+    def forget_alarms(self, unseen_since: float) -> int:
+        """See `Store.forget_alarms`."""
+        with self._storing() as connection:
+            return connection.execute("DELETE FROM alarms WHERE seen < %s", (unseen_since,)).rowcount
 
     def statuses(self, tenant: str, device: str) -> list[str]:
         """See `Store.statuses`."""
@@ -262,7 +269,7 @@ def _told(error: psycopg.Error) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _write_truth(cursor: psycopg.Cursor, batch: Batch, ids: dict[tuple[str, str], int]) -> None:
+def _write_truth(cursor: psycopg.Cursor, batch: Batch, ids: dict[tuple[str, str], int], received: float) -> None:
     """What is retained, each kind in the order of the devices: two consumers then wait for, not on, each other."""
     births = sorted(batch.births, key=lambda fact: ids[key(fact)])
     told = sorted(batch.statuses, key=lambda fact: (ids[key(fact)], fact.id))
@@ -278,7 +285,7 @@ def _write_truth(cursor: psycopg.Cursor, batch: Batch, ids: dict[tuple[str, str]
         cursor.executemany(statements.STATUS, [(ids[key(fact)], *fact[2:]) for fact in told])
     for fact in sorted(batch.alarms, key=lambda fact: (ids[key(fact)], fact.type)):
         if fact.body:
-            cursor.execute(statements.ALARM, (ids[key(fact)], *fact[2:]))
+            cursor.execute(statements.ALARM, (ids[key(fact)], *fact[2:], received))
         else:
             cursor.execute("DELETE FROM alarms WHERE device = %s AND type = %s", (ids[key(fact)], fact.type))
 

@@ -19,7 +19,7 @@ CREATE TABLE commands (
 CREATE INDEX commands_by_age ON commands (ts);
 CREATE TABLE alarms (
     device BIGINT NOT NULL, type TEXT COLLATE "C" NOT NULL, severity TEXT NOT NULL, ts DOUBLE PRECISION NOT NULL,
-    body TEXT NOT NULL, PRIMARY KEY (device, type)
+    body TEXT NOT NULL, seen DOUBLE PRECISION NOT NULL, PRIMARY KEY (device, type)
 );
 """
 TELEMETRY = """
@@ -41,8 +41,8 @@ INSERT INTO commands VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (device, id
 WHERE excluded.version > commands.version
 """
 ALARM = """
-INSERT INTO alarms VALUES (%s, %s, %s, %s, %s) ON CONFLICT (device, type) DO UPDATE SET
-    severity = excluded.severity, ts = excluded.ts, body = excluded.body
+INSERT INTO alarms VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (device, type) DO UPDATE SET
+    severity = excluded.severity, ts = excluded.ts, body = excluded.body, seen = excluded.seen
 """
 SAMPLES = """
 INSERT INTO telemetry SELECT d, g, t, b, s, m, %(received)s, v::jsonb FROM unnest(
@@ -54,7 +54,8 @@ SELECT d.tenant, d.name, d.online, d.since, d.agent, d.board, d.model, coalesce(
     (extract(epoch FROM t.ts) * 1000)::bigint, t.body -> 'temperature_celsius', t.body ->> 'action'
 FROM devices d LEFT JOIN (SELECT device, count(*) AS number FROM alarms GROUP BY device) a ON a.device = d.id
 LEFT JOIN LATERAL (
-    SELECT n.ts, n.body FROM telemetry n WHERE n.device = d.id AND n.grp = 'board' AND n.ts <= %(newest)s
+    SELECT n.ts, n.body FROM telemetry n WHERE n.device = d.id AND n.grp = 'board'
+    AND n.ts > %(oldest)s AND n.ts <= %(newest)s
     ORDER BY n.ts DESC LIMIT 1) t ON true
 WHERE (d.tenant, d.name) > (%(tenant_after)s, %(name_after)s) AND (%(tenant)s = '' OR d.tenant = %(tenant)s)
     AND starts_with(d.name, %(prefix)s) AND (%(online)s::boolean IS NULL OR d.online = %(online)s)

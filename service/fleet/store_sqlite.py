@@ -16,6 +16,7 @@ from service.fleet.store import (
     DAY_MS,
     MAX_DEVICES,
     MAX_PAGE,
+    RECENT_S,
     Alarm,
     Batch,
     DeviceRow,
@@ -51,7 +52,7 @@ CREATE TABLE commands (
 CREATE INDEX commands_by_age ON commands (ts);
 CREATE TABLE alarms (
     device INTEGER NOT NULL, type TEXT NOT NULL, severity TEXT NOT NULL, ts REAL NOT NULL, body TEXT NOT NULL,
-    PRIMARY KEY (device, type)
+    seen REAL NOT NULL, PRIMARY KEY (device, type)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE telemetry (
     id INTEGER PRIMARY KEY, device INTEGER NOT NULL, grp TEXT NOT NULL, ts INTEGER NOT NULL, boot INTEGER NOT NULL,
@@ -71,8 +72,8 @@ INSERT INTO commands VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, id) DO UP
 WHERE excluded.version > commands.version
 """
 _ALARM = """
-INSERT INTO alarms VALUES (?, ?, ?, ?, ?) ON CONFLICT (device, type) DO UPDATE SET
-    severity = excluded.severity, ts = excluded.ts, body = excluded.body
+INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device, type) DO UPDATE SET
+    severity = excluded.severity, ts = excluded.ts, body = excluded.body, seen = excluded.seen
 """
 _SAMPLE = "INSERT OR IGNORE INTO telemetry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
 _DEVICES = """
@@ -80,7 +81,7 @@ SELECT d.tenant, d.name, d.online, d.since, d.agent, d.board, d.model,
     (SELECT count(*) FROM alarms a WHERE a.device = d.id) AS alarms,
     t.ts, json_extract(t.body, '$.temperature_celsius'), json_extract(t.body, '$.action')
 FROM devices d LEFT JOIN telemetry t ON t.id = (
-    SELECT n.id FROM telemetry n WHERE n.device = d.id AND n.grp = 'board' AND n.ts <= :newest
+    SELECT n.id FROM telemetry n WHERE n.device = d.id AND n.grp = 'board' AND n.ts > :oldest AND n.ts <= :newest
     ORDER BY n.ts DESC LIMIT 1)
 WHERE (d.tenant, d.name) > (:tenant_after, :name_after) AND (:tenant = '' OR d.tenant = :tenant)
     AND substr(d.name, 1, length(:prefix)) = :prefix
@@ -145,7 +146,7 @@ class SqliteStore:
                 many(_BIRTH, births)
                 many("INSERT OR REPLACE INTO births VALUES (?, ?)", [(ids[key(b)], b.body) for b in kept.births])
                 many(_STATUS, [(ids[key(fact)], *fact[2:]) for fact in kept.statuses])
-                self._write_alarms(kept.alarms, ids)
+                self._write_alarms(kept.alarms, ids, received)
                 rows = [_row(fact, ids, received) for fact in kept.samples]
                 new = many(_SAMPLE, rows).rowcount if rows else 0
             self._ids = ids
@@ -166,10 +167,10 @@ class SqliteStore:
         row = self._database.execute("SELECT id FROM devices WHERE tenant = ? AND name = ?", (tenant, name)).fetchone()
         return int(row[0]) if row else -1
 
-    def _write_alarms(self, alarms: list[Alarm], ids: dict[tuple[str, str], int]) -> None:
+    def _write_alarms(self, alarms: list[Alarm], ids: dict[tuple[str, str], int], received: float) -> None:
         for fact in alarms:  # one by one: an alarm may be raised and cleared in one batch
             if fact.body:
-                self._database.execute(_ALARM, (ids[key(fact)], *fact[2:]))
+                self._database.execute(_ALARM, (ids[key(fact)], *fact[2:], received))
             else:
                 self._database.execute("DELETE FROM alarms WHERE device = ? AND type = ?", (ids[key(fact)], fact.type))
 
@@ -177,6 +178,7 @@ class SqliteStore:
         """See `Store.devices`."""
         values = {
             "newest": int(now * 1000) + DAY_MS,
+            "oldest": int((now - RECENT_S) * 1000),
             "tenant": wanted.tenant,
             "prefix": wanted.prefix,
             "online": wanted.online,
@@ -221,6 +223,11 @@ class SqliteStore:
             number = self._id(tenant, device)
             rows = self._database.execute("SELECT body FROM alarms WHERE device = ? ORDER BY type", (number,))
             return [row[0] for row in rows]
+
+    def forget_alarms(self, unseen_since: float) -> int:
+        """See `Store.forget_alarms`."""
+        with self._storing():
+            return self._database.execute("DELETE FROM alarms WHERE seen < ?", (unseen_since,)).rowcount
 
     def statuses(self, tenant: str, device: str) -> list[str]:
         """See `Store.statuses`."""

@@ -19,8 +19,9 @@ import pytest
 
 from agent.errors import BoardError
 from service.config import Mqtt
+from service.fleet import ingest
 from service.fleet.ingest import MAX_WAITING, RECEIVE_MAXIMUM, Ingest, Plan
-from service.fleet.store import Batch, Filter, Store, Written, open_store
+from service.fleet.store import Alarm, Batch, Filter, Store, Written, open_store
 from service.link import Connection, Message
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
@@ -87,12 +88,14 @@ async def device(port: int) -> AsyncIterator[Device]:
         await made.connection.stop()
 
 
-def consumer(port: int, store: Store, name: str = "one", *, leaving: bool = False) -> Ingest:
+def consumer(
+    port: int, store: Store, name: str = "one", *, leaving: bool = False, now: Callable[[], float] = lambda: TS
+) -> Ingest:
     return Ingest(
         Mqtt(host="127.0.0.1", port=port, receive_maximum=RECEIVE_MAXIMUM),
         store,
         Plan(group="g", name=name, tenant="acme", keep_s=86400.0 * 90, keep_bytes=1 << 40, leaving=leaving),
-        now=lambda: TS,
+        now=now,
         monotonic=time.monotonic,
         told=lambda _counts: None,
         every_s=0.05,
@@ -270,6 +273,27 @@ def test_a_consumer_that_is_stopped_while_its_store_is_full_leaves_all_to_the_ne
             assert made.counts.acknowledged == 0
             async with running(consumer(broker.port, store)) as made:
                 await until(lambda: made.counts.stored == 30)
+
+    play(story)
+
+
+def test_an_alarm_that_was_cleared_while_nobody_listened_is_forgotten_once_all_is_read(
+    broker: Mosquitto, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "TRIM_EVERY_S", 0.2)
+    old = Alarm("acme", "pi-1", "cleared", "warning", TS - 99, "{}")
+    batch = Batch(alarms=[old, old._replace(type="hot")])
+    store.write(batch, TS - 99)
+    began = time.monotonic()
+
+    async def story() -> None:
+        hot = {"type": "hot", "severity": "warning", "since": TS, "ts": TS, "reason": "x", "evidence": {}}
+        async with device(broker.port) as boards:
+            await boards.say("pi-1/a/hot", hot, retain=True)
+            made = consumer(broker.port, store, now=lambda: TS + time.monotonic() - began)
+            async with running(made):
+                await until(lambda: len(store.alarms("acme", "pi-1")) == 1)
+                assert json.loads(store.alarms("acme", "pi-1")[0])["type"] == "hot"
 
     play(story)
 

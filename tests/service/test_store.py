@@ -190,6 +190,14 @@ def test_alarms_are_raised_and_cleared_also_within_one_batch(opened: Store) -> N
     assert only(opened, alarmed=False) == ["pi-1"]
 
 
+def test_alarms_of_which_nobody_spoke_again_are_forgotten(opened: Store) -> None:
+    hot, full = (Alarm("acme", "pi-1", kind, "warning", NOW, f'{{"{kind}": 1}}') for kind in ("hot", "full"))
+    opened.write(batch(hot, full), NOW)
+    opened.write(batch(full), NOW + 60)
+    assert opened.forget_alarms(NOW + 30) == 1
+    assert opened.alarms("acme", "pi-1") == ['{"full": 1}']
+
+
 def test_a_list_has_filters_and_pages(opened: Store) -> None:
     names = [f"pi-{n}" for n in range(5)] + ["jetson-1"]
     opened.write(batch(*(sample(1, device=name) for name in names)), NOW)
@@ -201,6 +209,12 @@ def test_a_list_has_filters_and_pages(opened: Store) -> None:
     row = opened.devices(Filter(prefix="pi-3"), NOW)[0]
     assert (row.agent, row.board, row.model, row.alarms, row.since) == ("0.9", "raspberry-pi-4", "lite0 1.2", 0, None)
     assert (row.telemetry_ts, row.temperature_celsius, row.action) == (NOW, 41.0, "RUN")
+
+
+def test_a_list_tells_no_telemetry_of_last_week_but_the_device_does(opened: Store) -> None:
+    opened.write(batch(sample(1, ts=NOW - 7 * DAY)), NOW)
+    assert opened.devices(Filter(), NOW)[0].telemetry_ts is None
+    assert opened.latest("acme", "pi-1", NOW)["board"][0] == NOW - 7 * DAY
 
 
 def test_names_that_a_broker_invents_have_an_end(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
