@@ -80,6 +80,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def fine_tune(self, priority: int, most_wait_s: int) -> None:
         self.world.send("fine-tune", {**JOB, "priority": priority, "most_wait_s": most_wait_s})
 
+    @rule(count=st.integers(0, 9))
+    def a_job_at_work(self, count: int) -> None:
+        self.world.send("fine-tune", JOB)
+        for _ in range(len(self.world.inbox)):
+            self.world.deliver()
+        self.work_long(count)
+
     @rule(kind=st.sampled_from(["cancel", "pause", "resume"]), pick=st.integers(0, 9))
     def control(self, kind: str, pick: int) -> None:
         self.world.send(kind, {"job": self.a_job(pick)})
@@ -94,7 +101,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(stale=st.booleans(), kind=st.sampled_from(["fine-tune", "set-policy"]))
     def with_expectation(self, kind: str, stale: bool) -> None:
-        state = self.world.desk.commands._state()
+        if (state := self.world.state()) is None:
+            return
         expect = {"policy": state.policy, "state_version": state.state_version - stale, "active_model": ""}
         self.world.send(kind, {"text": COLD} if kind == "set-policy" else JOB, expect=expect)
 
@@ -212,6 +220,7 @@ def all_stages(world: LedgerWorld) -> None:
 
 def other_ends(world: LedgerWorld) -> None:
     """Rolled back, failed, too late, canceled while it waits and while it works."""
+    world.heat(hot=True)
     for act, state in (("roll back", State.PROMOTING), ("fail", State.VERIFYING)):
         world.send("fine-tune", JOB)
         world.deliver()
@@ -290,6 +299,7 @@ def after_pruning(world: LedgerWorld) -> None:
 
 def too_much(world: LedgerWorld) -> None:
     """More jobs, scrubs and stress runs than are taken."""
+    world.heat(hot=True)
     for _ in range(MAX_UNFINISHED + 1):
         world.send("fine-tune", {**JOB, "most_wait_s": 5})
         world.deliver()
@@ -309,7 +319,8 @@ def policies(world: LedgerWorld) -> None:
     assert world.policies.policy.name == "warm"
     world.send("set-policy", {"text": "[broken"})
     world.deliver()
-    state = world.desk.commands._state()
+    state = world.state()
+    assert state is not None
     guarded = world.send("set-policy", {"text": COLD}, expect={"policy": state.policy})
     world.cut(2, after=False)  # it is in force, and the answer is not in the ledger
     world.deliver()
@@ -338,6 +349,22 @@ def power_cuts(world: LedgerWorld) -> None:
                 world.deliver()
                 world.heat(hot=commits % 2 == 0)
                 world.work_on("next")
+                world.stress("next")
+                world.stress("next")
+
+
+def lost_ends(world: LedgerWorld) -> None:
+    """The connection is lost while ends are on their way; the broker has them, or not."""
+    for reached in (0, 1000):
+        for kind, args in (("fine-tune", JOB), ("scrub", {}), ("qualify", {}), ("set-policy", {"text": COLD})):
+            world.send(kind, args)
+            world.deliver()
+            world.confirm(1000)
+            for _ in range(15):
+                world.work_on("next")
+                world.stress("next")
+            world.lose(reached)
+            world.connect()
 
 
 def fixed_policy(world: LedgerWorld) -> None:
@@ -354,6 +381,7 @@ TOURS: list[tuple[Tour, dict[str, Any]]] = [
     (too_much, {}),
     (policies, {}),
     (power_cuts, {}),
+    (lost_ends, {}),
     (fixed_policy, {"by_command": False}),
 ]
 

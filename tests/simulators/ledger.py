@@ -8,10 +8,8 @@ fails. Everything runs on one event loop that stands still between two steps.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import dataclasses
-import hashlib
 import json
 import sqlite3
 from collections import Counter
@@ -23,12 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.board.profile import named_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard
+from agent.errors import CommandError
 from agent.keys_consoles import Role, TrustedConsole, keyid
 from agent.messages import Failed, Finished, Message, Order, Planned, Scrubbed, ScrubOrder, Stage, Steer, Waits
 from policies.reading import Action, Decision
 from service.answers import RESULTS_KEPT
 from service.asked import RUNNING
-from service.commands import Request, new_id, sign_command
+from service.commands import Request, new_id, read_command, sign_command
 from service.desk import Desk
 from service.device_link import Incoming
 from service.job import TABLE, TERMINAL, Event, State, wire_status
@@ -38,12 +37,13 @@ from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
 from service.runner import Workshop
 from service.scrub import ScrubShop
-from service.state_version import state_reader
+from service.state_version import BoardState, state_reader
 from service.statuses import Clock
 from service.steering import Steering
 
 DEVICE = "board-1"
 NOON = 1_800_000_000  # a console's clock, seconds since 1970
+HOT = Decision(action=Action.PAUSE, rule="thermal.absolute-pause")
 STAGES = ("VERIFYING", "UNSEALING", "PLANNING", "COMPILING", "TRAINING", "EVALUATING", "SEALING", "PROMOTING")
 WORDS: dict[str, Message] = {
     "fail": Failed("bad-data", "no images"),
@@ -142,6 +142,7 @@ class LedgerWorld:
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(self._excepted)
         self.now_s, self.board_ahead_s, self.mono_s = float(NOON), 0.0, 100.0
+        self.hot = False
         self.made = 0
         self.states: Counter[str] = Counter()
         self.codes: Counter[str] = Counter()
@@ -188,7 +189,7 @@ class LedgerWorld:
         )
         # A stress run loads real cores for minutes: `stress` takes its command through the same steps instead.
         self.desk.qualifications.due = lambda: False  # type: ignore[method-assign]
-        self.steering.decision = Decision(action=Action.PAUSE, rule="thermal.hot")
+        self.steering.decision = HOT if self.hot else Decision()
         try:
             self.desk.recover()
         except PowerCutError:  # it may fail again at once
@@ -276,7 +277,8 @@ class LedgerWorld:
 
     def heat(self, *, hot: bool) -> None:
         """The governor pauses all work, or lets it run."""
-        self.steering.decision = Decision(action=Action.PAUSE, rule="thermal.hot") if hot else Decision()
+        self.hot = hot
+        self.steering.decision = HOT if hot else Decision()
         self.tick()
 
     def set_clock(self, ahead_s: float) -> None:
@@ -347,6 +349,12 @@ class LedgerWorld:
             else:
                 self.desk.qualifications._end("succeeded", "", "", {})
 
+    def state(self) -> BoardState | None:
+        """What `birth` would say now; nothing where the power fails over it."""
+        with self._powered():
+            return self.desk.commands._state()
+        return None
+
     # --- consoles ----------------------------------------------------------------------------------------------------
 
     def request(self, kind: str, args: dict[str, object], **changes: Any) -> Request:
@@ -374,26 +382,24 @@ class LedgerWorld:
         acknowledged: list[bool] = []
         incoming = Incoming(mail.kind, mail.id, mail.envelope, retained=False, ack=lambda: acknowledged.append(True))
         known, before, sent = self.journal.outcome(mail.id), self._dump(), len(self.on_way)
+        new = known is None and mail.id > self.journal.recall("high_water") and self._is_for_us(mail)
         try:
             self.desk.commands.take(incoming)
         except PowerCutError:
-            self.crash()
-            return
+            self.journal.dead = True
+        if acknowledged and not keep:
+            self.inbox.remove(mail)
+        if acknowledged and new:
+            self.acknowledged[mail.id] = mail.kind
         if self.journal.dead:
             self.crash()
             return
         assert acknowledged, "the disk took everything"
         outcome = self.journal.outcome(mail.id)
         if known is not None or outcome is None or outcome.startswith("rejected"):
-            assert self._dump() == before, (
-                f"a repeated or refused command changed something: {mail}, {known}, {outcome}"
-            )
+            assert self._dump() == before, f"what was repeated or refused changed something: {mail}, {known}, {outcome}"
         if outcome is None or (known is None and outcome.startswith("rejected")):
             self._see_refusal(mail, outcome, self.on_way[sent:])
-        if outcome is not None and self._is_of(mail):
-            self.acknowledged[mail.id] = mail.kind
-        if not keep:
-            self.inbox.remove(mail)
         self._settle()
 
     def everything_in_order(self) -> None:
@@ -475,12 +481,14 @@ class LedgerWorld:
             assert one.topic == (mail.kind, mail.id)
             assert one.retained == (outcome is not None), "only what a trusted console signed is kept by the broker"
 
-    def _is_of(self, mail: Mail) -> bool:
-        """Whether the ledger's entry is that of this very message, and not of another with its id."""
-        row = self.journal._db.execute("SELECT digest FROM ledger WHERE id = ?", (mail.id,)).fetchone()
-        payload = _payload(mail.envelope)
-        signed = payload.startswith(b"{") and json.loads(payload)["type"] == mail.kind
-        return row is not None and signed and row["digest"] == hashlib.sha256(payload).hexdigest()
+    def _is_for_us(self, mail: Mail) -> bool:
+        """Whether a trusted console signed it for this board."""
+        about = {"topic_type": mail.kind, "topic_id": mail.id, "trusted": self.trusted, "device": DEVICE}
+        try:
+            read_command(mail.envelope, **about)
+        except CommandError:
+            return False
+        return True
 
     def _nothing_is_lost(self) -> None:
         high_water = self.journal.recall("high_water")
@@ -567,14 +575,6 @@ def _scrub_word(act: str) -> Message | int:
 def _trust(key: Ed25519PrivateKey, role: Role) -> tuple[str, TrustedConsole]:
     name, raw = keyid(key.public_key()), key.public_key().public_bytes_raw()
     return name, TrustedConsole(role, name, raw, Path(f"{role}.json"), role)
-
-
-def _payload(envelope: bytes) -> bytes:
-    """What was signed; nothing where this is no envelope."""
-    try:
-        return base64.b64decode(json.loads(envelope)["payload"])
-    except (ValueError, KeyError, TypeError):
-        return b""
 
 
 def _state(body: Mapping[str, Any]) -> State:
