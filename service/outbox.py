@@ -9,7 +9,6 @@ synced when it is full, so a power cut may also take what the kernel had not yet
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from agent.durable import make_folder
@@ -46,28 +45,26 @@ class Outbox:
         self._folder, self._most_bytes, self._most_age_s = folder, most_bytes, most_age_s
         self.fault = ""
         self.counters = Counters(folder, mono_s)
-        self._lanes: list[Lane] = []
-        self._written_s = self._opened_s = mono_s
-        self._age_before, self._started_s = 0, mono_s
-        self._open(mono_s)
-
-    def _open(self, mono_s: float) -> None:
-        """Look at what is there; a folder that cannot be used is looked at again with the next write."""
+        self._lanes = (Lane(folder, "telemetry"), Lane(folder, "events"))
+        self._written_s = self._opened_s = self._started_s = mono_s
         try:
-            make_folder(self._folder)
-            telemetry, events = Lane(self._folder, "telemetry"), Lane(self._folder, "events")
+            self._prepare()
         except (OSError, BoardError) as error:
             self._complain(error)
-            return
-        self._lanes = [telemetry, events]
         ages = [segment.age_s for lane in self._lanes for segment in lane.segments]
-        self._age_before, self._started_s = max(ages, default=0), mono_s
+        self._age_before = max(ages, default=0)
+
+    def _prepare(self) -> None:
+        """Make the folder, also where somebody took it away, and look once at what is there."""
+        make_folder(self._folder)
+        for lane in self._lanes:
+            lane.load()
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def add(self, record: Record, mono_s: float, *, event: bool = False) -> None:
-        """Keep a record; one that is too long, or that no folder takes, is counted as lost."""
-        if not self._lanes or len(record.text) > MAX_RECORD_BYTES:
+        """Keep a record; one that is too long is counted as lost."""
+        if len(record.text) > MAX_RECORD_BYTES:
             self.counters.lose(1)
             return
         lane = self._lanes[event]
@@ -82,8 +79,6 @@ class Outbox:
         self._count_lost()
         if mono_s - self._written_s < WRITE_EVERY_S:
             return
-        if not self._lanes:
-            self._open(mono_s)
         self._write(mono_s)
 
     def close(self, mono_s: float) -> None:
@@ -95,17 +90,16 @@ class Outbox:
 
     def _write(self, mono_s: float, *, closing: bool = False) -> None:
         self._written_s = mono_s
-        if self.fault:
-            with contextlib.suppress(BoardError):  # somebody may have taken the folder away
-                make_folder(self._folder)
         age_s = self._age(mono_s)
         over = closing or mono_s - self._opened_s >= SEGMENT_S
         try:
+            if self.fault:
+                self._prepare()
             for lane in self._lanes:
                 lane.write(age_s)
                 if over:
                     lane.close_segment()
-        except OSError as error:
+        except (OSError, BoardError) as error:
             self._complain(error)
         else:
             self.fault = ""

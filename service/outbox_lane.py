@@ -19,23 +19,19 @@ class Lane:
     """See the module. Records are taken from the front, and deleted once `confirm` says that they arrived.
 
     Args:
-        folder: must exist.
+        folder: where its files are.
         name: of the lane, the beginning of its file names.
 
     Attributes:
-        segments: closed files, oldest first.
-
-    Raises:
-        OSError: the folder cannot be read.
+        segments: closed files, oldest first; none before `load`.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
         self.segments: deque[Segment] = deque()
         self._closed_bytes = self._closed_records = 0  # sums over `segments`: they are asked for each second
-        for segment in found(folder, name):
-            self._add_segment(segment)
-        self._number = max((segment.number for segment in self.segments), default=0)
+        self._loaded = False
+        self._number = 0
         self._writer: Writer | None = None
         self._waiting: deque[Record] = deque()  # not yet written
         self.waiting_bytes = 0
@@ -58,6 +54,19 @@ class Lane:
         """What the lane takes on the disk."""
         return self._closed_bytes + (self._writer.disk_bytes if self._writer else 0)
 
+    def load(self) -> None:
+        """Look at what is there, once.
+
+        Raises:
+            OSError: the folder cannot be read; `write` tries again.
+        """
+        if self._loaded:
+            return
+        for segment in found(self._folder, self._name):
+            self._add_segment(segment)
+            self._number = segment.number
+        self._loaded = True
+
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def add(self, record: Record) -> None:
@@ -74,6 +83,7 @@ class Lane:
         Raises:
             OSError: the disk refuses; what was not written waits on.
         """
+        self.load()
         self._put_back()
         while self._waiting:
             batch = self._batch()
