@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from agent.errors import CommandError
 from agent.messages import Progress
 from policies.outlook import Outlook
 from policies.policy import Policy
+from policies.strict import build
+from service.config import Telemetry as Settings
 from service.job_books import BANDWIDTH_METRICS
 from service.metric_units import described_metrics
 from service.payload import CBOR, JSON, MAX_DEPTH, decode, encode
@@ -161,3 +165,10 @@ def test_the_runtime_of_this_environment_is_named() -> None:
     told = installed_runtime()
     assert told is not None
     assert re.fullmatch(r"onnxruntime[a-z-]* \d+\.\d+\.\d+\S*", told), told
+
+
+def test_the_page_shows_the_settings_as_they_ship() -> None:
+    block = (DOCS / "telemetry.md").read_text("utf-8").split("## Settings")[1].split("\n- ")[0]
+    shown = tomllib.loads("\n".join(line.strip() for line in block.splitlines() if line.startswith("    ")))
+    assert build(Settings, shown["telemetry"]) == Settings()
+    assert set(shown["telemetry"]) == {item.name for item in dataclasses.fields(Settings)}
