@@ -201,7 +201,7 @@ def _steady(samples: Sequence[Mapping[str, Any]]) -> dict[str, object]:
             "early": round(statistics.fmean([sample[key] for sample in early] or [0]), 3),
             "late": round(statistics.fmean([sample[key] for sample in late] or [0]), 3),
         }
-    for key in ("dropped", "retries", "duplicates"):
+    for key in ("retries", "duplicates"):
         found[key] = samples[-1][key] - samples[0][key] if samples else 0
     found["refused"] = samples[-1]["refused"] if samples else {}
     return found

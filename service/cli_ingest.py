@@ -78,7 +78,7 @@ def _say(counts: Counts) -> None:
     refused = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.refused.items())) or "0"
     line = (
         f"{'connected' if counts.connected else 'no broker'}; received {counts.received}, stored {counts.stored}, "
-        f"again {counts.duplicates}, refused {refused}, dropped {counts.dropped}; "
+        f"again {counts.duplicates}, refused {refused}; "
         f"waiting {counts.waiting}, lag {counts.lag_s:.2f} s"
     )
     print(line, file=sys.stdout, flush=True)

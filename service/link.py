@@ -154,6 +154,14 @@ class Connection:
         """Ask for a topic filter, retained messages included; call after each connect that knew no session."""
         self._client.subscribe(topic_filter, options=SubscribeOptions(qos=qos))
 
+    def listen(self, *, on: bool) -> None:
+        """Take no more messages for now, or again; a new connection begins with taking them.
+
+        For who is behind: a broker may send more than the receive maximum (mosquitto 2.0.11 does, once the first
+        acknowledgements came), and of QoS 0 as much as it likes.
+        """
+        self._client.listen(on=on)
+
     def unsubscribe(self, topic_filter: str) -> None:
         """Ask for a topic filter no more; what the broker has queued for it still comes."""
         self._client.unsubscribe(topic_filter)

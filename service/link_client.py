@@ -67,6 +67,7 @@ class Client(mqtt.Client):
         self._heard, self._said = 0.0, 0.0
         self._pinged: float | None = None
         self._alive: asyncio.TimerHandle | None = None
+        self._deaf, self._again = False, False
         self.connect_timeout = STEP_LIMIT_S
         self.max_queued_messages_set(MAX_UNSENT)
         self.ws_set_options(settings.websocket_path)
@@ -108,8 +109,19 @@ class Client(mqtt.Client):
         self.reconnect()
         made = self.socket()
         if made is not None:
-            self._fd = made.fileno()
+            self._fd, self._deaf = made.fileno(), False
             loop.add_reader(self._fd, self._readable)
+
+    def listen(self, *, on: bool) -> None:
+        """Read no more, or again: what comes meanwhile fills the kernel's buffers and the broker's, not our memory."""
+        if self._deaf is not on or self._fd < 0:
+            return
+        self._deaf = not on
+        if on:
+            self._events.add_reader(self._fd, self._readable)
+            self._readable()  # what was read before and not looked at
+        else:
+            self._events.remove_reader(self._fd)
 
     @property
     def open(self) -> bool:
@@ -184,10 +196,13 @@ class Client(mqtt.Client):
                 self.end(ConnectionError(link_faults.NOT_MQTT))
             if not self._has_more():
                 return
-        self._events.call_soon(self._readable_again, self._sock)
+        if not self._again:  # the socket may tell of itself beside it: that is one more turn, not one more each turn
+            self._again = True
+            self._events.call_soon(self._readable_again, self._sock)
 
     def _readable_again(self, made: object) -> None:
-        if made is self._sock and self._fd >= 0:
+        self._again = False
+        if made is self._sock and self._fd >= 0 and not self._deaf:
             self._readable()
 
     def _has_more(self) -> bool:
@@ -297,6 +312,8 @@ class Client(mqtt.Client):
     def _check_alive(self) -> None:
         """The library's own check finds a dead connection after 2 keepalives, and wants to be asked all the time."""
         now, period = self._events.time(), self._period()
+        if self._deaf:
+            self._heard = now  # who does not listen cannot tell a dead connection; pings go on for the broker's sake
         if self._pinged is not None and self._heard < self._pinged:  # nothing came since, and it had its time
             self.end(ConnectionError(link_faults.SILENT))
             return

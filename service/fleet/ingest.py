@@ -4,9 +4,8 @@ Telemetry comes through a shared subscription: of all consumers in one group, ea
 (presence, birth, statuses, alarms) comes to every consumer in the order it was said; each writes it, and the store
 keeps what is newer. So no consumer is special, and the last to go leaves nothing undone.
 
-Nothing is lost between broker and store: a message stays with the broker until the batch it is in was committed. The
-broker sends at most `receive_maximum` messages ahead, so a store that is slow or away fills the broker's queue, not our
-memory. Of messages that devices publish at QoS 0 no broker keeps any: beyond a bound they are dropped and counted.
+Nothing is lost between broker and store: a message stays with the broker until the batch it is in was committed. With
+too many that wait we stop reading, so a store that is slow or away fills the broker's queue, not our memory.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from service.link import Connection, Message
 from service.logs import logger
 
 RECEIVE_MAXIMUM = 1000  # unacknowledged messages: a second of 10,000 devices, at most 64 MB of backfill
-MAX_WAITING = 2 * RECEIVE_MAXIMUM  # QoS 0 has no acknowledgements to hold it back
+MAX_WAITING = 2 * RECEIVE_MAXIMUM  # beyond it we do not read: brokers may send more, and QoS 0 has no maximum
 BATCH_MESSAGES = 500  # one commit: half of what may be under way, so that the broker sends on meanwhile
 BATCH_S = 0.2  # how long the first message of a batch waits for others
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0  # a store that is away
@@ -79,8 +78,6 @@ class Counts:
     """By reason."""
     strangers: int = 0
     """Facts of devices for which the store has no room."""
-    dropped: int = 0
-    """Messages of QoS 0 beyond `MAX_WAITING`, which no broker keeps."""
     acknowledged: int = 0
     batches: int = 0
     retries: int = 0
@@ -186,9 +183,6 @@ class Ingest:
 
     def _take(self, message: Message) -> None:
         self.counts.received += 1
-        if message.qos == 0 and len(self._waiting) >= MAX_WAITING:
-            self.counts.dropped += 1
-            return
         try:
             facts = self._reader.read(message.topic, message.payload, message.content_type)
         except RefusedError as error:
@@ -197,6 +191,8 @@ class Ingest:
             self.counts.refused[error.reason] += 1
             facts = []
         self._waiting.append((message, facts))
+        if len(self._waiting) >= MAX_WAITING:
+            self._connection.listen(on=False)
         if len(self._waiting) == 1 or len(self._waiting) >= BATCH_MESSAGES:
             self._arrived.set()
 
@@ -224,6 +220,8 @@ class Ingest:
         for message, _ in taken:
             self._waiting.popleft()
             self._connection.ack(message)
+        if len(self._waiting) <= RECEIVE_MAXIMUM:
+            self._connection.listen(on=True)
         self.counts.acknowledged += number
         self.counts.batches += 1
         newest = _newest_live(taken)

@@ -22,14 +22,15 @@ from service.config import Mqtt
 from service.fleet import ingest
 from service.fleet.ingest import MAX_WAITING, RECEIVE_MAXIMUM, Ingest, Plan
 from service.fleet.store import Alarm, Batch, Filter, Store, Written, open_store
-from service.link import Connection, Message
+from service.link import Connection
+from service.link_client import PACKETS_IN_A_ROW
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (make tools)")
 
 LIMIT_S = 60.0
 ROOT = "temper/v1/acme"
-SETTINGS = "max_queued_messages 0\nset_tcp_nodelay true\n"
+SETTINGS = "max_queued_messages 100000\nset_tcp_nodelay true\n"
 TS = 1_790_000_000.0
 
 
@@ -228,7 +229,7 @@ class Refusing:
     """A store that is full until told otherwise."""
 
     def __init__(self, store: Store) -> None:
-        self._store, self.full, self.asked = store, True, 0
+        self._store, self.full, self.asked, self.failed = store, True, 0, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -236,6 +237,7 @@ class Refusing:
     def write(self, batch: Batch, received: float) -> Written:
         self.asked += 1
         if self.full:
+            self.failed += 1
             raise BoardError("the store has no room", reason="no-space")
         return self._store.write(batch, received)
 
@@ -298,13 +300,30 @@ def test_an_alarm_that_was_cleared_while_nobody_listened_is_forgotten_once_all_i
     play(story)
 
 
-def test_messages_of_qos_0_beyond_the_bound_are_dropped_and_counted(broker: Mosquitto, store: Store) -> None:
-    made = consumer(broker.port, store)
-    for number in range(MAX_WAITING + 7):
-        payload = json.dumps(message(number)).encode()
-        made._take(Message(f"{ROOT}/pi-1/m/board", payload, 0, False, 0, 1))
-    assert made.snapshot().waiting == MAX_WAITING
-    assert made.counts.dropped == 7
+def test_a_broker_that_sends_more_than_was_asked_for_is_not_read_until_there_is_room(
+    broker: Mosquitto, store: Store
+) -> None:
+    """mosquitto 2.0.11 sends its whole queue once the first acknowledgements came."""
+    refusing = Refusing(store)
+    many = 3 * MAX_WAITING
+
+    async def story() -> None:
+        async with device(broker.port) as boards:
+            async with running(consumer(broker.port, store)):
+                pass
+            await asyncio.gather(*(boards.telemetry(f"pi-{n}", range(many // 20)) for n in range(20)))
+            refusing.full = False
+            async with running(consumer(broker.port, refusing)) as made:  # type: ignore[arg-type]
+                await until(lambda: made.counts.stored)
+                refusing.full = True
+                await until(lambda: refusing.failed >= 2)
+                assert made.snapshot().waiting <= MAX_WAITING + 4 * PACKETS_IN_A_ROW
+                refusing.full = False
+                await until(lambda: made.counts.stored == many)
+                assert made.counts.duplicates == 0
+
+    play(story)
+    assert store.count() == many
 
 
 def start(port: int, store: Path, *more: str) -> subprocess.Popen[str]:
