@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agent.keys_consoles import load_trusted_consoles
 from agent.keys_identity import load_identity
 from agent.repository import Publisher, utc_now
 from agent.store import Store
@@ -76,7 +77,30 @@ def test_everything_trusted_is_shown(board: Path, said: Any, capsys: pytest.Capt
     everything = (shown["fingerprint"], shown["storage_key_id"], shown["repository_root"]["sha256"])
     for digits in (*everything, *(item["keyid"] for item in shown["consoles"])):
         assert " ".join(digits[i : i + 4] for i in range(0, 64, 4)) in text
-    assert "console alice" in text
+    assert "console alice, owner" in text
+
+
+def test_a_console_has_the_role_that_this_board_gave_it_last(
+    board: Path, said: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said("init")
+    assert main(["keys", "console", "alice", "--out", "."]) == 0
+    document = board / "alice.pub.json"
+    document.write_text(json.dumps(json.loads(document.read_bytes()) | {"role": "owner"}))
+    assert said("trust", "alice.pub.json", "--role", "viewer")["role"] == "viewer"
+    assert [item["role"] for item in said("show")["consoles"]] == ["viewer"], "whatever the file said that came by mail"
+    assert main(["keys"]) == 0
+    assert "console alice, viewer" in capsys.readouterr().out
+    assert said("trust", "alice.pub.json", "--role", "operator")["role"] == "operator"
+    assert [item["role"] for item in said("show")["consoles"]] == ["operator"]
+    shutil.copy(board / "consoles" / "alice.pub.json", board / "consoles" / "again.json")
+    said("trust", "alice.pub.json")
+    (role,) = {item.role for item in load_trusted_consoles(board / "consoles").values()}
+    assert role == "operator", "of a key that lies there twice the lesser role counts"
+    (board / "consoles" / "again.json").write_text(json.dumps(json.loads(document.read_bytes()) | {"role": "king"}))
+    assert refusal(capsys, "show") == "untrusted"
+    with pytest.raises(SystemExit):
+        main(["keys", "trust", "alice.pub.json", "--role", "king"])
 
 
 def test_a_console_is_distrusted_by_the_beginning_of_its_key(
