@@ -19,7 +19,7 @@ HEAD_BYTES = 512  # room for what stands around the messages
 QUICK_S, SLOW_S = 0.5, 2.0  # confirmed within: the next one is larger; not within: smaller
 MOST_BESIDE = 5  # publications on their way; with more, the backfill waits: statuses and what is new come first
 SETTLE_S = 2.0  # after a connect: statuses of a time without a broker are told first
-RETRY_S = 5.0  # after a message that was not confirmed
+RETRY_S, LONGEST_RETRY_S = 5.0, 300.0  # after a message that was not confirmed; a broker may refuse it for ever
 
 
 class Wire(Protocol):
@@ -66,6 +66,7 @@ class Backfill:
         self._content_type, self._period_s = CONTENT_TYPES[settings.format], 1 / settings.backfill_per_s
         self._mono, self._sleep = mono, sleep
         self._size = LEAST_BYTES
+        self._retry_s = RETRY_S
         self._asked = asyncio.Event()
         self._since_s: float | None = None
 
@@ -99,7 +100,9 @@ class Backfill:
         arrived = await self._send(records)
         took = self._mono() - began
         self._resize(took if arrived else SLOW_S)
-        await self._sleep(max(0.0, self._period_s - took) if arrived else RETRY_S)
+        pause_s = max(0.0, self._period_s - took) if arrived else self._retry_s
+        self._retry_s = RETRY_S if arrived else min(LONGEST_RETRY_S, self._retry_s * 2)
+        await self._sleep(pause_s)
 
     async def _send(self, records: list[Record]) -> bool:
         """Whether the broker confirmed them. Canceled, they count as not arrived."""

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backfill import LEAST_BYTES, MOST_BYTES, RETRY_S, SETTLE_S, Backfill
+from service.backfill import LEAST_BYTES, LONGEST_RETRY_S, MOST_BYTES, RETRY_S, SETTLE_S, Backfill
 from service.config import Telemetry as Settings
 from service.outbox import DAY_S, Outbox
 from service.outbox_segment import MAX_RECORD_BYTES, Record
@@ -37,6 +37,7 @@ class SimulatedWire:
     confirms: bool = True
     confirm_s: float = 0.01
     mono_s: float = 100.0
+    tried: list[float] = field(default_factory=list)
     sent: list[tuple[float, str, bytes, str]] = field(default_factory=list)
 
     def mono(self) -> float:
@@ -53,6 +54,7 @@ class SimulatedWire:
 
     def publish_telemetry(self, group: str, payload: bytes, content_type: str) -> asyncio.Future[bool]:
         assert len(payload) <= MOST_BYTES
+        self.tried.append(self.mono_s)
         done = asyncio.get_running_loop().create_future()
         if self.confirms:
             self.sent.append((self.mono_s, group, payload, content_type))
@@ -289,7 +291,6 @@ def test_what_was_not_confirmed_is_sent_again_later(tmp_path: Path) -> None:
         room = Room(tmp_path, wire := SimulatedWire(confirms=False))
         seqs = kept(room, 20)
         task = asyncio.create_task(room.backfill.run())
-        began = wire.mono_s
         for _ in range(100):
             room.backfill.tick()
             await wire.sleep(0.5)
@@ -297,7 +298,9 @@ def test_what_was_not_confirmed_is_sent_again_later(tmp_path: Path) -> None:
         await asyncio.gather(task, return_exceptions=True)
         assert room.outbox.records == 20
         assert room.telemetry.figures()["backfilled_total"] == 0
-        assert wire.mono_s - began > RETRY_S
+        pauses = [b - a for a, b in itertools.pairwise(wire.tried)]
+        assert pauses[0] >= RETRY_S
+        assert LONGEST_RETRY_S <= pauses[-1] <= LONGEST_RETRY_S + 1
         wire.confirms = True
         await room.fill()
         assert told(wire) == seqs
