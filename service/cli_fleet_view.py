@@ -19,7 +19,7 @@ from service.cli_fleet import show
 from service.commands import COMMAND_ID
 from service.fleet.access import Access, find_access
 from service.fleet.boards import Boards, details, summary
-from service.fleet.fleet_link import ALL, EVERYTHING, MOST_LOOK_S, FleetLink
+from service.fleet.fleet_link import ALL, EVERYTHING, FOR_A_LIST, MOST_LOOK_S, FleetLink
 from service.fleet.follow import MAX_COMMANDS, Follow
 from service.fleet.outcome import DONE, FAILED, exit_code
 from service.fleet.state import FleetState, check_name, state_path
@@ -42,7 +42,7 @@ def list_boards(options: argparse.Namespace) -> int:
     with FleetState(state_path(access.state, os.environ)) as state:
         wanted = frozenset(state.members(access.tenant, options.group)) if options.group else None
         boards = Boards(access.tenant)
-        refused = asyncio.run(_look(access, boards, wanted or (ALL,), options.wait))
+        refused = asyncio.run(_look(access, boards, wanted or (ALL,), options.wait, FOR_A_LIST))
         views = _merged(state, access.tenant, boards, wanted)
     if options.offline:
         views = [view for view in views if not view["online"]]
@@ -50,6 +50,10 @@ def list_boards(options: argparse.Namespace) -> int:
         say_json(views)
         return DONE
     print("\n".join(aligned(HEADS, (board_cells(view, time.time()) for view in views))))
+    if silent := sum(1 for board in boards.boards.values() if board.conn and not board.birth and not board.complaint):
+        print(
+            f"{silent} boards left no birth, or the broker dropped it: see docs/fleet.md, big fleets", file=sys.stderr
+        )
     if refused or boards.left_out:
         print(f"{refused} messages could not be read, {boards.left_out} were no board's", file=sys.stderr)
     return DONE
@@ -61,7 +65,7 @@ def show_board(options: argparse.Namespace) -> int:
     access, name = _access(options), check_name(options.board)
     check_seconds(options.wait, "--wait")
     boards = Boards(access.tenant, whole=True)
-    asyncio.run(_look(access, boards, (name,), options.wait))
+    asyncio.run(_look(access, boards, (name,), options.wait, EVERYTHING))
     with FleetState(state_path(access.state, os.environ)) as state:
         view = _merged(state, access.tenant, boards, frozenset((name,)))[0]
     found = boards.boards.get(name)
@@ -89,13 +93,15 @@ def check_seconds(seconds: float, option: str) -> None:
         raise SpecError(f"{seconds:g} is outside 0..{MAX_WAIT_S:g} seconds", where=option)
 
 
-async def _look(access: Access, boards: Boards, names: Iterable[str], least_s: float) -> int:
+async def _look(access: Access, boards: Boards, names: Iterable[str], least_s: float, topics: tuple[str, ...]) -> int:
     """Fold in what the broker has; how many messages could not be read."""
 
     def take(topic: str, body: Mapping[str, object] | None, retained: bool) -> None:  # noqa: FBT001 - a callback
         boards.take(topic, body, now=time.time(), retained=retained)
 
-    async with FleetLink(access.mqtt, access.tenant, _client_id(), take, boards=names) as link:
+    async with FleetLink(
+        access.mqtt, access.tenant, _client_id(), take, boards=names, topics=topics, paced=True
+    ) as link:
         await link.wait_connected()
         await link.wait_quiet(least_s, least_s + MOST_LOOK_S)
         return link.refused
@@ -148,8 +154,9 @@ async def _watch(options: argparse.Namespace, access: Access, names: tuple[str, 
         if name := boards.take(topic, body, now=time.time(), retained=retained):
             changed[name] = None
 
-    topics = (*(topic for topic in EVERYTHING if topic != "m/+"), "m/board")
-    async with FleetLink(access.mqtt, access.tenant, _client_id(), take, boards=names, topics=topics) as link:
+    client_id = _client_id()
+    link = FleetLink(access.mqtt, access.tenant, client_id, take, boards=names, topics=FOR_A_LIST, paced=True)
+    async with link:
         await link.wait_connected()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.seconds or None):

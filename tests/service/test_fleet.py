@@ -189,7 +189,7 @@ def test_a_board_that_never_comes_counts_once_its_command_expired(place: Place) 
     def tell(run: RollOutRun) -> None:
         if run.counts() == {"open": 1}:
             assert run.commands[0].sent
-            clock[0] += 30.0  # each look is half a minute later
+            clock[0] += 130.0  # it was sent; then two minutes pass
 
     async def play(state: FleetState) -> tuple[RollOut, list[Sent]]:
         terms = Terms(Rules(), {}, valid_s=60)
