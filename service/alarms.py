@@ -56,7 +56,7 @@ class Facts:
     new_takeovers: int = 0
     """Of those, since the facts before."""
     disk_refusal: str = ""
-    """`no-space` or `disk`: why the disk refused the latest write; empty: it did not."""
+    """`no-space` or `disk`: why the disk refused the latest write of journal or outbox; empty: it did not."""
     free_bytes: int | None = None
     """Free where the daemon keeps its state; `None`: not known."""
     quarantined: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -49,6 +50,8 @@ class Sources:
         store: counts of the last scrub.
         takeovers: times that another client took our id since the daemon started.
         policy_complaint: why the policy that should be in force is not; or empty.
+        outbox_fault: why telemetry cannot be kept on the disk; or empty.
+        told: called when another set of alarms is raised.
     """
 
     state: Path
@@ -56,6 +59,8 @@ class Sources:
     store: Callable[[], Mapping[str, object]]
     takeovers: Callable[[], int]
     policy_complaint: Callable[[], str]
+    outbox_fault: Callable[[], str]
+    told: Callable[[], None]
 
 
 class Alarms:
@@ -94,8 +99,11 @@ class Alarms:
             self._note(before, changed)
         if changed or (self._dirty and not self._waits()) or (self._journal.refusal and not self._waits()):
             self._remember()
-        self._sources.steering.alarms = tuple(sorted(self._state.raised))
         self._publish_pending()
+        names = tuple(sorted(self._state.raised))
+        if names != self._sources.steering.alarms:
+            self._sources.steering.alarms = names
+            self._sources.told()
 
     def connected(self) -> None:
         """There is a broker again, perhaps another or an emptied one: everything that is raised is told again."""
@@ -131,7 +139,7 @@ class Alarms:
             new_memory_faults=faults - before[0],
             takeovers=takeovers,
             new_takeovers=takeovers - before[1],
-            disk_refusal=self._journal.refusal,
+            disk_refusal=self._journal.refusal or _refusal(self._sources.outbox_fault()),
             free_bytes=free,
             quarantined=quarantined,
             policy_complaint=self._sources.policy_complaint(),
@@ -217,6 +225,13 @@ class Alarms:
         if kind in self._clears:
             self._clears.discard(kind)
             self._dirty = True
+
+
+def _refusal(fault: str) -> str:
+    """The code of what the disk said."""
+    if not fault:
+        return ""
+    return "no-space" if os.strerror(errno.ENOSPC) in fault else "disk"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,6 @@ from service.steering import Steering
 from service.telemetry import Telemetry
 from service.views import Views, training_metrics
 
-EARLIEST_TIME = 1_790_000_000  # 2026-09-21, before the first release: an earlier clock was never set
-
 log = logger("daemon")
 
 
@@ -75,8 +73,8 @@ class Wiring:
         wanted = config.policy
         self.policies = PolicyFile(self.state, wanted.file, profile.policy_name, by_command=wanted.by_command)
         self.journal = self._open_journal()
-        self._floor = max([float(EARLIEST_TIME), *(job.updated for job in self.journal.jobs(1))])
-        self.clock = Clock(now, mono, lambda: now() >= self._floor)
+        floor = max([0.0, *(job.updated for job in self.journal.jobs(1))])
+        self.clock = Clock(now, mono, lambda: believable(now(), floor, kernel_synchronised))
         board = SysfsBoard(roots, profile, self.state / "undo.json", config.board.powerd)
         self.steering = Steering(board, self.policies.policy, time.thread_time)
         self.steering.restore()
@@ -146,7 +144,8 @@ class Wiring:
             telemetry.publish("board", self.steering.board_metrics())
         if runner.training and telemetry.due("energy", working=True):
             telemetry.publish("energy", runner.energy_metrics())
-        if self.link.connected and telemetry.due("link", working=False):
+        # Not amid all that is said right after a connect: it would come as backfill, and live a minute later.
+        if self.link.connected and telemetry.drains and telemetry.due("link", working=False):
             telemetry.publish("link", self.link_figures())
         self._outbox.tick(self._mono())
         self.backfill.tick()

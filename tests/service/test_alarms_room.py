@@ -59,7 +59,8 @@ class Bench:
         self.state, self.broker = folder, Broker()
         self.wall, self.mono = 1_800_000_000.0, 100.0
         self.store: dict[str, object] = {}
-        self.takeovers, self.complaint = 0, ""
+        self.takeovers, self.complaint, self.outbox_fault = 0, "", ""
+        self.told = 0
         self.journal: Journal | None = None
         self.start()
 
@@ -71,7 +72,15 @@ class Bench:
         self.mono, self.takeovers = 5.0, 0
         self.steering = Steering(None, Policy())  # type: ignore[arg-type]  # the board is not looked at here
         clock = Clock(lambda: self.wall, lambda: self.mono, lambda: True)
-        sources = Sources(self.state, self.steering, lambda: self.store, lambda: self.takeovers, lambda: self.complaint)
+        sources = Sources(
+            self.state,
+            self.steering,
+            lambda: self.store,
+            lambda: self.takeovers,
+            lambda: self.complaint,
+            lambda: self.outbox_fault,
+            self.count,
+        )
         self.alarms = Alarms(self.journal, self.broker, clock, sources)
 
     async def pass_s(self, seconds: float, step: float = 1.0) -> None:
@@ -79,6 +88,9 @@ class Bench:
             self.mono, self.wall = self.mono + step, self.wall + step
             self.alarms.tick()
             await asyncio.sleep(0)
+
+    def count(self) -> None:
+        self.told += 1
 
     def tidy(self) -> None:
         """Take broken journals away."""
@@ -115,6 +127,7 @@ def test_an_alarm_is_told_once_shown_and_cleared_by_an_empty_message(tmp_path: P
         assert bench.steering.board_metrics()["alarms"] == ["critical-temperature"]
         told = bench.broker.retained["critical-temperature"]
         assert told["since"] == 1_800_000_001.0
+        assert bench.told == 1, "telemetry lists it at once"
         bench.steering.decision = Decision()
         await bench.pass_s(61)
         assert bench.broker.retained == {}
@@ -266,6 +279,21 @@ def test_a_full_disk_is_told_although_it_cannot_be_remembered_and_the_alarms_fin
         assert list(bench.broker.retained) == ["policy-invalid"]
         bench.start()
         assert bench.raised() == ["policy-invalid"], "remembered as soon as the disk took it"
+
+    played(tmp_path, play)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("[Errno 28] No space left on device", "disk-full"), ("[Errno 30] Read-only", "disk-failing")]
+)
+def test_an_outbox_that_cannot_be_written_is_told_too(tmp_path: Path, fault: str, kind: str) -> None:
+    async def play(bench: Bench) -> None:
+        bench.outbox_fault = fault
+        await bench.pass_s(2)
+        assert bench.raised() == [kind]
+        bench.outbox_fault = ""
+        await bench.pass_s(61)
+        assert bench.raised() == []
 
     played(tmp_path, play)
 

@@ -34,7 +34,8 @@ UNITS = ("celsius", "hertz", "ratio", "watts", "bytes", "joules", "seconds", "to
 BARE = frozenset({
     "on_mains", "undervoltage", "throttled", "power_is_modelled", "connected", "job_attempt", "training_epoch",
     "training_samples", "training_loss", "training_score", "training_dropped_steps", "info", "action", "rule", "job",
-    "alarm", "sensor_ok", "scrub_files", "scrub_damaged_files", "scrub_repaired_files", "scrub_unrepairable_files",
+    "alarm", "sensor_ok", "outbox_messages", "scrub_files", "scrub_damaged_files", "scrub_repaired_files",
+    "scrub_unrepairable_files",
 })  # fmt: skip
 """Flags, counts and numbers without a unit."""
 
@@ -57,6 +58,9 @@ def live(**changes: object) -> dict[str, Any]:
     job = {"id": "x", "status": "running", "attempt": 2, "progress": 0.5}
     training = {"epoch": 3, "samples": 96, "loss": 0.123456789, "step_ms": 12.5, "depth_percent": 75, "dropped": 0}
     store = {"ts": 1_800_000_000.5, "files": 7, "damaged": 1, "repaired": 1, "unrepairable": 0, "duration_s": 2.5}
+    waits = {"dropped_total": 3, "backfilled_total": 4, "outbox_messages": 5, "outbox_bytes": 6}
+    link = {"connections": 1, "connection_losses": 0, "takeovers": 0, "refused_total": 2}
+    changes = {"link": link, "telemetry": waits, **changes}
     view = {"device": "pi-1", "connected": True, "board": board, "job": job, "training": training, "store": store}
     return {
         **view,
