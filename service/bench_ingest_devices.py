@@ -160,9 +160,10 @@ class Fleet:
 
 
 async def _run(options: argparse.Namespace) -> None:
+    before_kib = _memory_kib()
     fleet = Fleet(options)
     await fleet.connect()
-    _say({"connected": options.count, "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+    _say({"connected": options.count, "memory_kib": _memory_kib() - before_kib})
     await asyncio.to_thread(sys.stdin.readline)  # `go`
     before = time.process_time()
     await fleet.publish()
@@ -182,6 +183,10 @@ async def _run(options: argparse.Namespace) -> None:
     )
     await asyncio.to_thread(sys.stdin.readline)  # `end`: the consumers still count
     await fleet.stop()
+
+
+def _memory_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _say(line: dict[str, object]) -> None:

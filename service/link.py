@@ -150,9 +150,13 @@ class Connection:
         await asyncio.sleep(0)  # what was put on the loop last is run before the caller goes on
         self._drop()
 
-    def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
-        """Ask for a topic filter, retained messages included; call after each connect that knew no session."""
-        self._client.subscribe(topic_filter, options=SubscribeOptions(qos=qos))
+    def subscribe(self, topic_filter: str, *, qos: int = 1, once: bool = False) -> None:
+        """Ask for a topic filter, retained messages included; call after each connect that knew no session.
+
+        With `once` retained messages come only where the filter is new to the session: for calls after every connect.
+        """
+        handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB if once else SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+        self._client.subscribe(topic_filter, options=SubscribeOptions(qos=qos, retainHandling=handling))
 
     def listen(self, *, on: bool) -> None:
         """Take no more messages for now, or again; a new connection begins with taking them.

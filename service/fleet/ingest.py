@@ -30,7 +30,6 @@ BATCH_S = 0.2  # how long the first message of a batch waits for others
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0  # a store that is away
 QUIET_S = 1.0  # a broker that has something queued sends it at once
 TRIM_EVERY_S = 60.0
-MAX_TRIMS = 20  # slices between two batches that are behind
 
 log = logger("ingest")
 
@@ -54,6 +53,12 @@ class Plan:
     keep_s: float
     keep_bytes: int
     leaving: bool = False
+
+    @property
+    def client_id(self) -> str:
+        """Of the session, whose filters are those of the plan: with another tenant it is another one."""
+        tenant = "all.tenants" if self.tenant == "+" else self.tenant  # a dot, which no tenant has
+        return f"temperd-ingest-{self.group}-{tenant}-{self.name}"
 
     def filters(self) -> tuple[str, ...]:
         """Topic filters, the shared one first."""
@@ -120,6 +125,7 @@ class Ingest:
         self.counts, self._every_s = Counts(), every_s
         self._store, self._plan, self._now, self._monotonic, self._told = store, plan, now, monotonic, told
         self._reader = Reader()
+        self._trimmed, self._trimming = monotonic(), False
         self._anew_since: float | None = None
         """When we asked for all that the broker retains, until it was read."""
         self._waiting: deque[tuple[Message, list[Fact]]] = deque()
@@ -127,7 +133,7 @@ class Ingest:
         self._stopping = asyncio.Event()
         self._connection = Connection(
             settings,
-            f"temperd-ingest-{plan.group}-{plan.name}",
+            plan.client_id,
             keep_session=True,
             on_up=self._greet,
             on_down=self._lost,
@@ -146,13 +152,13 @@ class Ingest:
         if self._plan.leaving:
             beside.append(asyncio.ensure_future(self._leave()))
         try:
-            trimmed = self._monotonic()
             while not self._stopping.is_set():
-                await self._next_batch()
-                if self._monotonic() - trimmed >= TRIM_EVERY_S:
-                    trimmed = self._monotonic()
+                if self._monotonic() - self._trimmed >= TRIM_EVERY_S:
+                    self._trimmed, self._trimming = self._monotonic(), True
                     await self._forget_alarms()
-                    await self._trim()
+                await self._next_batch(0.0 if self._trimming else TRIM_EVERY_S)
+                if self._trimming:
+                    self._trimming = await self._trim()
         finally:
             for task in beside:
                 task.cancel()
@@ -168,12 +174,11 @@ class Ingest:
     # From the broker.
 
     def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
-        # Also with a session: its filters may be those of another version.
         for topic_filter in self._plan.filters():
             if self._plan.leaving:
                 self._connection.unsubscribe(topic_filter)
-            else:
-                self._connection.subscribe(topic_filter)
+            else:  # with a session too: the connection may have ended before the broker read this
+                self._connection.subscribe(topic_filter, once=True)
         self._anew_since = None if session_present else self._now()
         log.info("consuming", group=self._plan.group, name=self._plan.name, session_present=session_present)
 
@@ -198,11 +203,11 @@ class Ingest:
 
     # Into the store.
 
-    async def _next_batch(self) -> None:
+    async def _next_batch(self, patience_s: float) -> None:
         if not self._waiting:
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), TRIM_EVERY_S)
+                await asyncio.wait_for(self._arrived.wait(), patience_s)
         if self._waiting and len(self._waiting) < BATCH_MESSAGES and not self._stopping.is_set():
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
@@ -265,15 +270,14 @@ class Ingest:
             self._anew_since = since
             log.warning("old alarms cannot be forgotten", why=str(error))
 
-    async def _trim(self) -> None:
-        for _ in range(MAX_TRIMS):
-            before = self._now() - self._plan.keep_s
-            try:
-                if not await asyncio.to_thread(self._store.trim, before, self._plan.keep_bytes):
-                    return
-            except TemperdError as error:
-                log.warning("old telemetry cannot be forgotten", why=str(error))
-                return
+    async def _trim(self) -> bool:
+        """Forget a slice of what is too old, between two batches; False when nothing is left of it."""
+        before = self._now() - self._plan.keep_s
+        try:
+            return await asyncio.to_thread(self._store.trim, before, self._plan.keep_bytes) > 0
+        except TemperdError as error:
+            log.warning("old telemetry cannot be forgotten", why=str(error))
+            return False
 
     async def _leave(self) -> None:
         """Stop once connected and quiet: what is queued comes at the pace at which we acknowledge."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import pytest
 
 from agent.errors import BoardError
 from service.config import Mqtt
-from service.fleet import ingest
+from service.fleet import ingest, store_sqlite
 from service.fleet.ingest import MAX_WAITING, RECEIVE_MAXIMUM, Ingest, Plan
-from service.fleet.store import Alarm, Batch, Filter, Store, Written, open_store
+from service.fleet.store import Alarm, Batch, Filter, Sample, Store, Written, open_store
 from service.link import Connection
 from service.link_client import PACKETS_IN_A_ROW
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
@@ -209,6 +210,23 @@ def test_a_consumer_that_leaves_takes_its_queue_along_and_leaves_the_rest_to_the
     other.close()
 
 
+def test_what_is_retained_is_read_once_a_session_not_once_a_connection(broker: Mosquitto, store: Store) -> None:
+    async def story() -> None:
+        conn = {"online": True, "session": 1, "connection": 1, "boot_id": "b", "ts": TS}
+        async with device(broker.port) as boards:
+            await boards.say("pi-1/conn", conn, retain=True)
+            async with running(consumer(broker.port, store)) as made:
+                await until(lambda: made.counts.truths == 1)
+            async with running(consumer(broker.port, store)) as made:
+                await boards.telemetry("pi-1", range(5))
+                await until(lambda: made.counts.stored == 5)
+                assert made.counts.truths == 0
+            async with running(consumer(broker.port, store, "another")) as made:
+                await until(lambda: made.counts.truths == 1)
+
+    play(story)
+
+
 def test_a_broker_that_is_killed_costs_nothing_that_a_device_says_again(broker: Mosquitto, store: Store) -> None:
     async def story() -> None:
         async with device(broker.port) as boards, running(consumer(broker.port, store)) as made:
@@ -298,6 +316,29 @@ def test_an_alarm_that_was_cleared_while_nobody_listened_is_forgotten_once_all_i
                 assert json.loads(store.alarms("acme", "pi-1")[0])["type"] == "hot"
 
     play(story)
+
+
+def test_old_telemetry_is_forgotten_beside_what_comes(
+    broker: Mosquitto, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "TRIM_EVERY_S", 0.1)
+    monkeypatch.setattr(store_sqlite, "_TRIM", store_sqlite._TRIM.replace(str(store_sqlite.TRIM_ROWS), "10"))
+    old = [Sample("acme", "pi-1", "board", "b", seq, seq, seq, "{}") for seq in range(95)]
+    store.write(Batch(samples=old), TS - 91 * 86400)
+
+    async def story() -> None:
+        async with device(broker.port) as boards, running(consumer(broker.port, store)) as made:
+            await boards.telemetry("pi-1", range(1, 40))
+            await until(lambda: made.counts.stored == 39 and store.count() == 39)
+
+    play(story)
+
+
+def test_a_session_is_that_of_its_filters() -> None:
+    one = Plan("g", "n", "acme", 1, 1)
+    plans = (one, replace(one, tenant="+"), replace(one, group="h"), replace(one, name="m"))
+    assert len({plan.client_id for plan in plans}) == 4
+    assert one.filters()[0] == "$share/g/temper/v1/acme/+/m/#"
 
 
 def test_a_broker_that_sends_more_than_was_asked_for_is_not_read_until_there_is_room(
