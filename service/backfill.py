@@ -11,6 +11,7 @@ from service.config import Telemetry
 from service.outbox import Outbox
 from service.outbox_segment import Record
 from service.payload import CBOR, CONTENT_TYPES, encode, encode_json
+from service.statuses import UNSYNCHRONISED, Clock
 
 GROUP = "backfill"
 MOST_BYTES = 64 << 10  # of one message
@@ -20,6 +21,7 @@ QUICK_S, SLOW_S = 0.5, 2.0  # confirmed within: the next one is larger; not with
 MOST_BESIDE = 5  # publications on their way; with more, the backfill waits: statuses and what is new come first
 SETTLE_S = 2.0  # after a connect: statuses of a time without a broker are told first
 RETRY_S, LONGEST_RETRY_S = 5.0, 300.0  # after a message that was not confirmed; a broker may refuse it for ever
+_UNDATED = f'"clock":"{UNSYNCHRONISED}"'.encode()  # as it stands in a record
 
 
 class Wire(Protocol):
@@ -49,7 +51,7 @@ class Backfill:
         wire: the link.
         boot_id: of the running kernel.
         settings: form and pace.
-        mono: monotonic clock, seconds.
+        clock: see `Clock`.
         sleep: waits so many of its seconds.
     """
 
@@ -59,12 +61,12 @@ class Backfill:
         wire: Wire,
         boot_id: str,
         settings: Telemetry,
-        mono: Callable[[], float],
+        clock: Clock,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._outbox, self._wire, self._boot_id = outbox, wire, boot_id
         self._content_type, self._period_s = CONTENT_TYPES[settings.format], 1 / settings.backfill_per_s
-        self._mono, self._sleep = mono, sleep
+        self._clock, self._mono, self._sleep = clock, clock.mono, sleep
         self._size = LEAST_BYTES
         self._retry_s = RETRY_S
         self._asked = asyncio.Event()
@@ -124,9 +126,20 @@ class Backfill:
             "dropped_total": self._outbox.counters.dropped_total,
         }
         if self._content_type == CBOR:
-            return encode({**head, "messages": [json.loads(record.text) for record in records]}, CBOR)
-        texts = b",".join(record.text for record in records)  # they are JSON already
+            return encode({**head, "messages": [json.loads(self._dated(record)) for record in records]}, CBOR)
+        texts = b",".join(map(self._dated, records))  # they are JSON already
         return encode_json(head)[:-1] + b',"messages":[' + texts + b"]}"
+
+    def _dated(self, record: Record) -> bytes:
+        """The record; one of a time at which this boot did not know the hour gets the right one now, if it is known."""
+        if _UNDATED not in record.text or not self._clock.synchronised():
+            return record.text
+        message = json.loads(record.text)
+        if message["boot_id"] != self._boot_id or message.get("clock") != UNSYNCHRONISED:
+            return record.text
+        del message["clock"]
+        ago_s = self._clock.mono() - message["mono_ms"] / 1000
+        return encode_json({**message, "ts": self._clock.now() - ago_s})
 
     def _resize(self, took_s: float) -> None:
         if took_s <= QUICK_S:

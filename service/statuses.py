@@ -16,6 +16,7 @@ from service.logs import logger
 from service.until import Hour
 
 MAX_REASON = 500
+UNSYNCHRONISED = "unsynchronised"
 AT_ONCE = 50  # statuses on their way: the client queues a hundred and refuses what is beyond
 
 log = logger("jobs")
@@ -57,7 +58,7 @@ class Clock:
 
     def word(self) -> str:
         """How far `ts` can be believed, as on the wire."""
-        return "synchronised" if self.synchronised() else "unsynchronised"
+        return "synchronised" if self.synchronised() else UNSYNCHRONISED
 
 
 class Statuses:

@@ -15,7 +15,7 @@ from service.config import Telemetry as Settings
 from service.outbox import Outbox
 from service.outbox_segment import Record
 from service.payload import CONTENT_TYPES, encode, encode_json
-from service.statuses import Clock
+from service.statuses import UNSYNCHRONISED, Clock
 
 OFFLINE_ACTIVE_S = 10.0  # the least between two messages of a group for the disk: 64 MiB then hold weeks of training
 LINK_S = 60.0  # between two messages of the group `link`
@@ -124,12 +124,14 @@ class Telemetry:
         if not self._begun:
             return
         seq = self._outbox.counters.next_seq()
-        message = {
+        message: dict[str, object] = {
             "seq": seq,
             "boot_id": self._boot_id,
             "ts": self._clock.now(),
             "mono_ms": int(self._clock.mono() * 1000),
         }
+        if not self._clock.synchronised():
+            message["clock"] = UNSYNCHRONISED
         keep = partial(self._keep, seq, {"group": group, **message, "values": values}, event=event)
         if self._wire.connected and self.drains:
             whole = {**message, "dropped_total": self._outbox.counters.dropped_total, "values": values}

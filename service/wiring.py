@@ -85,7 +85,7 @@ class Wiring:
         self.link = self._make_link()
         self._outbox = self._make_outbox()
         self.telemetry = Telemetry(config.telemetry, self.link, self._outbox, self.boot_id, self.clock)
-        self.backfill = Backfill(self._outbox, self.link, self.boot_id, config.telemetry, mono)
+        self.backfill = Backfill(self._outbox, self.link, self.boot_id, config.telemetry, self.clock)
         self.reports = Reports(
             config, self.journal, self.clock, RECENT, ReportViews(self.birth, self.live, self.link_figures)
         )

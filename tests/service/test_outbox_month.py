@@ -51,7 +51,7 @@ class Days:
             jitter=lambda _low, _high: 0.05,
         )  # fmt: skip
         self.outbox = Outbox(self.folder, self.settings.outbox_mib << 20, 30 * DAY_S, self.mono_s)
-        clock = Clock(lambda: 1.8e9 + self.mono_s, lambda: self.mono_s, lambda: True)
+        self.clock = clock = Clock(lambda: 1.8e9 + self.mono_s, lambda: self.mono_s, lambda: True)
         self.telemetry = Telemetry(self.settings, self.link, self.outbox, "boot", clock)
         self.telemetry.begin()
         steering = Steering(SimulatedBoard("raspberry-pi-4"), Policy())
@@ -59,6 +59,10 @@ class Days:
         self.board, self.energy = steering.board_metrics(), steering.energy_metrics(1000)
         self.random = random.Random(36)
         self.made = 0
+
+    def running(self) -> Clock:
+        """A clock that goes by itself."""
+        return Clock(time.time, lambda: self.mono_s + time.monotonic(), lambda: True)
 
     def noisy(self, values: dict[str, object]) -> dict[str, object]:
         """A reading's numbers, none like the one before: what compresses badly."""
@@ -149,7 +153,7 @@ def test_thirty_days_offline_fit_the_disk_and_come_back_whole_and_paced(tmp_path
 
     async def story() -> None:
         async with asyncio.timeout(HANG_S), heard(broker) as bodies:
-            backfill = Backfill(days.outbox, days.link, "boot", days.settings, lambda: days.mono_s, sleep)
+            backfill = Backfill(days.outbox, days.link, "boot", days.settings, days.clock, sleep)
             publish = days.link.publish_telemetry
             days.link.publish_telemetry = lambda *about: sent.append(days.mono_s) or publish(*about)  # type: ignore[method-assign, func-returns-value]  # the wire is watched
             days.link.start()
@@ -181,7 +185,7 @@ def test_backfill_by_the_real_clock_is_no_faster_than_set(tmp_path: Path, broker
 
     async def story() -> float:
         async with asyncio.timeout(HANG_S), heard(broker) as bodies:
-            backfill = Backfill(days.outbox, days.link, "boot", days.settings, lambda: days.mono_s + time.monotonic())
+            backfill = Backfill(days.outbox, days.link, "boot", days.settings, days.running())
             days.link.start()
             task = asyncio.create_task(backfill.run())
             try:
@@ -204,7 +208,7 @@ def test_a_broker_that_dies_during_the_backfill_costs_nothing(tmp_path: Path, br
 
     async def story() -> None:
         async with asyncio.timeout(HANG_S):
-            backfill = Backfill(days.outbox, days.link, "boot", days.settings, lambda: days.mono_s + time.monotonic())
+            backfill = Backfill(days.outbox, days.link, "boot", days.settings, days.running())
             days.link.start()
             task = asyncio.create_task(backfill.run())
             try:

@@ -24,6 +24,7 @@ from service.statuses import Clock
 from service.telemetry import BACKLOG, OFFLINE_ACTIVE_S, SLOWEST_S, Rate, Telemetry
 
 HANG_S = 60.0
+NOW = 1_800_000_000.0
 
 
 @dataclass
@@ -37,6 +38,8 @@ class SimulatedWire:
     confirms: bool = True
     confirm_s: float = 0.01
     mono_s: float = 100.0
+    set: bool = True
+    """The board knows the time."""
     tried: list[float] = field(default_factory=list)
     sent: list[tuple[float, str, bytes, str]] = field(default_factory=list)
 
@@ -77,10 +80,10 @@ class Room:
     def __init__(self, folder: Path, wire: SimulatedWire, **settings: Any) -> None:
         self.wire, self.settings = wire, Settings(**settings)
         self.outbox = Outbox(folder / "outbox", 64 << 20, 30 * DAY_S, wire.mono())
-        clock = Clock(lambda: 1_800_000_000.0, wire.mono, lambda: True)
+        clock = Clock(lambda: NOW - 100.0 + wire.mono() if wire.set else 7.0, wire.mono, lambda: wire.set)
         self.telemetry = Telemetry(self.settings, wire, self.outbox, "boot", clock)
         self.telemetry.begin()
-        self.backfill = Backfill(self.outbox, wire, "boot", self.settings, wire.mono, wire.sleep)
+        self.backfill = Backfill(self.outbox, wire, "boot", self.settings, clock, wire.sleep)
 
     async def fill(self) -> None:
         """Let the backfill run until nothing waits."""
@@ -157,7 +160,7 @@ def test_online_it_goes_out_with_its_number_and_its_times(tmp_path: Path) -> Non
     room.telemetry.publish("board", {"temperature_celsius": 50.5})
     room.telemetry.publish("board", {"temperature_celsius": 51.5})
     first, second = wire.bodies("board")
-    about = {"boot_id": "boot", "ts": 1_800_000_000.0, "mono_ms": 5500, "dropped_total": 0}
+    about = {"boot_id": "boot", "ts": NOW - 94.5, "mono_ms": 5500, "dropped_total": 0}
     assert first == about | {"seq": 5501, "values": {"temperature_celsius": 50.5}}
     assert second["seq"] == 5502
     assert wire.sent[0][3] == JSON
@@ -221,6 +224,29 @@ def test_a_daemon_without_a_broker_keeps_nothing(tmp_path: Path) -> None:
     telemetry = Telemetry(Settings(), wire, outbox, "boot", Clock(wire.mono, wire.mono, lambda: True))
     telemetry.publish("board", {})
     assert outbox.records == 0
+
+
+@pytest.mark.parametrize("form", ["json", "cbor"])
+def test_what_was_told_before_the_clock_was_set_gets_its_time_later(tmp_path: Path, form: str) -> None:
+    async def story() -> None:
+        room = Room(tmp_path, wire := SimulatedWire(connected=False, set=False), format=form)
+        room.telemetry.publish("board", {"count": 1})
+        wire.mono_s += 1000.0
+        room.telemetry.publish("board", {"count": 2, "notes": ['"clock":"unsynchronised"']})
+        wire.set = True
+        room.telemetry.publish("board", {"count": 3, "notes": ['"clock":"unsynchronised"']})
+        other = {"group": "board", "seq": 9, "boot_id": "before", "ts": 8.0, "mono_ms": 5, "clock": "unsynchronised"}
+        room.outbox.add(Record(999_999, json.dumps(other, separators=(",", ":")).encode()), wire.mono())
+        wire.connected = True
+        await room.fill()
+        told = [message for body in wire.bodies("backfill") for message in body["messages"]]
+        assert [message["ts"] for message in told] == pytest.approx([NOW, NOW + 1000, NOW + 1000, 8.0])
+        assert [message.get("clock") for message in told] == [None, None, None, "unsynchronised"]
+        wire.set = False
+        room.telemetry.publish("board", {})
+        assert (wire.bodies("board")[-1]["ts"], wire.bodies("board")[-1]["clock"]) == (7.0, "unsynchronised")
+
+    run(story)
 
 
 # --- backfill --------------------------------------------------------------------------------------------------------
