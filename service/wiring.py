@@ -24,6 +24,7 @@ from service.device_link import Address, Link
 from service.footprint import give_back
 from service.home_assistant import Announcement
 from service.journal import JobRecord, Journal
+from service.kernel_clock import believable, kernel_synchronised
 from service.learnt import Learnt
 from service.logs import logger
 from service.outbox import DAY_S, Outbox
