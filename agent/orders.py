@@ -41,20 +41,23 @@ class Obedience:
         self._ask(stage, detail)
         self.obey()
 
-    def obey(self) -> None:
-        """Wait out a pause, and tell of it.
+    def obey(self) -> float:
+        """Wait out a pause, and tell of it; the seconds that it took.
 
         Raises:
             JobEndedError: an order ends the job.
         """
-        order = self._orders.steer()
+        order, rested_s = self._orders.steer(), 0.0
         if order.action == "PAUSE":
+            began = time.monotonic()
             self._emit(Waits(resting=True, rule=order.rule))
             while (order := self._orders.steer()).action == "PAUSE":
                 time.sleep(PAUSE_POLL_S)
             self._emit(Waits(resting=False, rule=order.rule))
+            rested_s = time.monotonic() - began
         if order.action == "ABORT":
             raise JobEndedError("the job was ended", where=order.rule, reason=order.rule)
+        return rested_s
 
     def nap(self, seconds: float) -> None:
         """Wait so many seconds, as for the next attempt at the network, and obey meanwhile.

@@ -73,7 +73,7 @@ class ModelRepository:
         monotonic: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
         wall: Callable[[], float] = time.time,
-        obey: Callable[[], object] = lambda: None,
+        obey: Callable[[], float] = lambda: 0.0,
     ) -> None:
         if urlsplit(url).scheme not in {"http", "https"}:
             raise ConfigError("repository address is not http or https", where=url)

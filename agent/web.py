@@ -81,14 +81,15 @@ class Web:
     Args:
         url: of the server; decides which proxy.
         monotonic: clock for the least speed, in seconds.
-        obey: called before each piece of a body; may wait, and may raise what ends the request.
+        obey: called before each piece of a body; may wait, gives the seconds that it waited, and may raise what ends
+            the request.
 
     Raises:
         ConfigError: the proxy's address is not http or https.
     """
 
     def __init__(
-        self, url: str, monotonic: Callable[[], float] = time.monotonic, obey: Callable[[], object] = lambda: None
+        self, url: str, monotonic: Callable[[], float] = time.monotonic, obey: Callable[[], float] = lambda: 0.0
     ) -> None:
         self._monotonic, self._obey = monotonic, obey
         timeout = urllib3.Timeout(SILENCE_SECONDS)
@@ -132,9 +133,7 @@ class Web:
         """
         started, received = self._monotonic(), 0
         while True:
-            asked = self._monotonic()
-            self._obey()
-            started += self._monotonic() - asked
+            started += self._obey()
             chunk = response.read1(READ_BYTES, decode_content=False)
             if not chunk:
                 return

@@ -49,7 +49,7 @@ def test_nothing_is_told_while_there_is_nothing_to_obey() -> None:
 
 def test_a_rest_is_told_with_its_rule_and_its_end() -> None:
     script = Script(PAUSE, PAUSE, PAUSE, FREE)
-    script.obedience.obey()
+    assert script.obedience.obey() > 0
     assert script.told == [Waits(resting=True, rule="held"), Waits(resting=False, rule="run")]
 
 
@@ -93,9 +93,10 @@ def test_the_time_of_a_rest_is_not_held_against_the_peer(tmp_path: Path, server:
             now[0] += GRACE_SECONDS  # the peer takes so long itself
         return now[0]
 
-    def rest() -> None:
-        if paused:
-            now[0] += 10 * GRACE_SECONDS
+    def rest() -> float:
+        rested = 10 * GRACE_SECONDS if paused else 0.0
+        now[0] += rested
+        return rested
 
     board = Board(tmp_path, server)
     downloads = Downloads(tmp_path, Web(server.url, tick, rest), lambda _: None)
