@@ -19,6 +19,7 @@ from service.console_link import ConsoleLink
 from service.device_link import Address
 from tests.simulators.fleet import DEVICE, World
 from tests.simulators.mosquitto import Mosquitto
+from tests.simulators.wiretap import Wiretap
 
 pytestmark = pytest.mark.e2e
 PASSWORD = "correct-horse-battery-staple"
@@ -46,6 +47,9 @@ class GuardedWorld(World):
             host="127.0.0.1", port=self.broker.port, username="pi", password_file=str(self.folder / "password")
         )
         return ConsoleLink(settings, Address("default", DEVICE), f"test-{os.urandom(4).hex()}")
+
+    def wiretap(self) -> Wiretap:
+        return Wiretap(self.broker.port, "pi", PASSWORD)
 
 
 def _hash_password(users: Path) -> None:

@@ -23,6 +23,7 @@ from service.commands import (
     MAX_SIGNATURES,
     PAYLOAD_TYPE,
     PERMITTED,
+    STRANGERS,
     SUPPORTED,
     Refusal,
 )
@@ -105,6 +106,10 @@ def test_words_of_a_status_are_those_of_the_job_machine() -> None:
 
 def test_sources_of_a_policy_are_those_of_the_code() -> None:
     assert set(SCHEMAS["Birth"]["properties"]["policy"]["properties"]["source"]["enum"]) == set(Source)
+
+
+def test_strangers_are_refused_in_passing() -> None:
+    assert set(SCHEMAS["ToStrangers"]["properties"]["reason_code"]["enum"]) == STRANGERS
 
 
 def test_bounds_are_those_of_the_code() -> None:

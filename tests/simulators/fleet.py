@@ -35,10 +35,12 @@ from service.device_link import Address
 from service.journal import JobRecord, Journal
 from tests.simulators.mosquitto import Mosquitto
 from tests.simulators.small_models import SIZE, colour_images, mobile_block_net
+from tests.simulators.wiretap import Wiretap
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "board-1"
 READY_S = 30.0
+MAX_FAULTS = 20
 ENDED = ("succeeded", "failed", "rejected", "canceled", "timed_out", "rolled_back")
 
 
@@ -74,6 +76,7 @@ class World:
             + '[worker]\nthreads = 1\nnice = 0\n[commands]\ntrusted_consoles = "trusted"\n[log]\nformat = "text"\n'
         )
         self.daemon: subprocess.Popen[bytes] | None = None
+        self.tap: Wiretap | None = None
 
     def publish(self, version: str = "1.0", model: bytes | None = None, *, grant: bool = True) -> None:
         """Publish a model of colour images (or the given ONNX bytes) as `colours`."""
@@ -105,6 +108,7 @@ class World:
 
     def start(self, program: tuple[str, ...] = ("-m", "service.cli", "run")) -> None:
         """Start the daemon and wait until it is ready."""
+        self.listen()
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         environment.pop("RUNTIME_DIRECTORY", None)
         with (self.folder / "daemon.log").open("ab") as log:
@@ -113,6 +117,18 @@ class World:
                 [sys.executable, *program, "--config", str(self.config)], stdout=log, stderr=log, env=environment
             )
         self.wait(lambda: self.daemon.poll() is not None or b" ready " in self.log()[mark:], READY_S)
+
+    def wiretap(self) -> Wiretap:
+        """What hears all that is said."""
+        return Wiretap(self.broker.port)
+
+    def listen(self) -> None:
+        """Hear what the daemon says from its first word on, where there is a broker."""
+        if self.tap is None:
+            self.tap = self.wiretap()
+            self.tap.start()
+        if self.broker.running:
+            assert self.tap.wait(), "the wiretap finds no broker"
 
     def log(self) -> bytes:
         return (self.folder / "daemon.log").read_bytes()
@@ -127,11 +143,16 @@ class World:
         return self.daemon.wait(timeout=20)
 
     def close(self) -> None:
+        """End everything, and hold what was said against docs/asyncapi.yaml."""
         if self.daemon is not None and self.daemon.poll() is None:
             self.kill()
+        if self.tap is not None:
+            self.tap.stop()
         self.broker.stop()
         self.web.shutdown()
         self.web.server_close()
+        faults = self.tap.faults() if self.tap is not None else []
+        assert not faults, "\n".join([f"{len(faults)} faults by docs/asyncapi.yaml", *faults[:MAX_FAULTS]])
 
     def wait(self, true: Callable[[], Any], seconds: float = 60.0) -> Any:
         """Poll until `true()` is truthy."""

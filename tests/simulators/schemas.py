@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cbor2
 import jsonschema
@@ -51,30 +51,39 @@ def faults(name: str, value: object) -> list[str]:
     return [f"{error.json_path}: {error.message[:MAX_SHOWN]}" for error in found]
 
 
+class Kind(NamedTuple):
+    """One message of a channel."""
+
+    schema: str
+    qos: int
+    retain: bool
+
+
 @functools.cache
-def channels() -> tuple[tuple[str, re.Pattern[str], str], ...]:
-    """Name, pattern of topics and schema of each channel; those without a parameter at the end come first."""
+def channels() -> tuple[tuple[str, re.Pattern[str], tuple[Kind, ...]], ...]:
+    """Name, pattern of topics and messages of each channel; those without a parameter at the end come first."""
     found = []
     for name, channel in document()["channels"].items():
-        (message,) = channel["messages"]
-        payload = document()["components"]["messages"][message]["payload"]["$ref"].rsplit("/", 1)[1]
-        found.append((name, re.compile(re.sub(r"\{\w+\}", "[^/]+", channel["address"])), payload))
+        pattern = re.compile(re.sub(r"\{\w+\}", "[^/]+", channel["address"]))
+        found.append((name, pattern, tuple(_kinds(name, channel["messages"]))))
     return tuple(sorted(found, key=lambda item: item[1].pattern.endswith("+")))
 
 
-def channel_of(topic: str) -> tuple[str, str] | None:
-    """Name and schema of the channel of a topic; nothing where there is no such channel."""
-    return next(((name, schema) for name, pattern, schema in channels() if pattern.fullmatch(topic)), None)
+def _kinds(channel: str, messages: Mapping[str, object]) -> Iterator[Kind]:
+    for operation in document()["operations"].values():
+        if operation["channel"]["$ref"] == f"#/channels/{channel}":
+            bound = operation["bindings"]
+            if "$ref" in bound:
+                bound = document()["components"]["operationBindings"][bound["$ref"].rsplit("/", 1)[1]]
+            named = [ref["$ref"].rsplit("/", 1)[1] for ref in operation.get("messages", ())]
+            for message in named or messages:
+                payload = document()["components"]["messages"][message]["payload"]["$ref"].rsplit("/", 1)[1]
+                yield Kind(payload, bound["mqtt"]["qos"], bound["mqtt"]["retain"])
 
 
-@functools.cache
-def binding(channel: str) -> Mapping[str, Any]:
-    """The MQTT binding of the operation on a channel."""
-    wanted = f"#/channels/{channel}"
-    (bound,) = (x["bindings"] for x in document()["operations"].values() if x["channel"]["$ref"] == wanted)
-    if "$ref" in bound:
-        bound = document()["components"]["operationBindings"][bound["$ref"].rsplit("/", 1)[1]]
-    return bound["mqtt"]
+def channel_of(topic: str) -> tuple[str, tuple[Kind, ...]] | None:
+    """Name and messages of the channel of a topic; nothing where there is no such channel."""
+    return next(((name, kinds) for name, pattern, kinds in channels() if pattern.fullmatch(topic)), None)
 
 
 def read(topic: str, payload: bytes, content_type: str | None) -> object:
@@ -110,19 +119,19 @@ def message_faults(topic: str, payload: bytes, content_type: str | None, *, qos:
     if channel is None:
         yield "no such channel"
         return
-    name, schema = channel
-    bound = binding(name)
-    allowed = (0, 1) if bound["qos"] == 0 else (bound["qos"],)  # telemetry: 0, or 1 where the owner asks for it
-    if qos not in allowed or retain != bound["retain"]:
-        yield f"QoS {qos}, retain {retain}, should be {bound['qos']}, {bound['retain']}"
-    if not payload and bound["retain"]:
+    if not payload and retain:
         return  # cleared
     try:
         value = read(topic, payload, content_type)
     except ValueError as error:
         yield f"unreadable: {error}"
         return
-    yield from faults(schema, value)
+    judged = [(kind, faults(kind.schema, value)) for kind in channel[1]]
+    kind, found = min(judged, key=lambda pair: len(pair[1]))
+    allowed = (0, 1) if kind.qos == 0 else (kind.qos,)  # telemetry: 0, or 1 where the owner asks for it
+    if qos not in allowed or retain != kind.retain:
+        yield f"QoS {qos}, retain {retain}, should be {kind.qos}, {kind.retain}"
+    yield from found
 
 
 def request_faults(envelope: bytes) -> list[str]:
