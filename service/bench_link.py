@@ -51,6 +51,9 @@ def link(options: argparse.Namespace) -> int:
             key = _prepare(folder, broker.port)
             with _daemon(folder) as daemon:
                 found = asyncio.run(_measure(options, broker, key, daemon.pid))
+        except TimeoutError:
+            said = (folder / "daemon.log").read_text("utf-8", "replace")[-500:]
+            raise BoardError("the daemon does not answer", where=said) from None
         finally:
             broker.stop()
     report = {"bench": "link", "machine": machine(), **found}

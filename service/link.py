@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from service import link_faults
 from service.config import Mqtt
@@ -33,6 +33,13 @@ MAX_PUBLISH_BYTES = 256 << 10  # a status with its result has a few KB
 MAX_TOPIC_BYTES = 1024  # with the properties; ours have less than 200: they count towards a broker's largest packet
 CONNECT_LIMIT_S = 30.0  # a broker may not hold us for ever with a byte now and then
 GRACE_S = 2.0  # for the farewell to leave; after it the socket is closed
+
+Retained: TypeAlias = Literal["sent", "once", "never"]
+_HANDLING: Mapping[Retained, int] = {
+    "sent": SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE,
+    "once": SubscribeOptions.RETAIN_SEND_IF_NEW_SUB,
+    "never": SubscribeOptions.RETAIN_DO_NOT_SEND,
+}
 
 log = logger("link")
 
@@ -150,13 +157,14 @@ class Connection:
         await asyncio.sleep(0)  # what was put on the loop last is run before the caller goes on
         self._drop()
 
-    def subscribe(self, topic_filter: str, *, qos: int = 1, once: bool = False) -> None:
-        """Ask for a topic filter, retained messages included; call after each connect that knew no session.
+    def subscribe(self, topic_filter: str, *, qos: int = 1, retained: Retained = "sent") -> None:
+        """Ask for a topic filter; call after each connect that knew no session.
 
-        With `once` retained messages come only where the filter is new to the session: for calls after every connect.
+        Retained messages come with it; with `once` only where the filter is new to the session, with `never` not at
+        all.
         """
-        handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB if once else SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
-        self._client.subscribe(topic_filter, options=SubscribeOptions(qos=qos, retainHandling=handling))
+        options = SubscribeOptions(qos=qos, retainHandling=_HANDLING[retained])
+        self._client.subscribe(topic_filter, options=options)
 
     def listen(self, *, on: bool) -> None:
         """Take no more messages for now, or again; a new connection begins with taking them.

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field
 from agent.errors import TemperdError
 from service.config import Mqtt
 from service.fleet.ingest_read import Reader, RefusedError
-from service.fleet.store import Batch, Fact, Sample, Store
+from service.fleet.ingest_truth import Truth
+from service.fleet.store import MAX_DEVICES, Batch, Fact, Presence, Sample, Store, key
 from service.link import Connection, Message
 from service.logs import logger
 
@@ -60,11 +61,15 @@ class Plan:
         tenant = "all.tenants" if self.tenant == "+" else self.tenant  # a dot, which no tenant has
         return f"temperd-ingest-{self.group}-{tenant}-{self.name}"
 
-    def filters(self) -> tuple[str, ...]:
-        """Topic filters, the shared one first."""
-        root = f"temper/v1/{self.tenant}/+"
-        kept = tuple(f"{root}/{levels}" for levels in ("conn", "birth", "cmd/+/+/sts", "a/+"))
-        return (f"$share/{self.group}/{root}/m/#", *kept)
+    @property
+    def root(self) -> str:
+        """The filter of all its boards."""
+        return f"temper/v1/{self.tenant}/+"
+
+    @property
+    def shared(self) -> str:
+        """The filter of the telemetry."""
+        return f"$share/{self.group}/{self.root}/m/#"
 
 
 @dataclass(slots=True)
@@ -125,6 +130,8 @@ class Ingest:
         self.counts, self._every_s = Counts(), every_s
         self._store, self._plan, self._now, self._monotonic, self._told = store, plan, now, monotonic, told
         self._reader = Reader()
+        self._boards: set[tuple[str, str]] = set()
+        """Of which presences came: whose statuses are to be asked for."""
         self._trimmed, self._trimming = monotonic(), False
         self._anew_since: float | None = None
         """When we asked for all that the broker retains, until it was read."""
@@ -139,6 +146,7 @@ class Ingest:
             on_down=self._lost,
             on_message=self._take,
         )
+        self._truth = Truth(self._connection, plan.root, lambda: self._boards, self._progress)
 
     def stop(self) -> None:
         """End `run` once what waits is stored."""
@@ -160,6 +168,7 @@ class Ingest:
                 if self._trimming:
                     self._trimming = await self._trim()
         finally:
+            self._truth.stop()
             for task in beside:
                 task.cancel()
             await self._connection.stop()
@@ -171,20 +180,28 @@ class Ingest:
         self.counts.waiting, self.counts.connected = len(self._waiting), self._connection.connected
         return self.counts
 
+    def _progress(self) -> int:
+        return -1 if self._waiting else self.counts.truths
+
     # From the broker.
 
     def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
-        for topic_filter in self._plan.filters():
-            if self._plan.leaving:
-                self._connection.unsubscribe(topic_filter)
-            else:  # with a session too: the connection may have ended before the broker read this
-                self._connection.subscribe(topic_filter, once=True)
+        if self._plan.leaving:
+            self._connection.unsubscribe(self._plan.shared)
+            self._truth.leave()
+        else:  # with a session too: the last connection may have ended before the broker read this
+            self._connection.subscribe(self._plan.shared)
+            if session_present:
+                self._truth.listen()
+            else:
+                self._truth.ask()
         self._anew_since = None if session_present else self._now()
         log.info("consuming", group=self._plan.group, name=self._plan.name, session_present=session_present)
 
     def _lost(self, _reason: str) -> None:
         # What waits is stored all the same; the broker sends it again, and the store knows it then.
         self.counts.connected = False
+        self._truth.stop()
 
     def _take(self, message: Message) -> None:
         self.counts.received += 1
@@ -195,6 +212,8 @@ class Ingest:
                 log.warning("message refused", reason=error.reason, why=str(error), topic=message.topic)
             self.counts.refused[error.reason] += 1
             facts = []
+        if len(self._boards) < MAX_DEVICES:
+            self._boards.update(key(fact) for fact in facts if isinstance(fact, Presence))
         self._waiting.append((message, facts))
         if len(self._waiting) >= MAX_WAITING:
             self._connection.listen(on=False)
@@ -261,7 +280,7 @@ class Ingest:
     async def _forget_alarms(self) -> None:
         """What was cleared while the broker kept no session for us, once what is still raised has come again."""
         since = self._anew_since
-        if since is None or self._waiting or not self._connection.connected or self._now() - since < TRIM_EVERY_S:
+        if since is None or not self._truth.whole or self._now() - since < TRIM_EVERY_S:
             return
         self._anew_since = None
         try:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from agent.errors import CommandError
 from service.commands import COMMAND_ID
 from service.config import NAME
-from service.fleet.store import Alarm, Birth, Fact, Presence, Sample, Status
+from service.fleet.store import MAX_DEVICES, Alarm, Birth, Fact, Presence, Sample, Status
 from service.payload import CBOR, JSON, decode
 
 MAX_BYTES = 128 << 10  # the longest of a device: backfill has at most 64 KiB, a status with its result some tens
@@ -24,7 +24,16 @@ LAST_MS = 4_102_444_800_000  # the year 2100: later is no clock
 LARGEST = (1 << 63) - 1  # what a database's integer holds
 _ROOT = "temper/v1/"
 _LEVELS = 5  # temper, v1, tenant, device, and at least one of the device's own
-REASONS = ("topic", "too-large", "content-type", "malformed", "schema", "too-many-values", "too-many-metrics")
+REASONS = (
+    "topic",
+    "too-large",
+    "content-type",
+    "malformed",
+    "schema",
+    "too-many-values",
+    "too-many-metrics",
+    "too-many-devices",
+)
 
 
 class RefusedError(ValueError):
@@ -110,6 +119,8 @@ class Reader:
         known = self._names.get(device, frozenset())
         if names <= known:
             return
+        if not known and len(self._names) >= MAX_DEVICES:
+            raise RefusedError("too-many-devices", f"telemetry of more than {MAX_DEVICES} devices")
         grown = known | names
         if len(grown) > MAX_NAMES:
             raise RefusedError("too-many-metrics", f"more than {MAX_NAMES} metrics of one device")

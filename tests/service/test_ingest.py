@@ -215,14 +215,23 @@ def test_what_is_retained_is_read_once_a_session_not_once_a_connection(broker: M
         conn = {"online": True, "session": 1, "connection": 1, "boot_id": "b", "ts": TS}
         async with device(broker.port) as boards:
             await boards.say("pi-1/conn", conn, retain=True)
+            for number in range(3):
+                command_id = f"01990000-0000-7000-8000-00000000000{number}"
+                status = {"id": command_id, "status": "succeeded", "version": 3, "ts": TS}
+                await boards.say(f"pi-1/cmd/scrub/{command_id}/sts", status, retain=True)
             async with running(consumer(broker.port, store)) as made:
-                await until(lambda: made.counts.truths == 1)
+                await until(lambda: made._truth.whole)
+                assert made.counts.truths == 4
+                assert len(store.statuses("acme", "pi-1")) == 3
+                live = {"id": command_id, "status": "succeeded", "version": 4, "ts": TS}
+                await boards.say(f"pi-1/cmd/scrub/{command_id}/sts", live, retain=True)
+                await until(lambda: made.counts.truths == 5)
             async with running(consumer(broker.port, store)) as made:
                 await boards.telemetry("pi-1", range(5))
                 await until(lambda: made.counts.stored == 5)
                 assert made.counts.truths == 0
             async with running(consumer(broker.port, store, "another")) as made:
-                await until(lambda: made.counts.truths == 1)
+                await until(lambda: made.counts.truths == 4)
 
     play(story)
 
@@ -338,7 +347,7 @@ def test_a_session_is_that_of_its_filters() -> None:
     one = Plan("g", "n", "acme", 1, 1)
     plans = (one, replace(one, tenant="+"), replace(one, group="h"), replace(one, name="m"))
     assert len({plan.client_id for plan in plans}) == 4
-    assert one.filters()[0] == "$share/g/temper/v1/acme/+/m/#"
+    assert one.shared == "$share/g/temper/v1/acme/+/m/#"
 
 
 def test_a_broker_that_sends_more_than_was_asked_for_is_not_read_until_there_is_room(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.fleet import ingest_read
 from service.fleet.ingest_read import (
     MAX_BACKFILL,
     MAX_BYTES,
@@ -199,6 +200,14 @@ def test_a_device_that_invents_metrics_for_ever_is_refused_and_others_are_not() 
     assert caught.value.reason == "too-many-metrics"
     say("pi-1", 0)
     say("pi-2", MAX_NAMES)
+
+
+def test_devices_that_a_broker_invents_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_read, "MAX_DEVICES", 2)
+    reader = Reader()
+    for name in ("pi-1", "pi-2"):
+        reader.read(f"temper/v1/acme/{name}/m/board", json.dumps(message()).encode(), "")
+    assert refused("m/board", message(), reader=reader) == "too-many-devices"
 
 
 @given(st.binary(max_size=300), st.sampled_from(["", "application/cbor"]))
