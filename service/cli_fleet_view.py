@@ -261,6 +261,19 @@ def group_remove(options: argparse.Namespace) -> int:
     return _group(options, "removed", lambda state, tenant: state.remove_members(tenant, options.group, options.boards))
 
 
+def forget(options: argparse.Namespace) -> int:
+    """Drop boards that were taken out of service from what is remembered."""
+    access = _access(options)
+    names = [check_name(name) for name in options.boards]
+    with FleetState(state_path(access.state, os.environ)) as state:
+        known = [name for name in names if state.forget_board(access.tenant, name)]
+    if options.json:
+        say_json({"forgotten": known})
+    else:
+        print(f"{len(known)} of {len(names)} were known, and are forgotten")
+    return DONE if len(known) == len(names) else FAILED
+
+
 def group_list(options: argparse.Namespace) -> int:
     """Groups and their boards."""
     access = _access(options)

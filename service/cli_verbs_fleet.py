@@ -21,6 +21,8 @@ _LIST = """Every board of a tenant: on the broker, and remembered of earlier loo
 _WATCH = """A live table of all boards, or of those named; Ctrl-C ends it. With --json one line per change."""
 _WAIT = """Wait for commands, or for a roll-out's, to end.
 Exit code 0: all succeeded; 1: one failed, or the time ran out; 3: one was refused and none failed."""
+_FORGET = """Forget boards that were taken out of service: they leave lists and groups.
+What the broker still keeps of a board brings it back: clear its retained messages there."""
 _ROLL_OUT = """One command to many boards, in waves: canaries first, then the rest, until too many did not succeed.
 Every command is kept in the state file before it is sent: after a crash --resume sends the same bytes, and no board
 runs its command twice. Boards that are offline have until --valid ends.
@@ -45,7 +47,9 @@ def fleet_verbs(verbs: Verbs) -> None:
     wait.add_argument("--roll-out", default="", metavar="ID", help="all commands of a roll-out")
     wait.add_argument("--timeout", type=float, default=0.0, metavar="SECONDS", help="give up after (0: never)")
     roll_out = _roll_out_verb(kinds)
-    for verb in (send, *show, wait, roll_out):
+    forget = add_verb(kinds, "forget", "cli_fleet_view:forget", _FORGET, config=False)
+    forget.add_argument("boards", metavar="BOARD", nargs="+", help="their names")
+    for verb in (send, *show, wait, roll_out, forget):
         add_broker_options(verb)
         verb.add_argument("--state", default="", metavar="FILE", help="state (~/.local/state/temperd/fleet.sqlite)")
     _group_verbs(kinds)

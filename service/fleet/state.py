@@ -140,8 +140,9 @@ class FleetState:
         return {row["board"]: json.loads(row["view"]) for row in found}
 
     def forget_board(self, tenant: str, board: str) -> bool:
-        """Drop a board, for one that was taken out of service; whether it was known."""
+        """Drop a board, for one that was taken out of service, from all groups too; whether it was known."""
         with self._using(), self._writing():
+            self._database.execute("DELETE FROM members WHERE tenant = ? AND board = ?", (tenant, board))
             done = self._database.execute("DELETE FROM boards WHERE tenant = ? AND board = ?", (tenant, board))
         return done.rowcount > 0
 

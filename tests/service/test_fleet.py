@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import pytest
 
 from agent.keys import create_console_key, load_console_key
 from service.cli import main
+from service.cli_fleet_view import live_table
 from service.commands import sign_command
 from service.config import Mqtt
+from service.fleet.boards import Boards
 from service.fleet.fleet_link import FleetLink
 from service.fleet.outcome import Outcome, exit_code
 from service.fleet.roll_out import LATE_S, Inbox, RollOutRun, Terms
@@ -118,6 +122,9 @@ def test_boards_are_listed_shown_watched_and_remembered(place: Place) -> None:
     ]
     assert all(time.time() - view["last_seen"] < 300 for view in views)
     assert "gone" in place.fleet("list")[1]
+    assert place.json("forget", "good-1") == {"forgotten": ["good-1"]}
+    assert [view["board"] for view in place.json("list")] == ["good-2"]
+    assert place.fleet("forget", "good-1")[0] == 1
 
 
 def test_one_command_goes_to_several_boards_and_the_exit_code_tells_the_worst(place: Place) -> None:
@@ -246,6 +253,66 @@ def test_an_aborted_roll_out_cancels_what_is_open_and_cannot_go_on(place: Place)
         code, _, told = place.fleet("roll-out", "--resume", stopped["id"], *key)
         assert code == 2
         assert "aborted" in told
+
+
+def test_a_broker_that_forgot_everything_gets_open_commands_again(place: Place) -> None:
+    words = ("--board", "pi-1", "--key", place.key, "--state", place.state, "--json")
+    command = [sys.executable, "-m", "service.cli", "fleet", "roll-out", "scrub", *words]
+    running = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert running.stdout is not None
+    while json.loads(running.stdout.readline()).get("counts") != {"open": 1}:
+        pass
+    place.broker.kill()
+    place.broker.start()
+    with answering_boards(place.broker.port, place.trusted, place.log, "pi-1"):
+        lines = [json.loads(line) for line in running.communicate(timeout=WAIT_S)[0].splitlines()]
+    assert (running.returncode, lines[-1]["state"]) == (0, "done")
+    assert place.done() == [f"pi-1 {lines[-1]['boards'][0]['id']}"]
+
+
+def test_interrupted_a_roll_out_says_how_to_go_on_and_nobody_else_runs_it_meanwhile(place: Place) -> None:
+    key = ("--key", place.key)
+    command = [sys.executable, "-m", "service.cli", "fleet", "roll-out", "scrub", "--board", "pi-1", "--json"]
+    command += [*map(str, key), "--state", str(place.state)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert running.stdout is not None
+    roll_out = json.loads(running.stdout.readline())["id"]
+    while json.loads(running.stdout.readline()).get("counts") != {"open": 1}:
+        pass
+    code, _, told = place.fleet("roll-out", "--resume", roll_out, *key)
+    assert (code, "another temperd runs this roll-out" in told) == (1, True)
+    assert place.fleet("wait", "--roll-out", roll_out, "--timeout", "0.5")[0] == 1
+    running.send_signal(signal.SIGINT)
+    told = running.communicate(timeout=WAIT_S)[1]
+    assert running.returncode == 130
+    assert f"temperd fleet roll-out --resume {roll_out}" in told
+    with place.boards("pi-1"):
+        code, lines = place.lines("roll-out", "--resume", roll_out, *key)
+    assert (code, lines[-1]["state"], len(place.done())) == (0, "done", 1)
+
+
+def test_a_state_file_that_is_none_is_told_and_left_as_it_is(place: Place) -> None:
+    place.state.parent.mkdir()
+    place.state.write_bytes(b"no database" * 1000)
+    code, _, told = place.fleet("group", "list")
+    assert code == 1
+    assert "the fleet's state cannot be used" in told
+    assert place.state.read_bytes() == b"no database" * 1000
+    place.state.unlink()
+    with closing(sqlite3.connect(place.state)) as database:
+        database.execute("PRAGMA user_version = 99")
+    code, _, told = place.fleet("group", "list")
+    assert (code, "newer temperd" in told) == (1, True)
+
+
+def test_a_screen_shows_what_is_urgent_first_and_says_what_it_leaves_out() -> None:
+    boards = Boards("default")
+    for name in ("a", "b", "c"):
+        boards.take(f"temper/v1/default/{name}/conn", {"online": name != "a"}, now=0.0, retained=True)
+    boards.take("temper/v1/default/c/a/overheated", {"severity": "warning"}, now=0.0, retained=True)
+    table = live_table(boards, 0.0, 6, connected=False)
+    assert [next(iter(column.cells)).plain for column in table.columns][:2] == ["c", "online"]  # type: ignore[union-attr]
+    assert table.caption == "3 boards, 2 online; no broker, trying on; 2 more are not shown"
 
 
 def test_wrong_words_are_told_before_anything_is_sent(place: Place) -> None:
