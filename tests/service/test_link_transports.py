@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.config import Mqtt
+from service.device_link import Address, Connected, Incoming, Link
 from service.link_secrets import tls_context
 from tests.simulators.certificates import HOUR, certificate, listener_lines
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto, free_port
@@ -22,6 +23,8 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
 ]
+ROOT = Path(__file__).parents[2]
+ID = "01a22c9f-6dd9-7cf1-86fb-2ab4c0be8330"
 
 
 @contextmanager
@@ -140,7 +143,7 @@ def test_a_certificate_of_the_board_that_does_not_hold(
 
 
 def with_users(folder: Path) -> str:
-    (folder / "users").write_text("pi:secret\nmute:secret\n")
+    (folder / "users").write_text("pi:secret\nconsole:secret\n")
     done = subprocess.run(["mosquitto_passwd", "-U", str(folder / "users")], capture_output=True, check=False)
     assert done.returncode == 0
     return f"password_file {folder}/users\n"
@@ -187,6 +190,39 @@ def test_a_publication_that_the_access_rules_refuse_is_counted_and_the_connectio
 
     with a_broker(tmp_path, f"acl_file {tmp_path}/rules") as broker:
         run(lambda: story(at(broker)))
+
+
+def test_the_access_rules_that_the_documentation_gives(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operate.md").read_text("utf-8")
+    rules = [line.strip() for line in page.splitlines() if line.startswith(("    pattern ", "    user ", "    topic "))]
+    assert len(rules) == 6
+    (tmp_path / "rules").write_text("\n".join(rules) + "\n")
+    users = with_users(tmp_path)
+
+    async def story(board: Mqtt, console: Mqtt) -> None:
+        here, there = "temper/v1/default/pi", "temper/v1/default/mute"
+        link = Link(board, Address("default", "pi"), session=1, boot_id="b", capabilities={}, birth={}, now=lambda: 1.0)
+        link.start()
+        assert isinstance(await link.receive(), Connected)
+        async with connected(console, "console") as (commands, heard), connected(board, "curious") as (curious, seen):
+            commands.subscribe(f"{here}/#")
+            curious.subscribe(f"{there}/#")
+            curious.subscribe(f"{here}/conn")
+            while not (await heard.messages.get()).topic.endswith("/birth"):
+                pass
+            assert (await seen.messages.get()).topic == f"{here}/conn"
+            assert await commands.publish(f"{there}/cmd/pause/{ID}/req", b"x")
+            assert await commands.publish(f"{here}/conn", b"x") is False
+            assert await curious.publish(f"{there}/conn", b"x") is False
+            assert await commands.publish(f"{here}/cmd/pause/{ID}/req", b"x")
+            assert isinstance(await link.receive(), Incoming)
+            assert seen.messages.empty()
+            assert link._connection.refusals == 0
+        await link.stop()
+
+    with a_broker(tmp_path, users + f"acl_file {tmp_path}/rules", anonymous=False) as broker:
+        board = at(broker, **said(tmp_path, "pi", "secret"))
+        run(lambda: story(board, replace(board, username="console")))
 
 
 @pytest.mark.parametrize(
