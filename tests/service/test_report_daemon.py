@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import urllib.request
@@ -22,7 +23,10 @@ from tests.simulators.mosquitto import find_mosquitto
 ROOT = f"temper/v1/default/{DEVICE}"
 DISCOVERY = f"homeassistant/device/temperd-default-{DEVICE}/config"
 
-pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="needs mosquitto")
+pytestmark = [
+    pytest.mark.skipif(find_mosquitto() is None, reason="needs mosquitto"),
+    pytest.mark.skipif(shutil.which("mosquitto_sub") is None, reason="needs mosquitto-clients"),
+]
 
 
 class Ears:
@@ -123,6 +127,22 @@ def test_an_alarm_lives_through_kill_9_and_is_cleared_when_its_cause_went_while_
     world.wait(lambda: "policy-invalid" not in ears.alarms())
 
 
+def test_heat_above_the_pause_trip_is_told_on_the_wire_and_to_home_assistant_at_once(
+    board: tuple[World, Ears, Path, int],
+) -> None:
+    world, ears, policy, _ = board
+    trips = {"slow": 20, "hot": 21, "pause": 22}  # below what any die has
+    text = "".join(f"[thermal.{stage}]\nabsolute_celsius = {celsius}\n" for stage, celsius in trips.items())
+    policy.write_text(f'name = "cold"\n{text}')
+    world.wait(lambda: "overheated" in ears.alarms())
+    evidence = ears.latest()[f"{ROOT}/a/overheated"]["evidence"]
+    assert evidence["rules"] == ["thermal.absolute-pause"]
+    assert evidence["temperature_celsius"] > 22
+    template = ears.latest()[DISCOVERY]["cmps"]["alarm_overheated"]["value_template"]
+    world.wait(lambda: rendered(template, ears.latest()[f"{ROOT}/m/board"]) == "ON")
+    policy.write_text('name = "mended"\n')
+
+
 def test_a_report_tells_what_a_board_is_and_keeps_its_secrets(board: tuple[World, Ears, Path, int]) -> None:
     world, ears, _, _ = board
     request = world.request("collect-report", {})
@@ -131,7 +151,7 @@ def test_a_report_tells_what_a_board_is_and_keeps_its_secrets(board: tuple[World
     report = status["result"]
     assert len(json.dumps(report)) <= MAX_REPORT_BYTES
     assert report["birth"]["board"]["profile"] == "raspberry-pi-4"
-    assert report["live"]["policy"]["name"] in ("mine", "mended")
+    assert report["live"]["policy"]["source"] == "file"
     assert report["link"]["connected"] is True
     assert report["disk"]["free_bytes"] > 0
     assert report["journal"]["bytes"] > 0
@@ -158,6 +178,17 @@ def _strings(document: bytes) -> list[str]:
         if isinstance(table, dict)
         else []
     )
+
+
+def test_a_second_board_with_our_name_is_an_alarm(board: tuple[World, Ears, Path, int]) -> None:
+    world, ears, _, _ = board
+    there = {"online": True, "session": 900, "connection": 1, "boot_id": "of another board", "ts": 1_800_000_000.0}
+    arguments = ["-i", f"temperd-default-{DEVICE}", "-V", "mqttv5", "-q", "1", "-r", "-t", f"{ROOT}/conn"]
+    subprocess.run(
+        ["mosquitto_pub", "-p", str(world.broker.port), *arguments, "-m", json.dumps(there)], check=True, timeout=60
+    )
+    world.wait(lambda: "taken-over" in ears.alarms())
+    assert ears.latest()[f"{ROOT}/a/taken-over"]["evidence"]["count"] >= 1
 
 
 def test_the_local_report_needs_no_daemon(board: tuple[World, Ears, Path, int]) -> None:
