@@ -27,7 +27,7 @@ class Seen:
     """One message of the device."""
 
     kind: str
-    """`conn`, `birth`, `status`, `metrics` or `capability`."""
+    """`conn`, `birth`, `status`, `metrics`, `backfill` or `capability`."""
     name: str
     """Command type of a status or capability, group of metrics, else empty."""
     command_id: str
@@ -126,6 +126,8 @@ def _read(message: Message, prefix: int) -> Seen | None:
     kind, name, command_id = "", "", ""
     match levels:
         case ["conn" | "birth" as kind]:
+            pass
+        case ["m", "backfill" as kind]:
             pass
         case ["m", name]:
             kind = "metrics"

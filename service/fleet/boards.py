@@ -137,7 +137,7 @@ class Boards:
             "m": (board.metrics, MAX_GROUPS, _OF_METRICS),
             "a": (board.alarms, MAX_ALARMS, _OF_ALARM),
         }
-        if name not in places or len(kind) > MAX_NAME:
+        if name not in places or len(kind) > MAX_NAME or kind == "backfill":  # of the past: nothing shown changes
             return False
         kept, most, keys = places[name]
         if kind not in kept and len(kept) >= most:

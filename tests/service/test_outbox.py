@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -315,6 +316,23 @@ def test_a_file_that_vanishes_while_it_is_read_is_counted(tmp_path: Path, record
     segment_file(tmp_path).unlink()
     assert drained(box) == []
     assert box.counters.dropped_total == records
+
+
+def test_a_day_without_a_broker_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    box, now = opened(tmp_path), 0.0
+
+    def pass_minutes(minutes: int) -> int:
+        nonlocal now
+        for _ in range(minutes):
+            now += 60.0
+            box.add(record(int(now), 800), now)
+            box.tick(now)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = pass_minutes(600)
+    assert pass_minutes(1440) - before < 300  # of 1440 records, and a segment or two
+    assert box.records == 2040
 
 
 def test_small_batches_compress_as_well_as_large_ones(tmp_path: Path) -> None:
