@@ -6,8 +6,8 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import sqlite3
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +145,7 @@ def _versions() -> dict[str, object]:
     system = os.uname()
     return {
         "agent": __version__,
-        "python": platform.python_version(),
+        "python": sys.version.partition(" ")[0],
         "sqlite": sqlite3.sqlite_version,
         "kernel": system.release,
         "machine": system.machine,
