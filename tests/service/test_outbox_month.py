@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -93,7 +95,7 @@ class Days:
 
 @asynccontextmanager
 async def heard(broker: Mosquitto) -> AsyncIterator[list[dict[str, Any]]]:
-    """Every backfill message, from here on."""
+    """Every message of telemetry, from here on."""
     bodies: list[dict[str, Any]] = []
     ready = asyncio.Event()
 
@@ -107,7 +109,7 @@ async def heard(broker: Mosquitto) -> AsyncIterator[list[dict[str, Any]]]:
             bodies.append(json.loads(message.payload))
 
     def up(_session_present: bool) -> None:
-        connection.subscribe(PI.topic("m", "backfill"))
+        connection.subscribe(PI.topic("m", "+"))
         connection.subscribe(PI.topic("probe"))
         connection.publish(PI.topic("probe"), b"{}", retain=False)
 
@@ -228,3 +230,40 @@ def test_a_broker_that_dies_during_the_backfill_costs_nothing(tmp_path: Path, br
 
     asyncio.run(story())
     assert days.outbox.counters.dropped_total == 0
+
+
+def test_a_broker_that_takes_nothing_for_a_while_costs_nothing_and_is_told_later(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    days = Days(tmp_path, broker)
+    backfill = Backfill(days.outbox, days.link, "boot", days.settings, days.running())
+
+    async def story() -> list[int]:
+        async with asyncio.timeout(HANG_S), heard(broker) as bodies:
+            days.link.start()
+            task = asyncio.create_task(backfill.run())
+            try:
+                await until(lambda: days.link.connected)
+                os.kill(broker.pid, signal.SIGSTOP)
+                try:
+                    for count in range(400):
+                        days.telemetry.publish("board", {"count": count, "pad": "x" * 1000})
+                        await asyncio.sleep(0)
+                    waiting = days.outbox.records
+                finally:
+                    os.kill(broker.pid, signal.SIGCONT)
+                assert 0 < waiting < 400  # the kernel took what it may hold, the rest waits here
+                await until(lambda: not days.outbox.records, backfill.tick)
+                await until(lambda: len(seqs(bodies)) >= 400)
+            finally:
+                task.cancel()
+                await days.link.stop()
+            return seqs(bodies)
+
+    found = asyncio.run(story())
+    assert sorted(found) == list(range(min(found), min(found) + 400))
+
+
+def seqs(bodies: list[dict[str, Any]]) -> list[int]:
+    """Of live messages and of those in a backfill."""
+    return [message["seq"] for body in bodies for message in body.get("messages", [body])]
