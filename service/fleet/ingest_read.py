@@ -14,6 +14,7 @@ from service.commands import COMMAND_ID
 from service.config import NAME
 from service.fleet.store import MAX_DEVICES, Alarm, Birth, Fact, Presence, Sample, Status
 from service.payload import CBOR, JSON, decode
+from service.statuses import UNSYNCHRONISED
 
 MAX_BYTES = 128 << 10  # the longest of a device: backfill has at most 64 KiB, a status with its result some tens
 MAX_BACKFILL = 1000  # messages in one `m/backfill`: 64 KiB hold some hundreds
@@ -112,6 +113,7 @@ class Reader:
             ts_ms=round(_time(body, "ts") * 1000),
             mono_ms=_whole(body, "mono_ms"),
             values=_dump(values),
+            dated=body.get("clock") != UNSYNCHRONISED,
         )
 
     def _admit(self, device: tuple[str, str], names: frozenset[str]) -> None:

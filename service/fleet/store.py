@@ -34,6 +34,8 @@ class Sample(NamedTuple):
     mono_ms: int
     values: str
     """A JSON object, without spaces."""
+    dated: bool = True
+    """The device knew the time. If not, the same message may come again with its right time, which is then kept."""
 
 
 class Presence(NamedTuple):

@@ -7,7 +7,7 @@ today gives (1970, years ahead) are in a partition of their own. With TimescaleD
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 
@@ -78,6 +78,7 @@ class PostgresStore:
             else:
                 connection.execute(statements.TELEMETRY + " PARTITION BY RANGE (ts)")
                 connection.execute("CREATE TABLE telemetry_other PARTITION OF telemetry DEFAULT")
+            connection.execute(statements.BY_TIME)
             connection.execute("INSERT INTO temperd_schema VALUES (%s)", (SCHEMA_VERSION,))
         row = connection.execute("SELECT version FROM temperd_schema").fetchone()
         if row is None or row[0] > SCHEMA_VERSION:
@@ -95,10 +96,17 @@ class PostgresStore:
                 _write_truth(cursor, kept, ids, received)
                 new = 0
                 if kept.samples:
-                    cursor.execute(statements.SAMPLES, _columns(kept.samples, ids, received))
-                    new = cursor.rowcount
+                    new = self._write_samples(cursor, _columns(kept.samples, ids, received))
             self._ids = ids
         return Written(new, len(kept.samples) - new, strangers)
+
+    def _write_samples(self, cursor: psycopg.Cursor, columns: Mapping[str, object]) -> int:
+        replaced = 0
+        if not self._timescale:
+            cursor.execute(statements.REPLACED, columns)
+            replaced = cursor.rowcount
+        cursor.execute(statements.SAMPLES, columns)
+        return max(0, cursor.rowcount - replaced)
 
     def _known(self, cursor: psycopg.Cursor, batch: Batch) -> dict[tuple[str, str], int]:
         missing = sorted(batch.devices() - self._ids.keys())[: max(0, MAX_DEVICES - len(self._ids))]
@@ -260,8 +268,8 @@ def _make_day(connection: psycopg.Connection, day: date) -> None:
     text = sql.SQL("CREATE TABLE {} PARTITION OF telemetry FOR VALUES FROM ({}) TO ({})")
     connection.execute(text.format(sql.Identifier(name), *map(sql.Literal, span)))
     with connection.cursor() as cursor:
-        rows = [(*row[:-1], json.dumps(row[-1])) for row in moved]
-        cursor.executemany("INSERT INTO telemetry VALUES (%s, %s, %s, %s, %s, %s, %s, %s)", rows)
+        rows = [(*row[:7], json.dumps(row[7]), row[8]) for row in moved]
+        cursor.executemany("INSERT INTO telemetry VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)", rows)
 
 
 def _told(error: psycopg.Error) -> str:
@@ -300,6 +308,7 @@ def _columns(samples: list[Sample], ids: dict[tuple[str, str], int], received: f
         "seq": [fact.seq for fact in samples],
         "mono": [fact.mono_ms for fact in samples],
         "body": [fact.values for fact in samples],
+        "dated": [fact.dated for fact in samples],
     }
 
 

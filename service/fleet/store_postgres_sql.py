@@ -26,7 +26,7 @@ TELEMETRY = """
 CREATE TABLE telemetry (
     device BIGINT NOT NULL, grp TEXT COLLATE "C" NOT NULL, ts TIMESTAMPTZ NOT NULL, boot BIGINT NOT NULL,
     seq BIGINT NOT NULL, mono_ms BIGINT NOT NULL, received TIMESTAMPTZ NOT NULL, body JSONB NOT NULL,
-    PRIMARY KEY (device, grp, ts, boot, seq)
+    dated BOOLEAN NOT NULL, PRIMARY KEY (device, boot, seq, ts)
 )"""
 PRESENCE = """
 UPDATE devices SET online = %(online)s, session = %(session)s, connection = %(connection)s, since = %(since)s
@@ -44,11 +44,23 @@ ALARM = """
 INSERT INTO alarms VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (device, type) DO UPDATE SET
     severity = excluded.severity, ts = excluded.ts, body = excluded.body, seen = excluded.seen
 """
-SAMPLES = """
-INSERT INTO telemetry SELECT d, g, t, b, s, m, %(received)s, v::jsonb FROM unnest(
+ROWS = """unnest(
     %(device)s::bigint[], %(grp)s::text[], %(ts)s::timestamptz[], %(boot)s::bigint[], %(seq)s::bigint[],
-    %(mono)s::bigint[], %(body)s::text[]) AS n (d, g, t, b, s, m, v) ORDER BY d, g, t, b, s ON CONFLICT DO NOTHING
-"""
+    %(mono)s::bigint[], %(body)s::text[], %(dated)s::boolean[]) AS n (d, g, t, b, s, m, v, k)"""
+# A partitioned table knows no key without its time. What had no right time, or one far off, is replaced when it comes
+# again; what was dated twice by a board differs by less than an hour.
+REPLACED = f"""
+DELETE FROM telemetry_other o USING {ROWS} WHERE o.device = n.d AND o.boot = n.b AND o.seq = n.s
+    AND (n.k OR NOT o.dated)
+"""  # noqa: S608 - a constant of this module
+SAMPLES = f"""
+INSERT INTO telemetry SELECT d, g, t, b, s, m, %(received)s, v::jsonb, k FROM {ROWS}
+WHERE NOT EXISTS (
+    SELECT 1 FROM telemetry o WHERE o.device = d AND o.boot = b AND o.seq = s
+    AND o.ts > t - interval '1 hour' AND o.ts < t + interval '1 hour')
+ORDER BY d, b, s ON CONFLICT DO NOTHING
+"""  # noqa: S608 - a constant of this module
+BY_TIME = "CREATE INDEX telemetry_by_time ON telemetry (device, grp, ts)"
 DEVICES = """
 SELECT d.tenant, d.name, d.online, d.since, d.agent, d.board, d.model, coalesce(a.number, 0),
     (extract(epoch FROM t.ts) * 1000)::bigint, t.body -> 'temperature_celsius', t.body ->> 'action'

@@ -1,7 +1,7 @@
 """The store in one SQLite file: write-ahead log, any number of readers beside one writer at a time.
 
 Telemetry is appended in the order in which it came, so forgetting the oldest is forgetting a head of the table. One
-index finds a device's messages by time and refuses those that are there already.
+index knows the messages that are there already, another finds a device's by time.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ CREATE TABLE alarms (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE telemetry (
     id INTEGER PRIMARY KEY, device INTEGER NOT NULL, grp TEXT NOT NULL, ts INTEGER NOT NULL, boot INTEGER NOT NULL,
-    seq INTEGER NOT NULL, mono_ms INTEGER NOT NULL, received REAL NOT NULL, body TEXT NOT NULL
+    seq INTEGER NOT NULL, mono_ms INTEGER NOT NULL, received REAL NOT NULL, body TEXT NOT NULL, dated INTEGER NOT NULL
 ) STRICT;
-CREATE UNIQUE INDEX telemetry_of_device ON telemetry (device, grp, ts, boot, seq);
+CREATE UNIQUE INDEX telemetry_once ON telemetry (device, boot, seq);
+CREATE INDEX telemetry_by_time ON telemetry (device, grp, ts);
 """
 _PRESENCE = """
 UPDATE devices SET online = :online, session = :session, connection = :connection, since = :since WHERE id = :id
@@ -75,7 +76,11 @@ _ALARM = """
 INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device, type) DO UPDATE SET
     severity = excluded.severity, ts = excluded.ts, body = excluded.body, seen = excluded.seen
 """
-_SAMPLE = "INSERT OR IGNORE INTO telemetry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
+_SAMPLE = """
+INSERT INTO telemetry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, boot, seq) DO UPDATE SET
+    ts = excluded.ts, dated = 1
+WHERE excluded.dated > telemetry.dated
+"""
 _DEVICES = """
 SELECT d.tenant, d.name, d.online, d.since, d.agent, d.board, d.model,
     (SELECT count(*) FROM alarms a WHERE a.device = d.id) AS alarms,
@@ -289,4 +294,4 @@ class SqliteStore:
 
 def _row(fact: Sample, ids: dict[tuple[str, str], int], received: float) -> tuple[object, ...]:
     boot = boot_number(fact.boot_id)
-    return ids[key(fact)], fact.group, fact.ts_ms, boot, fact.seq, fact.mono_ms, received, fact.values
+    return ids[key(fact)], fact.group, fact.ts_ms, boot, fact.seq, fact.mono_ms, received, fact.values, fact.dated

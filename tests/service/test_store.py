@@ -86,10 +86,18 @@ def test_a_message_that_comes_again_is_kept_once(opened: Store) -> None:
     assert opened.count() == 3
 
 
-def test_a_daemon_that_starts_again_counts_from_one_in_the_same_boot_and_nothing_is_taken_for_a_repeat(
-    opened: Store,
+@pytest.mark.parametrize("after", [0.0, 60.0])
+def test_a_message_of_a_board_that_did_not_know_the_time_is_kept_once_with_its_right_time(
+    opened: Store, after: float
 ) -> None:
-    assert opened.write(batch(sample(1), sample(1, ts=NOW + 60)), NOW).samples == 2
+    undated = sample(7, ts=12.5)._replace(dated=False)
+    assert opened.write(batch(undated, sample(8)), NOW).samples == 2
+    assert opened.write(batch(undated), NOW).samples == 0
+    opened.write(batch(sample(7, ts=NOW - 30)), NOW + after)
+    opened.write(batch(sample(7, ts=NOW - 30.002)), NOW + after)  # dated anew before it was sent again
+    assert opened.count() == 2
+    points = opened.series("acme", "pi-1", "board", "temperature_celsius", 0, NOW + 1)
+    assert points == [(NOW - 30, 47.0), (NOW, 48.0)]
 
 
 def test_all_of_a_batch_or_nothing(opened: Store) -> None:
@@ -249,7 +257,7 @@ def test_what_is_too_old_is_forgotten_and_what_is_not_stays(opened: Store) -> No
 def test_a_store_that_is_too_large_forgets_its_oldest(opened: Store) -> None:
     for day in range(6):
         at = NOW - (5 - day) * DAY
-        opened.write(batch(*(sample(n, ts=at + n / 8, pad=f"{n}" * 400) for n in range(1000))), at)
+        opened.write(batch(*(sample(1000 * day + n, ts=at + n / 8, pad=f"{n}" * 400) for n in range(1000))), at)
     most = opened.used_bytes() - (200 << 10)
     trimmed(opened, 0.0, most)
     assert opened.used_bytes() <= most
