@@ -15,6 +15,7 @@ from agent.messages import Progress
 from policies.governor import RULES
 from policies.policy import Policy
 from policies.reading import Health
+from service.alarms import KINDS, Severity
 from service.capabilities import Capabilities
 from service.commands import (
     KNOWN,
@@ -34,7 +35,7 @@ from service.link import MAX_PACKET_BYTES
 from service.policy_file import Source
 from service.steering import Steering
 from tests.simulators.reason_scan import codes, literals
-from tests.simulators.schemas import channel_of, document, faults
+from tests.simulators.schemas import channel_of, document, faults, result_schema
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCHEMAS = document()["components"]["schemas"]
@@ -112,6 +113,24 @@ def test_strangers_are_refused_in_passing() -> None:
     assert set(SCHEMAS["ToStrangers"]["properties"]["reason_code"]["enum"]) == STRANGERS
 
 
+def test_alarms_are_those_of_the_table() -> None:
+    alarm = SCHEMAS["Alarm"]["properties"]
+    assert alarm["type"]["enum"] == list(KINDS)
+    assert set(alarm["severity"]["enum"]) == set(Severity)
+
+
+def test_what_is_waited_for_is_listed() -> None:
+    tree = ast.parse((DOCS.parent / "service" / "until.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Until"]
+    named = {node.args[0].value for node in calls if isinstance(node.args[0], ast.Constant)}
+    assert "temperature_celsius" in named
+    assert named - set(SCHEMAS["Until"]["properties"]["what"]["enum"]) == set()
+
+
+def test_every_command_that_ends_with_a_result_has_its_schema() -> None:
+    assert {kind for kind in KNOWN if result_schema(kind)} == set(SUPPORTED) - {"cancel", "pause", "resume"}
+
+
 def test_bounds_are_those_of_the_code() -> None:
     envelope = SCHEMAS["Envelope"]["properties"]
     assert envelope["payload"]["maxLength"] == MAX_ENVELOPE_BYTES
@@ -160,7 +179,8 @@ def test_every_key_of_the_telemetry_has_a_schema(group: str, tmp_path: Path) -> 
 def test_every_schema_is_used() -> None:
     text = (DOCS / "asyncapi.yaml").read_text(encoding="utf-8")
     alone = {"SignedRequest"}  # what an envelope carries: the standard has no place for it
-    unused = [name for name in SCHEMAS if f'"#/components/schemas/{name}"' not in text and name not in alone]
+    results = {name for name, schema in SCHEMAS.items() if "x-result-of" in schema}
+    unused = [name for name in SCHEMAS if f'"#/components/schemas/{name}"' not in text and name not in alone | results]
     assert unused == []
 
 

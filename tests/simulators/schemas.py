@@ -113,6 +113,21 @@ def signed(envelope: bytes) -> object:
     return json.loads(base64.b64decode(text))
 
 
+@functools.cache
+def result_schema(command_type: str) -> str | None:
+    """The schema of the result of a command type; nothing where it has none."""
+    schemas = document()["components"]["schemas"]
+    return next((name for name, schema in schemas.items() if command_type in schema.get("x-result-of", ())), None)
+
+
+def _result_faults(topic: str, status: object) -> list[str]:
+    result = status.get("result") if isinstance(status, dict) else None
+    schema = result_schema(topic.split("/")[-3])
+    if result is None:
+        return []
+    return faults(schema, result) if schema else ["a result of a command that has none"]
+
+
 def message_faults(topic: str, payload: bytes, content_type: str | None, *, qos: int, retain: bool) -> Iterator[str]:
     """All that is wrong with a publication of a device."""
     channel = channel_of(topic)
@@ -132,6 +147,8 @@ def message_faults(topic: str, payload: bytes, content_type: str | None, *, qos:
     if qos not in allowed or retain != kind.retain:
         yield f"QoS {qos}, retain {retain}, should be {kind.qos}, {kind.retain}"
     yield from found
+    if channel[0] == "status":
+        yield from _result_faults(topic, value)
 
 
 def request_faults(envelope: bytes) -> list[str]:
