@@ -1,4 +1,4 @@
-"""Alarms: a closed table of what may be wrong, and the judge that raises and clears. Pure: facts in, state out.
+"""Alarms: the judge that raises and clears. Pure: facts in, state out.
 
 A cause must last before its alarm is raised, and stay away before it is cleared, so no alarm flaps.
 """
@@ -6,95 +6,12 @@ A cause must last before its alarm is raised, and stay away before it is cleared
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from types import MappingProxyType
-from typing import TypeAlias
 
-from policies.reading import Decision, Health, Reading
+from service.alarms_kinds import KINDS, Evidence, Facts, Kind
 
-Evidence: TypeAlias = Mapping[str, object]
-
-SHORT_HOLD_S = 10.0  # a reading or two may be wrong, ten in a row are not
-LONG_HOLD_S = 60.0  # longer than a supply or a die needs to swing once
-CLOCK_HOLD_S = 300.0  # a board without a real-time clock gets the time from the network soon after its start
-HOUR_S, DAY_S = 3600.0, 86400.0
-
-FAILURES = 3  # jobs in a row: one has a reason of its own, three have one in common
-LEAST_FREE_BYTES = 16 << 20  # less is not enough for a checkpoint of the smallest model and the journal's log
-MAX_LISTED = 16  # names in one piece of evidence: sensors, levers, files
-MAX_TEXT = 500  # characters of a complaint that is evidence
-
-_UNBELIEVED = frozenset({Health.MISSING, Health.FROZEN, Health.IMPOSSIBLE})
-_PAUSED_BY_HEAT = frozenset({"thermal.delta-t-pause", "thermal.absolute-pause"})
-_SHORT_OF_CHARGE = frozenset({"battery.low", "battery.pause"})
-
-
-class Severity(StrEnum):
-    """How soon somebody should look."""
-
-    WARNING = "warning"
-    CRITICAL = "critical"
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known at one moment. The defaults are those of a board on which all is well."""
-
-    reading: Reading = field(default_factory=lambda: Reading(mono_s=0.0))
-    decision: Decision = field(default_factory=Decision)
-    clock_synchronised: bool = True
-    unrepairable: int = 0
-    """Damaged files that the last scrub could not mend."""
-    memory_faults: int = 0
-    """Times that weights were found changed in memory since the daemon started."""
-    new_memory_faults: int = 0
-    """Of those, since the facts before."""
-    takeovers: int = 0
-    """Times that another client took our id since the daemon started."""
-    new_takeovers: int = 0
-    """Of those, since the facts before."""
-    disk_refusal: str = ""
-    """`no-space` or `disk`: why the disk refused the latest write of journal or outbox; empty: it did not."""
-    free_bytes: int | None = None
-    """Free where the daemon keeps its state; `None`: not known."""
-    quarantined: tuple[str, ...] = ()
-    """Names of broken journals that lie in the state folder."""
-    policy_complaint: str = ""
-    failed_jobs: int = 0
-    """Jobs that failed since the last that did not."""
-    last_failure: str = ""
-    """`reason_code` of the job that ended last; empty: it did not fail."""
-
-    @property
-    def rules(self) -> frozenset[str]:
-        """Every rule of the governor that applies."""
-        return frozenset({self.decision.rule, *self.decision.notes})
-
-    def with_health(self, *wanted: Health) -> tuple[str, ...]:
-        """Sensors and levers with one of these healths."""
-        return tuple(name for name, health in self.reading.health if health in wanted)[:MAX_LISTED]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One type of alarm.
-
-    Attributes:
-        keys: of its evidence.
-        cause: the evidence while the cause is there, else `None`.
-        raise_after_s: how long the cause must last without a gap.
-        clear_after_s: how long the cause must stay away.
-    """
-
-    type: str
-    severity: Severity
-    reason: str
-    keys: tuple[str, ...]
-    cause: Callable[[Facts], Evidence | None]
-    raise_after_s: float
-    clear_after_s: float
+FRESH_S = 60.0  # between two changes of an alarm's evidence: each is a message and a write to the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,223 +33,8 @@ class AlarmState:
     """Since when the cause of an alarm that is not raised has been there."""
     seen_s: Mapping[str, float] = field(default_factory=dict)
     """When the cause of a raised alarm was there last; after a start of the daemon: the first look."""
-
-
-# --- causes ----------------------------------------------------------------------------------------------------------
-
-
-def _heat(facts: Facts, rules: frozenset[str]) -> Evidence | None:
-    found, reading = sorted(facts.rules & rules), facts.reading
-    heat = {"temperature_celsius": reading.temperature_celsius, "delta_t_celsius": reading.delta_t_celsius}
-    return {"rules": found, **heat} if found else None
-
-
-def _charge(facts: Facts, rules: frozenset[str]) -> Evidence | None:
-    found = sorted(facts.rules & rules)
-    return {"rules": found, "charge": facts.reading.charge} if found else None
-
-
-def _temperature_lost(facts: Facts) -> Evidence | None:
-    health = dict(facts.reading.health).get("temperature", Health.OK)
-    return {"health": str(health)} if health in _UNBELIEVED else None
-
-
-def _levers(facts: Facts, health: Health) -> Evidence | None:
-    names = facts.with_health(health)
-    return {"levers": list(names)} if names else None
-
-
-def _supply(facts: Facts, *, wrong: bool) -> Evidence | None:
-    reading = facts.reading
-    return {"frequency_hz": reading.frequency_hz, "power_watts": reading.power_watts} if wrong else None
-
-
-def _disk_full(facts: Facts) -> Evidence | None:
-    low = facts.free_bytes is not None and facts.free_bytes < LEAST_FREE_BYTES
-    return {"free_bytes": facts.free_bytes} if low or facts.disk_refusal == "no-space" else None
-
-
-_TABLE = (
-    Kind(
-        "overheated",
-        Severity.WARNING,
-        "The die is above the pause trip: training rests until it has cooled",
-        ("rules", "temperature_celsius", "delta_t_celsius"),
-        lambda facts: _heat(facts, _PAUSED_BY_HEAT),
-        0.0,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "critical-temperature",
-        Severity.CRITICAL,
-        "The die is above the abort trip",
-        ("rules", "temperature_celsius", "delta_t_celsius"),
-        lambda facts: _heat(facts, frozenset({"thermal.critical"})),
-        0.0,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "temperature-lost",
-        Severity.CRITICAL,
-        "The temperature of the die is missing or cannot be believed",
-        ("health",),
-        _temperature_lost,
-        SHORT_HOLD_S,
-        SHORT_HOLD_S,
-    ),
-    Kind(
-        "battery-low",
-        Severity.WARNING,
-        "The charge is below a mark of the policy",
-        ("rules", "charge"),
-        lambda facts: _charge(facts, _SHORT_OF_CHARGE),
-        SHORT_HOLD_S,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "battery-unknown",
-        Severity.WARNING,
-        "The board is off mains and its charge cannot be believed",
-        ("rules", "charge"),
-        lambda facts: _charge(facts, frozenset({"battery.unknown"})),
-        SHORT_HOLD_S,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "undervoltage",
-        Severity.WARNING,
-        "The supply voltage drops: the supply or its cable is too weak",
-        ("frequency_hz", "power_watts"),
-        lambda facts: _supply(facts, wrong=facts.reading.undervoltage),
-        0.0,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "throttled",
-        Severity.WARNING,
-        "The firmware or the kernel holds the clock down",
-        ("frequency_hz", "power_watts"),
-        lambda facts: _supply(facts, wrong="supply.throttled" in facts.rules),  # held, as firmware lifts it for moments
-        LONG_HOLD_S,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "lever-refused",
-        Severity.WARNING,
-        "A clock cap or a fan level may not be written: heat is held by pauses alone",
-        ("levers",),
-        lambda facts: _levers(facts, Health.REFUSED),
-        SHORT_HOLD_S,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "lever-overridden",
-        Severity.WARNING,
-        "Another program keeps setting back what the governor writes",
-        ("levers",),
-        lambda facts: _levers(facts, Health.OVERRIDDEN),
-        SHORT_HOLD_S,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "memory-faults",
-        Severity.CRITICAL,
-        "Weights were found changed in memory: memory or power may be failing",
-        ("count",),
-        lambda facts: {"count": facts.memory_faults} if facts.new_memory_faults > 0 else None,
-        0.0,
-        DAY_S,
-    ),
-    Kind(
-        "store-damaged",
-        Severity.CRITICAL,
-        "The last scrub found damaged files that it could not mend",
-        ("unrepairable",),
-        lambda facts: {"unrepairable": facts.unrepairable} if facts.unrepairable > 0 else None,
-        0.0,
-        0.0,
-    ),
-    Kind(
-        "disk-full",
-        Severity.CRITICAL,
-        "The disk is full: jobs and commands wait",
-        ("free_bytes",),
-        _disk_full,
-        0.0,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "disk-failing",
-        Severity.CRITICAL,
-        "The disk refuses writes: it is read-only or fails",
-        ("code",),
-        lambda facts: {"code": facts.disk_refusal} if facts.disk_refusal not in ("", "no-space") else None,
-        0.0,
-        LONG_HOLD_S,
-    ),
-    Kind(
-        "clock-unsynchronised",
-        Severity.WARNING,
-        "The board does not know the time: most commands wait",
-        (),
-        lambda facts: None if facts.clock_synchronised else {},
-        CLOCK_HOLD_S,
-        0.0,
-    ),
-    Kind(
-        "journal-quarantined",
-        Severity.CRITICAL,
-        "The journal was broken and put aside: what it knew of jobs and commands is lost. Take the files away",
-        ("files",),
-        lambda facts: {"files": list(facts.quarantined)} if facts.quarantined else None,
-        0.0,
-        0.0,
-    ),
-    Kind(
-        "taken-over",
-        Severity.WARNING,
-        "Another client connects to the broker under this board's id",
-        ("count",),
-        lambda facts: {"count": facts.takeovers} if facts.new_takeovers > 0 else None,
-        0.0,
-        HOUR_S,
-    ),
-    Kind(
-        "jobs-failing",
-        Severity.WARNING,
-        "The last jobs all failed",
-        ("count", "code"),
-        lambda facts: (
-            {"count": facts.failed_jobs, "code": facts.last_failure} if facts.failed_jobs >= FAILURES else None
-        ),
-        0.0,
-        0.0,
-    ),
-    Kind(
-        "repository-expired",
-        Severity.CRITICAL,
-        "The repository's metadata is expired: its publisher must sign anew, or the board's clock is wrong",
-        ("code",),
-        lambda facts: {"code": facts.last_failure} if facts.last_failure == "metadata-expired" else None,
-        0.0,
-        0.0,
-    ),
-    Kind(
-        "policy-invalid",
-        Severity.WARNING,
-        "The policy that should be in force is not: the one before stays",
-        ("complaint",),
-        lambda facts: {"complaint": facts.policy_complaint[:MAX_TEXT]} if facts.policy_complaint else None,
-        0.0,
-        0.0,
-    ),
-)
-
-KINDS: Mapping[str, Kind] = MappingProxyType({kind.type: kind for kind in _TABLE})
-"""Every type of alarm, as docs/alarms.md lists them."""
-
-
-# --- the judge -------------------------------------------------------------------------------------------------------
+    changed_s: Mapping[str, float] = field(default_factory=dict)
+    """When the evidence of a raised alarm was taken."""
 
 
 def judge(state: AlarmState, facts: Facts, mono_s: float, now: float) -> AlarmState:
@@ -347,22 +49,24 @@ def judge(state: AlarmState, facts: Facts, mono_s: float, now: float) -> AlarmSt
     raised: dict[str, Raised] = {}
     since: dict[str, float] = {}
     seen: dict[str, float] = {}
-    for kind in _TABLE:
-        evidence, before = kind.cause(facts), state.raised.get(kind.type)
-        if evidence is not None:
-            evidence = {key: _finite(value) for key, value in evidence.items()}
+    changed: dict[str, float] = {}
+    for kind in KINDS.values():
+        evidence, before = _evidence(kind, facts), state.raised.get(kind.type)
         if before is not None:
             last = mono_s if evidence is not None else state.seen_s.get(kind.type, mono_s)
             if evidence is not None or mono_s - last < kind.clear_after_s:
-                raised[kind.type], seen[kind.type] = _fresh(before, evidence), last
+                taken = state.changed_s.get(kind.type, mono_s - FRESH_S)
+                raised[kind.type] = _fresh(before, evidence) if mono_s - taken >= FRESH_S else before
+                seen[kind.type] = last
+                changed[kind.type] = taken if raised[kind.type] is before else mono_s
         elif evidence is not None:
             first = state.since_s.get(kind.type, mono_s)
-            if mono_s - first >= kind.raise_after_s:
-                raised[kind.type] = Raised(now - (mono_s - first), evidence)
-                seen[kind.type] = mono_s
-            else:
+            if mono_s - first < kind.raise_after_s:
                 since[kind.type] = first
-    return AlarmState(raised, since, seen)
+            else:
+                raised[kind.type] = Raised(now - (mono_s - first), evidence)
+                seen[kind.type] = changed[kind.type] = mono_s
+    return AlarmState(raised, since, seen, changed)
 
 
 def body(kind: str, alarm: Raised, ts: float, clock: str) -> dict[str, object]:
@@ -381,6 +85,11 @@ def _fresh(before: Raised, evidence: Evidence | None) -> Raised:
 
 def _named(evidence: Evidence) -> dict[str, object]:
     return {key: value for key, value in evidence.items() if not isinstance(value, int | float | None)}
+
+
+def _evidence(kind: Kind, facts: Facts) -> Evidence | None:
+    found = kind.cause(facts)
+    return None if found is None else {key: _finite(value) for key, value in found.items()}
 
 
 def _finite(value: object) -> object:

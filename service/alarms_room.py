@@ -18,7 +18,8 @@ from typing import Protocol
 
 from agent.errors import BoardError
 from policies.strict import TableError, build
-from service.alarms import KINDS, MAX_LISTED, AlarmState, Facts, Raised, body, judge
+from service.alarms import AlarmState, Raised, body, judge
+from service.alarms_kinds import KINDS, MAX_LISTED, Facts
 from service.job import TERMINAL, State
 from service.journal import Journal
 from service.logs import logger

@@ -17,7 +17,7 @@ from typing import Protocol
 from agent import __version__
 from agent.errors import BoardError
 from policies.reading import Action
-from service.alarms import KINDS
+from service.alarms_kinds import KINDS
 from service.config import HomeAssistant
 from service.device_link import Address
 from service.journal import Journal

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from agent import __version__
 from policies.reading import Action
-from service.alarms import KINDS
+from service.alarms_kinds import KINDS
 from service.job import State, wire_status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

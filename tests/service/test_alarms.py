@@ -17,7 +17,8 @@ from policies.governor import RULES, GovernorState, decide
 from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Decision, Health, Reading
-from service.alarms import FAILURES, KINDS, LEAST_FREE_BYTES, AlarmState, Facts, Severity, body, judge
+from service.alarms import FRESH_S, AlarmState, body, judge
+from service.alarms_kinds import FAILURES, KINDS, LEAST_FREE_BYTES, Facts, Severity
 
 WELL = Facts()
 NOW = 1_800_000_000.0
@@ -131,7 +132,8 @@ def test_numbers_that_move_tell_nothing_new_and_names_that_change_do() -> None:
     raised = after([(0.0, first)])
     assert after([(1.0, warmer)], raised).raised == raised.raised
     other = replace(warmer, decision=Decision(rule="thermal.absolute-pause"))
-    changed = after([(1.0, other)], raised).raised["overheated"]
+    assert after([(FRESH_S - 1, other)], raised).raised == raised.raised, "not again and again"
+    changed = after([(FRESH_S, other)], raised).raised["overheated"]
     assert changed.evidence["temperature_celsius"] == 71.0
     assert changed.since == raised.raised["overheated"].since
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from policies.policy import Policy
 from policies.reading import Decision, Health, Reading
-from service.alarms import FAILURES, KINDS
+from service.alarms_kinds import FAILURES, KINDS
 from service.alarms_room import KEPT, LOOK_S, RETRY_S, Alarms, Sources
 from service.job import Standing, State
 from service.journal import Journal

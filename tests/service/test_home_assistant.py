@@ -18,7 +18,7 @@ from agent.messages import Progress
 from policies.policy import Policy
 from policies.reading import Action, Reading
 from policies.strict import TableError
-from service.alarms import KINDS
+from service.alarms_kinds import KINDS
 from service.config import HomeAssistant, load_config
 from service.device_link import Address
 from service.home_assistant import Announcement, discovery

@@ -17,7 +17,7 @@ from policies.governor import RULES
 from policies.policy import Policy
 from policies.reading import Reading
 from policies.strict import TableError
-from service.alarms import KINDS
+from service.alarms_kinds import KINDS
 from service.config import Prometheus, split_address
 from service.prometheus import CONTENT_TYPE, METRICS, exposition
 from service.prometheus_export import MAX_CONNECTIONS, MAX_REQUEST_BYTES, WRITE_EVERY_S, Exporter
