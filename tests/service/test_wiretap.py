@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.commands import Request, new_id, sign_command
+from tests.simulators.fleet import world
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 from tests.simulators.schemas import faults, message_faults, request_faults
 from tests.simulators.wiretap import Heard, Wiretap
@@ -212,6 +213,22 @@ def test_it_hears_all_of_a_real_broker_also_after_its_restart(tmp_path: Path) ->
     found = tap.faults()
     assert all(fault.startswith(f"{ROOT}/birth: ") for fault in found)
     assert any("'agent' is a required property" in fault for fault in found)
+
+
+@pytest.mark.skipif(find_mosquitto() is None, reason="needs mosquitto")
+def test_a_board_that_speaks_cbor_and_wants_confirmations_keeps_the_contract(tmp_path: Path) -> None:
+    with world(tmp_path, started=False) as fleet:
+        fleet.config.write_text(fleet.config.read_text() + '[telemetry]\nformat = "cbor"\nqos = 1\n')
+        fleet.start()
+        fleet.send("scrub", {})
+        tap = fleet.tap
+        assert tap is not None
+
+        def told() -> list[Heard]:
+            return [heard for heard in tap.heard if heard.topic.startswith(f"{ROOT}/m/")]
+
+        fleet.wait(lambda: {f"{ROOT}/m/{group}" for group in ("board", "store", "link")} <= {x.topic for x in told()})
+        assert {(heard.qos, heard.content_type) for heard in told()} == {(1, "application/cbor")}
 
 
 def publish(broker: Mosquitto, topic: str, text: str) -> None:
