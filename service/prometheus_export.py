@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from agent.errors import BoardError
 from service.config import Prometheus, split_address
 from service.logs import logger
 from service.prometheus import CONTENT_TYPE, exposition
@@ -80,9 +81,9 @@ class Exporter:
             fresh.write_text(exposition(self._view()), encoding="utf-8")
             fresh.chmod(0o644)  # node_exporter is another user
             fresh.replace(path)
-        except OSError as error:
+        except (OSError, BoardError) as error:  # a disk that fails must cost figures, not the governor
             if str(error) != self._refused:
-                log.warning("the metrics file cannot be written", path=str(path), why=error.strerror)
+                log.warning("the metrics file cannot be written", path=str(path), why=str(error))
             self._refused = str(error)
         else:
             self._refused = ""
@@ -112,7 +113,11 @@ class Exporter:
             return _answer(405, b"only GET\n")
         if target != b"/metrics":
             return _answer(404, b"the metrics are at /metrics\n")
-        return _answer(200, exposition(self._view()).encode(), head=method == b"HEAD")
+        try:
+            page = exposition(self._view()).encode()
+        except BoardError as error:
+            return _answer(503, f"{error}\n".encode())
+        return _answer(200, page, head=method == b"HEAD")
 
 
 async def _request_line(reader: asyncio.StreamReader) -> bytes:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.errors import BoardError
 from policies.governor import RULES
 from policies.policy import Policy
 from policies.reading import Reading
@@ -177,6 +178,25 @@ def test_a_folder_that_is_not_there_costs_nothing_but_a_warning(tmp_path: Path) 
     exporter.tick(WRITE_EVERY_S)
     exporter.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_that_fails_costs_figures_and_nothing_else(tmp_path: Path, free_port: int) -> None:
+    def fail() -> dict[str, object]:
+        raise BoardError("the disk fails", reason="disk")
+
+    settings = Prometheus(textfile=str(tmp_path / "temperd.prom"), listen=f":{unused(free_port)}")
+    exporter = Exporter(settings, fail)
+    exporter.tick(0.0)
+    assert not list(tmp_path.iterdir())
+
+    async def play() -> None:
+        task = await served(exporter)
+        answer = await ask(exporter.port, b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"the disk fails" in answer
+        task.cancel()
+
+    asyncio.run(play())
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
