@@ -92,12 +92,12 @@ class Backfill:
 
     async def _turn(self) -> None:
         """One message, and the pause after it."""
-        if self._wire.unconfirmed > MOST_BESIDE:
-            await self._sleep(self._period_s)
-            return
         began = self._mono()
-        records = self._outbox.take(max(1, min(self._size, self._wire.most_bytes) - HEAD_BYTES))
+        busy = self._wire.unconfirmed > MOST_BESIDE
+        room = max(1, min(self._size, self._wire.most_bytes) - HEAD_BYTES)
+        records = [] if busy else self._outbox.take(room)
         if not records:
+            await self._sleep(self._period_s)
             return
         arrived = await self._send(records)
         took = self._mono() - began

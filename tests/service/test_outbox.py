@@ -7,9 +7,10 @@ import json
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import zlib
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,16 @@ from hypothesis import strategies as st
 
 from service.outbox import MAX_SEGMENTS, WRITE_EVERY_S, Outbox
 from service.outbox_lane import MAX_WAITING_BYTES
-from service.outbox_segment import BATCH_BYTES, BLOCK_BYTES, MAX_RECORD_BYTES, Record, Writer, found
+from service.outbox_segment import (
+    BATCH_BYTES,
+    BLOCK_BYTES,
+    MAGIC,
+    MAX_RECORD_BYTES,
+    DamagedError,
+    Record,
+    Writer,
+    found,
+)
 from service.outbox_state import SEQ_BLOCK, Counters
 
 MIB = 1 << 20
@@ -346,7 +356,25 @@ def test_small_batches_compress_as_well_as_large_ones(tmp_path: Path) -> None:
     assert found(tmp_path, "telemetry") == [segment]
 
 
-Step = Callable[[Outbox], None]
+@given(
+    raw=st.binary(max_size=300),
+    told=st.tuples(st.integers(0, 9), st.integers(0, 400)) | st.just(None),
+    rest=st.binary(max_size=40),
+)
+def test_a_chunk_that_holds_but_says_nonsense_is_damage(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes, told: tuple[int, int] | None, rest: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("chunk") / "telemetry-000000001-1-3-0.seg"
+    pack = zlib.compressobj()
+    body = pack.compress(raw) + pack.flush(zlib.Z_SYNC_FLUSH)
+    records, size = told or (raw.count(b"\n"), len(raw))
+    path.write_bytes(MAGIC + struct.pack(">IIII", len(body), zlib.crc32(body), records, size) + body + rest)
+    (segment,) = found(path.parent, "telemetry")
+    try:
+        texts = [item for chunk in segment.read() for item in chunk]
+    except DamagedError:
+        return
+    assert b"".join(b"%d %s\n" % item for item in texts).count(b"\n") == raw.count(b"\n")
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
