@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Self
 
@@ -15,82 +14,21 @@ from service.config import NAME, Mqtt
 from service.console_link import read_body
 from service.device_link import Address
 from service.fleet.boards import MAX_BOARDS
+from service.fleet.pace import Pace
 from service.link import Connection, Message
 
 CONNECT_S = 10.0
 SEND_S = 30.0  # for the broker to confirm one command, over lost connections
 QUIET_S = 0.5  # retained messages come in one stream: after half a second without one they are all here
 MOST_LOOK_S = 30.0  # for those of thousands of boards
-RECEIVE_MAXIMUM = 65535
-"""Retained messages come in one burst. What mosquitto may not send at once it queues, and drops beyond 1000."""
-AT_A_TIME = 200  # boards whose statuses are asked for in one go: about 100 each are retained
-STEP_S = 0.02  # between two requests on a paced link, beside what connecting took
+RECEIVE_MAXIMUM = 65535  # retained messages come in one burst; what may not be sent at once is queued, or dropped
 ALL = "+"  # any board
 STATUSES = "cmd/+/+/sts"
+BY_BOARD = ("birth", STATUSES)  # long or many: asked for board by board on a paced link
 EVERYTHING = ("conn", "birth", "cmd/+", STATUSES, "a/+", "m/+")
 FOR_A_LIST = ("conn", "birth", STATUSES, "a/+", "m/board")
 
 Take = Callable[[str, "Mapping[str, object] | None", bool], None]
-
-
-class Pace:
-    """Asks for topic filters one after the other, each when what the one before brought has come."""
-
-    def __init__(self, subscribe: Callable[[str], None]) -> None:
-        self._subscribe = subscribe
-        self._todo: deque[str] = deque()
-        self._more = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self.latest = 0.0
-        """When the latest retained message came, monotonic."""
-        self.asks = True
-        """Whether something is still to be asked for."""
-
-    def begin(self, filters: Iterable[str], round_trip_s: float) -> None:
-        """Ask for all, anew, on a new connection."""
-        self.stop()
-        self._todo = deque(filters)
-        self.asks = True
-        self._more.set()
-        self._task = asyncio.get_running_loop().create_task(self._ask(STEP_S + round_trip_s))
-
-    def add(self, topic_filter: str) -> None:
-        """Ask for one more."""
-        self._todo.append(topic_filter)
-        self.asks = True
-        self._more.set()
-
-    def stop(self) -> None:
-        """Ask for nothing more."""
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _ask(self, step_s: float) -> None:
-        while True:
-            await self._more.wait()
-            for topic_filter in self._next():
-                self._subscribe(topic_filter)
-            self.latest = time.monotonic()
-            while True:
-                left = self.latest + step_s - time.monotonic()
-                if left <= 0.0:
-                    break
-                await asyncio.sleep(left)
-            if not self._todo:
-                self._more.clear()
-                self.asks = False
-
-    def _next(self) -> list[str]:
-        """Some boards' own filters at a time, but only one for all boards."""
-        chosen: list[str] = []
-        while self._todo and len(chosen) < AT_A_TIME:
-            wide = f"/{ALL}/" in self._todo[0] and not self._todo[0].endswith(STATUSES)
-            if wide and chosen:
-                break
-            chosen.append(self._todo.popleft())
-            if wide:
-                break
-        return chosen
 
 
 class FleetLink:
@@ -104,8 +42,8 @@ class FleetLink:
             whether it was retained.
         boards: names to listen to; `ALL` for every board of the tenant.
         topics: below a board's root.
-        paced: ask for one topic after the other, and for statuses board by board as boards are found, so that no
-            broker's queue overflows with what thousands of boards left; else for all at once.
+        paced: ask for one topic after the other, and for what is long or many board by board as boards are found, so
+            that no broker's queue overflows with what thousands of boards left; else for all at once.
     """
 
     def __init__(
@@ -115,18 +53,21 @@ class FleetLink:
         client_id: str,
         take: Take,
         *,
-        boards: Iterable[str] = (ALL,),
+        boards: Collection[str] = (ALL,),
         topics: tuple[str, ...] = EVERYTHING,
         paced: bool = False,
     ) -> None:
         self._tenant, self._give = tenant, take
         self._pace = Pace(self._subscribe) if paced else None
+        self._found: set[str] = set()
         if paced:
-            topics = tuple(topic for topic in topics if topic != STATUSES)
+            topics = tuple(topic for topic in topics if topic not in BY_BOARD)
         self._filters = dict.fromkeys(f"temper/v1/{tenant}/{board}/{topic}" for board in boards for topic in topics)
         self._up = asyncio.Event()
         self._latest = self._connect_s = 0.0
         self._begun = time.monotonic()
+        for board in boards:
+            self.find(board)
         self.connections = 0
         """Made so far; a broker may have lost what an earlier one gave it."""
         self.refused = 0
@@ -238,24 +179,24 @@ class FleetLink:
         if self._connection.connected:
             self._connection.subscribe(topic_filter)
 
-    def _found(self, topic: str) -> None:
-        """A board was heard of: ask for its statuses."""
-        board = topic.removeprefix(f"temper/v1/{self._tenant}/").partition("/")[0]
-        topic_filter = f"temper/v1/{self._tenant}/{board}/{STATUSES}"
-        if topic_filter in self._filters or not NAME.fullmatch(board) or len(self._filters) > MAX_BOARDS:
+    def find(self, board: str, *topics: str) -> None:
+        """On a paced link: a board was heard of; ask for what is asked board by board, and for `topics` of it."""
+        if self._pace is None or board in self._found or len(self._found) >= MAX_BOARDS or not NAME.fullmatch(board):
             return
-        self._filters[topic_filter] = None
-        if self._pace is not None:
-            self._pace.add(topic_filter)
+        self._found.add(board)
+        fresh = [f"temper/v1/{self._tenant}/{board}/{topic}" for topic in (*topics, *BY_BOARD)]
+        self._filters.update(dict.fromkeys(fresh))
+        if self._up.is_set():
+            self._pace.add(fresh)
 
     def _take(self, message: Message) -> None:
         self._connection.ack(message)
         if self._pace is not None:
-            self._found(message.topic)
+            self.find(message.topic.removeprefix(f"temper/v1/{self._tenant}/").partition("/")[0])
         if message.retained:
             self._latest = time.monotonic()
             if self._pace is not None:
-                self._pace.latest = self._latest
+                self._pace.came(self._latest)
         if not message.payload:
             self._give(message.topic, None, message.retained)
             return

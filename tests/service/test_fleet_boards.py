@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.fleet import boards as limits_of
 from service.fleet.boards import Boards, details, summary
+from service.fleet.pace import MOST, TARGET, next_size
 from service.fleet.plain import plain
 from service.fleet.tables import HEADS, aligned, board_cells, detail_lines
 
@@ -144,6 +145,19 @@ def test_whatever_boards_say_the_tables_hold_harmless_text(
         json.dumps([view, known])
         for line in [*aligned(HEADS, [board_cells(view, NOW)]), *detail_lines(known, NOW)]:
             assert line.isprintable(), line
+
+
+@given(st.integers(1, 200), st.lists(st.integers(0, 150), min_size=1, max_size=200))
+def test_portions_of_a_list_settle_where_a_broker_can_send_them_at_once(size: int, left_by_board: list[int]) -> None:
+    at = 0
+    while at < len(left_by_board):
+        portion = left_by_board[at : at + size]
+        at += size
+        came = sum(portion)
+        fresh = next_size(size, came, len(portion))
+        assert 1 <= fresh <= min(MOST, 2 * size)
+        assert fresh == 1 or fresh * came <= TARGET * len(portion)  # boards alike to these fit into the next one
+        size = fresh
 
 
 def test_no_control_character_and_no_mark_of_direction_reaches_a_terminal() -> None:
