@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,19 @@ def test_a_connection_that_lasts_starts_the_delays_again() -> None:
 
 
 # --- dead networks ---------------------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_answered_is_alive_however_late_we_look(broker: Mosquitto) -> None:
+    async def story() -> None:
+        async with connected(at(broker.port, 3)) as (connection, heard):
+            asked: set[float | None] = {None}
+            while len(asked) < 3:  # the second one is sent after the first was found answered
+                asked.add(connection._client._pinged)
+                time.sleep(0.02)  # noqa: ASYNC251 - the loop is to come late to its timers
+                await asyncio.sleep(0.01)
+            assert heard.downs.empty()
+
+    run(story)
 
 
 def test_a_connection_that_is_dead_without_a_word_is_found(broker: Mosquitto) -> None:
