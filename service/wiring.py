@@ -99,6 +99,7 @@ class Wiring:
             policy_by_command=wanted.by_command,
             report=self.reports.marks,
         )
+        self._greets = False
         self.alarms = self._make_alarms()
         self.home_assistant = Announcement(
             config.home_assistant, Address(config.device.tenant, config.device.name), model, self.journal, self.link
@@ -129,8 +130,8 @@ class Wiring:
         return self.link.figures() | self.telemetry.figures()
 
     def greet(self) -> None:
-        """Tell the fleet at once how the board is: after a connect nobody waits for the next reading that is due."""
-        self.telemetry.publish("board", self.steering.board_metrics())
+        """Tell the fleet soon how the board is: after a connect nobody waits for the next reading that is due."""
+        self._greets = True
         self.publish_store()
 
     def publish_store(self) -> None:
@@ -141,7 +142,9 @@ class Wiring:
     def tell(self, *, working: bool) -> None:
         """Tell the fleet what is due this second; look after what waits on the disk."""
         telemetry, runner = self.telemetry, self.desk.runner
-        if telemetry.due("board", working=working):
+        greets = self._greets and self.link.connected and telemetry.drains
+        if telemetry.due("board", working=working) or greets:
+            self._greets = self._greets and not greets
             telemetry.publish("board", self.steering.board_metrics())
         if runner.training and telemetry.due("energy", working=True):
             telemetry.publish("energy", runner.energy_metrics())
