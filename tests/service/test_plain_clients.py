@@ -31,7 +31,10 @@ needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (MODULES / "mqtt").exists(),
     reason="needs Node and its mqtt package: make asyncapi",
 )
-LIVE = {"conn", "birth", "cmd/fine-tune", "m/board", "m/training", "m/energy", "m/store", "m/link", "a/policy-invalid"}
+LIVE = {
+    *("conn", "birth", "cmd/fine-tune", "a/policy-invalid"),
+    *(f"m/{group}" for group in ("board", "training", "energy", "store", "link", "backfill")),
+}
 """What both see, beside statuses."""
 
 
@@ -109,6 +112,10 @@ class Node:
         return json.loads(out)
 
 
+def live(fleet: World) -> dict[str, Any]:
+    return json.loads((fleet.state / "run" / "live.json").read_bytes())
+
+
 @pytest.fixture(scope="module")
 def told(fleet: World) -> Iterator[dict[str, Any]]:
     """What both clients saw of a board that starts, trains, scrubs and gets a broken policy."""
@@ -116,11 +123,15 @@ def told(fleet: World) -> Iterator[dict[str, Any]]:
     node = Node(fleet) if (MODULES / "mqtt").exists() and shutil.which("node") else None
     try:
         fleet.start()
-        args = fleet.job(fleet.images(), epochs=1000)
+        args = fleet.job(fleet.images(samples=600), epochs=1000)  # longer than anybody waits
         request = fleet.request("fine-tune", args)
         envelope = sign_command(request, fleet.console_key)
         fleet.send_envelope("fine-tune", request.id, envelope, until=("accepted", "deferred", "running"))
-        sub.wait_for({"m/training", "m/energy"})  # the latter comes once a second: no short job has one
+        sub.wait_for({"m/training", "m/energy"})
+        fleet.broker.kill()
+        fleet.wait(lambda: live(fleet)["telemetry"]["outbox_messages"])
+        fleet.broker.start()
+        sub.wait_for({"m/backfill"})
         fleet.send("cancel", {"job": request.id})
         fleet.send("scrub", {})
         (fleet.folder / "policy.toml").write_text("thermal = 7\n")
@@ -140,9 +151,8 @@ def test_mosquitto_sub_reads_every_topic(told: dict[str, Any]) -> None:
     assert seen["birth"]["schema"] == 1
     assert seen["cmd/fine-tune"]["type"] == "fine-tune"
     assert seen[f"cmd/fine-tune/{told['job']}/sts"]["status"] == "canceled"
-    assert {name: bool(seen[name]["values"]) for name in LIVE if name.startswith("m/")} == {
-        name: True for name in LIVE if name.startswith("m/")
-    }
+    assert all(seen[name]["values"] for name in LIVE if name.startswith("m/") and name != "m/backfill")
+    assert seen["m/backfill"]["historical"] is True
     assert seen["a/policy-invalid"]["severity"] == "warning"
 
 

@@ -14,8 +14,8 @@ let ended = false;
 const client = mqtt.connect(`mqtt://127.0.0.1:${port}`, { protocolVersion: 5, clientId: "plain-node" });
 const limit = setTimeout(end, LIMIT_MS);
 
-client.on("connect", async () => {
-  await client.subscribeAsync(`${root}/#`, { qos: 1 });
+client.once("connect", async () => {
+  await client.subscribeAsync(`${root}/#`, { qos: 1 }); // after a loss the package subscribes again by itself
   console.log("ready");
 });
 
