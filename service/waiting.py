@@ -16,6 +16,7 @@ from service.statuses import Clock, Statuses
 from service.steering import Steering
 from service.until import HELD, JOB_HOT, RETRY_S, WINDOW, Hour, Why, board_waits, held, queued, too_hot, window_closed
 
+TOLD_AT_ONCE = 10  # jobs a second at most: each is a commit, and an SD card takes 20 ms for one while nothing else runs
 SHOWN = 20  # jobs of the line in the live view: a screen, and 8 KB of the 64 it may have
 
 log = logger("jobs")
@@ -67,9 +68,7 @@ class WaitingLine:
         stopped = self._steering.decision.action >= Action.PAUSE
         able = [record for record in free if record.standing.state in WORKING or not stopped]
         chosen = able[0] if able else None
-        for record in records:
-            if record is not chosen:
-                self._tell(record, whys[record.id] or self._others(hour))
+        self._tell_all({record.id: whys[record.id] for record in records if record is not chosen}, records, hour)
         return chosen
 
     def review(self, running: str) -> None:
@@ -78,9 +77,8 @@ class WaitingLine:
         Args:
             running: its id; the job with it is left alone.
         """
-        hour = self._clock.hour()
-        for record in self._records(running):
-            self._tell(record, self._own(record, hour) or self._others(hour))
+        hour, records = self._clock.hour(), self._records(running)
+        self._tell_all({record.id: self._own(record, hour) for record in records}, records, hour)
 
     def told(self, running: str) -> list[dict[str, object]]:
         """The first `SHOWN` of the line, but for the job that runs, as JSON values for the live view."""
@@ -149,14 +147,22 @@ class WaitingLine:
             return board_waits(self._steering.policy, decision.rule, hour)
         return queued()
 
-    def _tell(self, record: JobRecord, why: Why) -> None:
-        """Let the job's status say why it waits, if it does not already."""
+    def _tell_all(self, whys: dict[str, Why | None], records: list[JobRecord], hour: Hour) -> None:
+        """Tell jobs, the first of the line first; those beyond `TOLD_AT_ONCE` at the next call."""
+        told = 0
+        for record in records:
+            if record.id in whys and told < TOLD_AT_ONCE:
+                told += self._tell(record, whys[record.id] or self._others(hour))
+
+    def _tell(self, record: JobRecord, why: Why) -> bool:
+        """Let the job's status say why it waits; false where it does already."""
         stands, table = record.standing, why.until.table()
         if self._retries(record) and why.code not in (HELD, WINDOW):
-            return  # it said itself what it waits for
+            return False  # it said itself what it waits for
         if stands.state is State.DEFERRED and (stands.reason_code, stands.reason, record.until) == (
             why.code, why.reason, table,
         ):  # fmt: skip
-            return
+            return False
         event = Event.SUSPEND if stands.state in WORKING else Event.DEFER
         self._statuses.move(record, event, why.code, why.reason, until=table)
+        return True

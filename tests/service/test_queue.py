@@ -33,7 +33,7 @@ from service.queue import Waiting, line
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 from service.until import COOLER_KELVIN, RETRY_S, Hour, Until, board_waits, too_hot, window_closed
-from service.waiting import WaitingLine
+from service.waiting import TOLD_AT_ONCE, WaitingLine
 
 NOON = Hour(1_800_000_000.0 - 1_800_000_000.0 % 86_400 + 43_200, 12 * 60)
 POLICY = Policy()
@@ -324,6 +324,15 @@ def test_a_reason_that_stays_is_written_once(bench: LineBench) -> None:
         bench.next()
         bench.line.review("")
     assert len(bench.told.statuses) == told + 1, "the first of the line waits too once another one is at work"
+
+
+def test_a_long_line_is_told_a_few_at_a_time_from_its_front(bench: LineBench) -> None:
+    jobs = [bench.add() for _ in range(2 * TOLD_AT_ONCE + 3)]
+    bench.steering.decision = HOT
+    for told in (TOLD_AT_ONCE, 2 * TOLD_AT_ONCE, len(jobs), len(jobs)):
+        bench.next()
+        waits = [bench.why(job_id)[0] for job_id in jobs]
+        assert waits == [HOT.rule] * told + [""] * (len(jobs) - told)
 
 
 def test_a_job_runs_in_its_window_and_only_there(bench: LineBench) -> None:

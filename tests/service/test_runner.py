@@ -22,7 +22,7 @@ from service.energy_book import EnergyBook
 from service.job import MAX_ATTEMPTS, STAGE_EVENTS, Standing, State
 from service.journal import JobRecord, Journal
 from service.runner import BOOK_EVERY_S, Runner, Workshop
-from service.statuses import Clock, Statuses
+from service.statuses import Clock, Statuses, minute_of_day
 from service.steering import Steering
 from service.worker_process import WorkerProcess
 
@@ -527,3 +527,17 @@ def test_a_status_says_how_long_training_will_take(tmp_path: Path, journal: Jour
     assert desk.runner.eta_s == pytest.approx(35.0), "of 40 steps 5 are done, a second each"
     desk.hear(Waits(resting=True, rule="held"))
     assert desk.runner.eta_s is None
+
+
+def test_a_job_is_put_aside_at_the_end_of_its_window_and_says_when_it_goes_on(tmp_path: Path, journal: Journal) -> None:
+    """The clock of `runner_in` stands at one second of 1970: the window has passed, wherever the test runs."""
+    minute = minute_of_day(1.0)
+    begin, end = (minute - 60) % 1440, minute
+    window = f"{begin // 60:02}:{begin % 60:02}-{end // 60:02}:{end % 60:02}"
+    desk = Desk(tmp_path, journal, window=window)
+    assert desk.ordered() == ("ABORT", "window")
+    assert desk.runner.current is not None
+    record = desk.runner._conclude(desk.runner.current, Failed("window", "the job was ended"), 1)
+    assert (record.standing.state, record.standing.reason_code, record.standing.attempt) == ("DEFERRED", "window", 1)
+    assert record.until == {"what": "time", "below": None, "above": None, "ts": 23 * 3600.0}
+    assert record.result is None
