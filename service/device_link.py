@@ -18,7 +18,7 @@ from service.logs import logger
 MAX_PRESENCE_BYTES = 1024  # ours have about 150
 CLOCKS_APART_S = 60.0  # of two boards that a time server serves
 MAX_REPAIRS = 5  # of our presence on one connection: who else writes it would go on for ever
-MAX_QUEUED_EVENTS = 100  # not yet looked at by the daemon's loop; messages beyond it stay with the broker
+MAX_QUEUED_EVENTS = 100  # not yet looked at by the daemon's loop: nothing is read until it has seen half of them
 _COMMAND_LEVELS = 8  # temper/v1/<tenant>/<device>/cmd/<type>/<id>/req
 _MAX_TYPE_CHARACTERS = 32
 
@@ -168,7 +168,10 @@ class Link:
 
     async def receive(self) -> LinkEvent:
         """The next event, in order."""
-        return await self._events.get()
+        event = await self._events.get()
+        if self._events.qsize() <= MAX_QUEUED_EVENTS // 2:
+            self._connection.listen(on=True)
+        return event
 
     def announce(self, birth: Mapping[str, object]) -> None:
         """Replace the birth message, e.g. after another model became active."""
@@ -286,9 +289,6 @@ class Link:
             self._connection.ack(message)
             self._beside[message.topic](message.payload)
             return
-        if self._events.qsize() >= MAX_QUEUED_EVENTS:
-            log.warning("too many events wait, command left to the broker", topic=message.topic)
-            return
         if not message.payload:  # a console clears its request
             self._connection.ack(message)
             return
@@ -302,6 +302,8 @@ class Link:
         self._events.put_nowait(
             Incoming(levels[5], levels[6], message.payload, message.retained, lambda: self._connection.ack(message))
         )
+        if self._events.qsize() >= MAX_QUEUED_EVENTS:
+            self._connection.listen(on=False)
 
 
 def _fault(levels: list[str], message: Message) -> str:

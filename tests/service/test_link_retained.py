@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from service.command_types import new_id
 from service.config import Mqtt
-from service.device_link import MAX_REPAIRS, Address, Connected, Disconnected, Link, LinkEvent, Wiped
+from service.device_link import MAX_REPAIRS, Address, Connected, Disconnected, Incoming, Link, LinkEvent, Wiped
 from service.link import Connection
 from tests.simulators.fleet import DEVICE, world
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
@@ -210,6 +211,47 @@ def test_a_presence_that_is_none_is_taken_for_a_wiped_one(brokers: Brokers, payl
         await until(later, Connected(session_present=True))
         await until(later, Wiped())
         await later.stop()
+
+    run(story)
+
+
+async def commands(link: Link, wanted: set[str], least: int) -> set[str]:
+    """Ids of commands that arrive, each acknowledged, until `least` of those `wanted` have."""
+    seen: set[str] = set()
+    while len(seen & wanted) < least:
+        event = await link.receive()
+        if isinstance(event, Incoming):
+            seen.add(event.id)
+            event.ack()
+    return seen
+
+
+@pytest.mark.parametrize(("limit", "count"), [("", 250), ("max_queued_messages 20", 60)])
+def test_commands_beyond_the_queue_of_the_broker_are_not_lost(brokers: Brokers, limit: str, count: int) -> None:
+    """Requests are retained, and who sees no status repeats his: a queue that overflowed loses nothing."""
+    broker = brokers(limit)
+    ids = [new_id(1_772_366_400_000 + number, lambda length: b"\0" * length) for number in range(count)]
+
+    async def send(console: Connection, wanted: Iterable[str]) -> None:
+        for command_id in wanted:
+            topic = PI.topic("cmd", "pause", command_id, "req")
+            assert await console.publish(topic, b"x", expires_s=600)
+
+    async def story() -> None:
+        link = a_link(broker)
+        link.start()
+        await until(link, Connected(session_present=False))
+        await link.stop()
+        async with an_onlooker(broker) as (console, _):
+            await send(console, ids)
+            later = a_link(broker, session=5)
+            later.start()
+            first = await commands(later, set(ids), 20 if limit else count)
+            missing = set(ids) - first
+            repeated = asyncio.ensure_future(send(console, sorted(missing)))
+            await commands(later, missing, len(missing))
+            await repeated
+            await later.stop()
 
     run(story)
 
