@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import logs
+from service.answers import Answers
 from service.commands import COLLECT_REPORT, Command
 from service.config import Config, Device, Mqtt, Repository
 from service.journal import Journal
 from service.report import HIDDEN, MAX_REPORT_BYTES, Reports, Views, report_of
 from service.report_log import KEPT, MAX_LINE_BYTES, RECENT, RecentLog, line
-from service.statuses import Clock
+from service.statuses import Clock, Statuses
 
 NOW = 1_800_000_000.0
 ID = "01a1d8f0-0000-7000-8000-000000000001"
@@ -83,6 +85,42 @@ def test_a_report_is_kept_for_the_command_that_asked_and_for_no_other(tmp_path: 
     kept: Any = report_of(journal, ID)
     assert kept["configuration"]["device"]["name"] == "board-1"
     assert report_of(journal, ID.replace("1", "2")) is None
+
+
+class Broker:
+    """Keeps statuses as a broker keeps what is retained."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Mapping[str, object]] = {}
+
+    def publish_status(
+        self, _kind: str, command_id: str, status: Mapping[str, object], *, retained: bool = True
+    ) -> None:
+        assert retained
+        self.kept[command_id] = status
+
+
+def test_a_later_report_or_a_restart_never_takes_an_earlier_one_from_the_broker(tmp_path: Path) -> None:
+    reports, journal = make(tmp_path)
+    broker = Broker()
+    statuses = Statuses(journal, broker, Clock(lambda: NOW, lambda: 5.0, lambda: True))
+    ids = [ID, ID.replace("1", "2")]
+    answers = Answers(journal, statuses, partial(report_of, journal))
+    for command_id in ids:
+        command = Command(command_id, "board-1", COLLECT_REPORT, int(NOW), int(NOW) + 60, {}, digest="d", keyid="k")
+        answers.give(command, "succeeded", marks=reports.marks(command))
+    before = dict(broker.kept)
+    assert all(status["result"] for status in before.values())
+    again = Answers(journal, statuses, partial(report_of, journal))
+    again.publish_pending()
+    for command_id in ids:
+        again.repeat(command_id, COLLECT_REPORT)
+    assert {name: status["result"] for name, status in broker.kept.items()} == {
+        name: status["result"] for name, status in before.items()
+    }
+    broker.kept.clear()
+    again.repeat(ids[1], COLLECT_REPORT)
+    assert broker.kept[ids[1]]["result"] == before[ids[1]]["result"]
 
 
 JSON = st.recursive(
