@@ -100,7 +100,8 @@ def test_a_job_after_a_start_finds_its_files_mended(trained: World) -> None:
 
 def test_a_scrub_waits_for_the_board_to_cool(fleet: World) -> None:
     def paused() -> bool:
-        return as_json((fleet.state / "run" / "live.json").read_text())["board"]["action"] == "PAUSE"
+        live = fleet.state / "run" / "live.json"  # written with the first reading, a moment after the daemon is ready
+        return live.exists() and as_json(live.read_text())["board"]["action"] == "PAUSE"
 
     (fleet.state / "run" / "board" / "inject.json").write_text('{"heat_watts": 40, "seconds": 6}')
     fleet.wait(paused)
