@@ -1,4 +1,4 @@
-"""Whether the time of day can be believed: what the journal saw, and whether a time service keeps the kernel's clock."""
+"""Whether the time of day can be believed: by what the journal saw, and by what a time service told the kernel."""
 
 from __future__ import annotations
 
