@@ -108,7 +108,7 @@ class Node:
         self._process.communicate()
 
     def ends(self) -> dict[str, Any]:
-        out, _ = self._process.communicate(timeout=SECONDS * 2)
+        out, _ = self._process.communicate(timeout=SECONDS * 4)
         return json.loads(out)
 
 

@@ -4,7 +4,7 @@
 
 const mqtt = require("mqtt");
 
-const LIMIT_MS = 90_000;
+const LIMIT_MS = 300_000;
 const [port, root, wanted, commandTopic, command] = process.argv.slice(2);
 const missing = new Set(JSON.parse(wanted));
 const seen = {};
