@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 PROGRESS_S = 0.5  # between two lines of progress
 POLL_S = 0.5  # between two looks at a roll-out that another process runs
 MAX_NAMED = 5  # boards named in a line
-RUNNING, STOPPED, ABORTED = "running", "stopped", "aborted"
+RUNNING, STOPPED, ABORTED, ENDED = "running", "stopped", "aborted", "done"
+BUSY = "busy"
 
 Play = Callable[[FleetLink, RollOutRun], Awaitable[int]]
 
@@ -198,12 +199,15 @@ async def _run(
 
 @contextlib.contextmanager
 def _lock(state: FleetState, roll_out_id: str) -> Iterator[None]:
-    """Hold a roll-out: two processes would send each its own commands."""
-    refusal = BoardError(
-        "another temperd runs this roll-out", where=roll_out_id, fix="Wait: temperd fleet wait --roll-out"
-    )
-    with only_holder(lock_path(state.path, roll_out_id), refusal):
-        yield
+    """Hold a roll-out: two processes would send each its own commands. The lock file goes with what has ended."""
+    what, fix = "another temperd runs this roll-out", "Wait: temperd fleet wait --roll-out ID"
+    path = lock_path(state.path, roll_out_id)
+    with only_holder(path, BoardError(what, where=roll_out_id, fix=fix, reason=BUSY)):
+        try:
+            yield
+        finally:
+            if state.has_ended(roll_out_id):
+                path.unlink(missing_ok=True)
 
 
 def lock_path(state: Path, roll_out_id: str) -> Path:
@@ -216,6 +220,8 @@ def lock_path(state: Path, roll_out_id: str) -> Path:
 
 def _abort(options: argparse.Namespace, access: Access, state: FleetState) -> int:
     chosen = _of_tenant(state, access, options.abort)
+    if chosen.state == ENDED:
+        raise SpecError("this roll-out has ended, nothing is left to abort", where=chosen.id)
     check_seconds(options.timeout, "--timeout")
     key = load_console_key(access.key_path())
 
@@ -248,7 +254,7 @@ def wait_roll_out(options: argparse.Namespace, access: Access) -> int:
                 with _lock(state, chosen.id):
                     return _follow(options, access, state, end - time.monotonic())
             except BoardError as error:
-                if "another temperd" not in error.what:
+                if error.code != BUSY:
                     raise
             time.sleep(POLL_S)
     raise NetworkError(f"the roll-out has not ended within {options.timeout:g} s", where=chosen.id, reason="timeout")

@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from agent.errors import NetworkError, SpecError
@@ -42,8 +42,7 @@ def list_boards(options: argparse.Namespace) -> int:
     with FleetState(state_path(access.state, os.environ)) as state:
         wanted = frozenset(state.members(access.tenant, options.group)) if options.group else None
         boards = Boards(access.tenant)
-        known = () if wanted else tuple(state.known_boards(access.tenant))
-        refused = asyncio.run(_look(access, boards, wanted or (ALL,), options.wait, FOR_A_LIST, known))
+        refused = asyncio.run(_look(access, boards, wanted or (ALL,), options.wait, FOR_A_LIST))
         views = _merged(state, access.tenant, boards, wanted)
     if options.offline:
         views = [view for view in views if not view["online"]]
@@ -94,26 +93,17 @@ def check_seconds(seconds: float, option: str) -> None:
         raise SpecError(f"{seconds:g} is outside 0..{MAX_WAIT_S:g} seconds", where=option)
 
 
-async def _look(
-    access: Access,
-    boards: Boards,
-    names: Collection[str],
-    least_s: float,
-    topics: tuple[str, ...],
-    known: Iterable[str] = (),
-) -> int:
-    """Fold in what the broker has of boards, and of those known before; how many messages could not be read."""
+async def _look(access: Access, boards: Boards, names: Collection[str], least_s: float, topics: tuple[str, ...]) -> int:
+    """Fold in what the broker has of boards; how many messages could not be read."""
 
     def take(topic: str, body: Mapping[str, object] | None, retained: bool) -> None:  # noqa: FBT001 - a callback
         boards.take(topic, body, now=time.time(), retained=retained)
 
-    async with FleetLink(
-        access.mqtt, access.tenant, _client_id(), take, boards=names, topics=topics, paced=True
-    ) as link:
+    client_id = _client_id()
+    async with FleetLink(access.mqtt, access.tenant, client_id, take, boards=names, topics=topics, paced=True) as link:
         await link.wait_connected()
-        for name in known:
-            link.find(name, "conn")
-        await link.wait_quiet(least_s, least_s + MOST_LOOK_S)
+        if not await link.wait_quiet(least_s, least_s + MOST_LOOK_S):
+            print(f"the broker still sends after {least_s + MOST_LOOK_S:g} s: not all is shown", file=sys.stderr)
         return link.refused
 
 

@@ -20,7 +20,7 @@ from service.link import Connection, Message
 CONNECT_S = 10.0
 SEND_S = 30.0  # for the broker to confirm one command, over lost connections
 QUIET_S = 0.5  # retained messages come in one stream: after half a second without one they are all here
-MOST_LOOK_S = 30.0  # for those of thousands of boards
+MOST_LOOK_S = 120.0  # for those of 20,000 boards on a busy laptop
 RECEIVE_MAXIMUM = 65535  # retained messages come in one burst; what may not be sent at once is queued, or dropped
 ALL = "+"  # any board
 STATUSES = "cmd/+/+/sts"
@@ -67,7 +67,7 @@ class FleetLink:
         self._latest = self._connect_s = 0.0
         self._begun = time.monotonic()
         for board in boards:
-            self.find(board)
+            self._find(board)
         self.connections = 0
         """Made so far; a broker may have lost what an earlier one gave it."""
         self.refused = 0
@@ -115,20 +115,24 @@ class FleetLink:
             if self._up.is_set():
                 self._connection.subscribe(topic_filter)
 
-    async def wait_quiet(self, least_s: float = 0.0, most_s: float = MOST_LOOK_S) -> None:
+    async def wait_quiet(self, least_s: float = 0.0, most_s: float = MOST_LOOK_S) -> bool:
         """Return once the retained messages are here: none came for `QUIET_S` and what connecting took.
 
         Args:
             least_s: not before.
             most_s: not after, whatever comes.
+
+        Returns:
+            False where messages still came after `most_s`.
         """
         start = self._latest = time.monotonic()
         quiet = QUIET_S + self._connect_s  # connecting took two round trips or more: the first message takes one
         while (now := time.monotonic()) < start + most_s:
             asked = self._pace is None or not self._pace.asks
             if now >= start + least_s and now >= self._latest + quiet and asked:
-                return
+                return True
             await asyncio.sleep(QUIET_S / 10)
+        return False
 
     async def send(
         self,
@@ -179,12 +183,12 @@ class FleetLink:
         if self._connection.connected:
             self._connection.subscribe(topic_filter)
 
-    def find(self, board: str, *topics: str) -> None:
-        """On a paced link: a board was heard of; ask for what is asked board by board, and for `topics` of it."""
+    def _find(self, board: str) -> None:
+        """On a paced link: a board was heard of; ask for what is asked board by board."""
         if self._pace is None or board in self._found or len(self._found) >= MAX_BOARDS or not NAME.fullmatch(board):
             return
         self._found.add(board)
-        fresh = [f"temper/v1/{self._tenant}/{board}/{topic}" for topic in (*topics, *BY_BOARD)]
+        fresh = [f"temper/v1/{self._tenant}/{board}/{topic}" for topic in BY_BOARD]
         self._filters.update(dict.fromkeys(fresh))
         if self._up.is_set():
             self._pace.add(fresh)
@@ -192,7 +196,7 @@ class FleetLink:
     def _take(self, message: Message) -> None:
         self._connection.ack(message)
         if self._pace is not None:
-            self.find(message.topic.removeprefix(f"temper/v1/{self._tenant}/").partition("/")[0])
+            self._find(message.topic.removeprefix(f"temper/v1/{self._tenant}/").partition("/")[0])
         if message.retained:
             self._latest = time.monotonic()
             if self._pace is not None:

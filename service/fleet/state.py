@@ -225,6 +225,12 @@ class FleetState:
             raise SpecError(f"no roll-out has the id {wanted[:80]!r} in this state file", where=str(self.path))
         return RollOut(**{**dict(row), "terms": json.loads(row["terms"])})
 
+    def has_ended(self, wanted: str) -> bool:
+        """Whether a roll-out never sends again: done, aborted, or never begun."""
+        with self._using():
+            row = self._database.execute("SELECT state FROM roll_outs WHERE id = ?", (wanted,)).fetchone()
+        return row is None or row["state"] in ("done", "aborted")
+
     def roll_outs(self, tenant: str) -> list[RollOut]:
         """All of a tenant, the newest first."""
         with self._using():

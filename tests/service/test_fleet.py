@@ -235,6 +235,8 @@ def test_a_roll_out_that_is_refused_or_fails_stops_and_goes_on_when_told(place: 
         assert (code, lines[-1]["state"]) == (3, "done")
         assert place.fleet("wait", "--roll-out", stopped["id"])[0] == 3
         assert place.json("roll-out", "--list")[0]["id"] == stopped["id"]
+        assert place.fleet("roll-out", "--abort", stopped["id"], *key)[0] == 2
+    assert list(place.state.parent.glob("*.lock")) == []
 
 
 def test_an_aborted_roll_out_cancels_what_is_open_and_cannot_go_on(place: Place) -> None:
