@@ -38,6 +38,13 @@ def test_the_example_loads_and_shows_every_key_with_its_default(tmp_path: Path) 
         assert shown == {key.name for key in dataclasses.fields(getattr(example, section.name))}
 
 
+@pytest.mark.parametrize("switch", ["tls = true", "ca_file = 'ca'"])
+def test_a_client_certificate_goes_with_both_ways_to_tls(tmp_path: Path, switch: str) -> None:
+    loaded = load_config(write(tmp_path, LEAST + f"[mqtt]\n{switch}\ncert_file = 'c'\nkey_file = 'k'\n"))
+    assert loaded.mqtt.encrypted
+    assert not load_config(write(tmp_path, LEAST)).mqtt.encrypted
+
+
 def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     loaded = load_config(write(tmp_path, LEAST.replace('"pi-7"', '"pi-7"\nstate_dir = "state"')))
     assert loaded.device.state_dir == str(tmp_path / "state")
@@ -56,6 +63,12 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         (LEAST + "[mqtt]\nca_file = 'ca'\ncert_file = 'c'\n", "mqtt.key_file", "go together"),
         (LEAST + "[mqtt]\ncert_file = 'c'\nkey_file = 'k'\n", "mqtt.ca_file", "TLS"),
         (LEAST + "[mqtt]\npassword_file = 'p'\n", "mqtt.username", "user name"),
+        (LEAST + "[mqtt]\ntransport = 'udp'\n", "mqtt.transport", "not one of"),
+        (LEAST + "[mqtt]\nwebsocket_path = 'mqtt'\n", "mqtt.websocket_path", "no path"),
+        (LEAST + "[mqtt]\nwebsocket_path = '/a b'\n", "mqtt.websocket_path", "no path"),
+        (LEAST + '[mqtt]\nwebsocket_path = "/a\\r\\nHost: b"\n', "mqtt.websocket_path", "no path"),
+        (LEAST + "[mqtt]\nsession_expiry_s = 4294967296\n", "mqtt.session_expiry_s", "outside"),
+        (LEAST + "[mqtt]\nreceive_maximum = 0\n", "mqtt.receive_maximum", "outside"),
         (LEAST + "[log]\nlevel = 'loud'\n", "log.level", "not one of"),
         (LEAST + "[board]\nemulated = '../x'\n", "board.emulated", "no name"),
         (LEAST + "[board]\nemulated_speed = nan\n", "board.emulated_speed", "finite"),

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import ipaddress
 import socket
 import subprocess
 import sys
@@ -12,10 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from agent.errors import CommandError, ConfigError, NetworkError
 from service.commands import MAX_ENVELOPE_BYTES, new_id
@@ -469,62 +463,6 @@ def test_delays_are_drawn_below_a_bound_that_doubles_to_its_limit(tmp_path: Path
     assert bounds[:8] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, LONGEST_DELAY_S, LONGEST_DELAY_S]
 
 
-def certificate(folder: Path, name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None) -> Any:
-    """A key and certificate for 127.0.0.1, written to `folder`; without an issuer, an authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-    )
-    made = builder.sign(issuer[1] if issuer else key, hashes.SHA256())
-    (folder / f"{name}.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    form = serialization.PrivateFormat.PKCS8
-    plain = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-    (folder / f"{name}.key").write_bytes(plain)
-    (folder / f"{name}.key").chmod(0o600)
-    return made, key
-
-
-# paho leaves a socket whose handshake failed to the garbage collector
-@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
-def test_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
-    authority = certificate(tmp_path, "authority", None)
-    stranger = certificate(tmp_path, "stranger", None)
-    for name, issuer in (("broker", authority), ("device", authority), ("impostor", stranger)):
-        certificate(tmp_path, name, issuer)
-    files = f"cafile {tmp_path}/authority.crt\ncertfile {tmp_path}/broker.crt\nkeyfile {tmp_path}/broker.key\n"
-    broker = Mosquitto(tmp_path, files + "require_certificate true\nuse_identity_as_username true")
-    broker.start()
-
-    def mqtt(ca: str, own: str) -> Mqtt:
-        ca_file, cert_file, key_file = (str(tmp_path / part) for part in (f"{ca}.crt", f"{own}.crt", f"{own}.key"))
-        return Mqtt(
-            host="127.0.0.1", port=broker.port, ca_file=ca_file, cert_file=cert_file, key_file=key_file, keepalive_s=5
-        )
-
-    async def story() -> None:
-        async with up(a_link(mqtt("authority", "device"))) as link:
-            assert await link.publish_status("pause", an_id(1), {})
-        for ca, own in (("stranger", "device"), ("authority", "impostor")):
-            async with ConsoleLink(mqtt(ca, own), PI, "console-1") as console:
-                with pytest.raises(NetworkError):
-                    await console.wait_connected(0.3)
-
-    try:
-        run(story)
-    finally:
-        broker.stop()
-
-
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"x" * 5000])
 def test_a_password_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "password"
@@ -553,29 +491,3 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         a_link(Mqtt(ca_file=str(path)))
     assert str(path) in caught.value.where
-
-
-def test_user_name_and_password_are_sent(tmp_path: Path) -> None:
-    (tmp_path / "users").write_text("pi:secret\n")
-    done = subprocess.run(["mosquitto_passwd", "-U", str(tmp_path / "users")], capture_output=True, check=False)
-    assert done.returncode == 0
-    broker = Mosquitto(tmp_path, f"password_file {tmp_path}/users", anonymous=False)
-    (tmp_path / "right").write_text("secret\n")
-    (tmp_path / "wrong").write_text("guess\n")
-    for name in ("right", "wrong"):
-        (tmp_path / name).chmod(0o640)
-    broker.start()
-
-    async def story() -> None:
-        mqtt = Mqtt(host="127.0.0.1", port=broker.port, username="pi", password_file=str(tmp_path / "wrong"))
-        async with ConsoleLink(mqtt, PI, "console-1") as console:
-            with pytest.raises(NetworkError):
-                await console.wait_connected(0.3)
-        right = Mqtt(host="127.0.0.1", port=broker.port, username="pi", password_file=str(tmp_path / "right"))
-        async with up(a_link(right)) as link:
-            assert await link.publish_status("pause", an_id(1), {})
-
-    try:
-        run(story)
-    finally:
-        broker.stop()
