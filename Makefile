@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix reference-figures day clean
+.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -53,6 +53,13 @@ day: $(VENV)/.installed  ## a day of each emulated board at 30 °C, steered by t
 	for board in $(DAY_BOARDS); do for by in temperd kernel; do \
 		$(BIN)/python -m agent.board.day --profile $$board --steered-by $$by --ambient 30 $(ARGS) || exit 1; \
 	done; done
+
+postgres-test: $(VENV)/.installed  ## the stores' tests with a real PostgreSQL, which apt installs if it is missing (root, Debian)
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
+	$(BIN)/python -m pytest tests/service/test_store.py $(ARGS)
+
+ledger: $(VENV)/.installed  ## 2,000 lives of a board's ledger: commands, crashes, repeats, reorderings (a quarter of an hour)
+	TEMPERD_LEDGER_RUNS=2000 $(BIN)/python -m pytest -s tests/service/test_ledger_machine.py $(ARGS)
 
 kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk: the number of cells of each flow
 	$(BIN)/python -m pytest -s tests/e2e/test_kill_matrix.py $(ARGS)

@@ -1,7 +1,7 @@
 """Commands, crashes, repeats and reorderings against the real desk and journal: no command runs twice, none that was
 accepted is lost, ends never change. What is checked after each step stands in `tests.simulators.ledger`.
 
-A longer run: TEMPERD_LEDGER_RUNS=2000 python -m pytest -s tests/service/test_ledger_machine.py
+A longer run: `make ledger`.
 """
 
 from __future__ import annotations
