@@ -148,6 +148,8 @@ class Runner:
         self._obedience = Obedience()
         self._warnings, self._memory_faults = list(self.told_before), 0
         self.told_before = ()
+        if record.spec.get("most_energy_j") and self._steering.reading.power_watts is None:
+            self._warn("most_energy_j cannot be kept: nothing tells what the board draws")
         try:
             if record.standing.state not in WORKING:
                 record = self._statuses.move(record, Event.PULL)

@@ -14,7 +14,8 @@ import pytest
 from agent.board.profile import named_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard
 from agent.energy import Energy, Spent
-from agent.messages import Failed, Finished, Go, Message, Progress, Stage, Steer, Waits
+from agent.errors import BoardError
+from agent.messages import Failed, Finished, Go, Message, Order, Progress, Stage, Steer, Waits
 from policies.policy import Policy
 from policies.reading import Action, Decision, Reading
 from service.endings import END_GRACE_S, STOPPING
@@ -541,3 +542,21 @@ def test_a_job_is_put_aside_at_the_end_of_its_window_and_says_when_it_goes_on(tm
     assert (record.standing.state, record.standing.reason_code, record.standing.attempt) == ("DEFERRED", "window", 1)
     assert record.until == {"what": "time", "below": None, "above": None, "ts": 23 * 3600.0}
     assert record.result is None
+
+
+@pytest.mark.parametrize("watts", [None, 4.0])
+def test_a_bound_of_energy_that_cannot_be_kept_is_warned_of(
+    tmp_path: Path, journal: Journal, watts: float | None
+) -> None:
+    runner = runner_in(tmp_path, journal)
+    runner._steering.reading = Reading(1.0, power_watts=watts)
+
+    def no_process(_record: JobRecord) -> Order:
+        raise BoardError("no worker can be started")
+
+    runner._shop = replace(runner._shop, make_order=no_process)
+    journal.add_job("job-1", "", "fine-tune", {"most_energy_j": 5.0}, 0.0)
+    record = journal.update("job-1", 0.0, standing=Standing(State.ACCEPTED))
+    with pytest.raises(BoardError):
+        asyncio.run(runner.run(record))
+    assert bool(runner._warnings) is (watts is None)
