@@ -37,6 +37,8 @@ class Answers:
         self._results: dict[str, object] = json.loads(journal.recall(RESULTS) or "{}")
         self._waiting = dict(self._recent)
         self._in_flight: set[str] = set()
+        self._fresh: set[str] = set()
+        """Answers of this start that the broker has not confirmed."""
 
     def give(
         self,
@@ -62,6 +64,7 @@ class Answers:
         outcome = ":".join((status, code, reason[:MAX_REASON])).rstrip(":")
         self._journal.record(command.id, command.digest, outcome, whole)
         self._recent, self._results = kept, results
+        self._fresh = (self._fresh & kept.keys()) | {command.id}
         self._waiting[command.id] = command.type
         self._tell(command.id, command.type)
 
@@ -87,8 +90,10 @@ class Answers:
         status, code, reason = (*outcome.split(":", 2), "", "")[:3]
         result = self._results.get(command_id) or self._long_result(command_id)
         if result is None and kind == COLLECT_REPORT and status == "succeeded":
-            self._waiting.pop(command_id, None)  # an earlier report: without it, the answer would replace a better one
-            return
+            if command_id not in self._fresh:
+                self._waiting.pop(command_id, None)  # without its report, the answer would replace a better one
+                return
+            reason = "a later report has taken its place"
         done = self._statuses.publish_plain(kind, command_id, status, code, reason, result=result)
         if done is not None:
             self._in_flight.add(command_id)
@@ -97,5 +102,6 @@ class Answers:
     def _answered(self, command_id: str, future: asyncio.Future[bool]) -> None:
         self._in_flight.discard(command_id)
         if future.result():
+            self._fresh.discard(command_id)
             # Only here: that it is told once more after a start costs less than a write for each.
             self._waiting.pop(command_id, None)

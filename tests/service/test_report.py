@@ -114,13 +114,27 @@ def test_a_later_report_or_a_restart_never_takes_an_earlier_one_from_the_broker(
     again = Answers(journal, statuses, partial(report_of, journal))
     again.publish_pending()
     for command_id in ids:
-        again.repeat(command_id, COLLECT_REPORT)
+        again.repeat(command_id, COLLECT_REPORT)  # as each connect brings its request again
     assert {name: status["result"] for name, status in broker.kept.items()} == {
         name: status["result"] for name, status in before.items()
     }
     broker.kept.clear()
     again.repeat(ids[1], COLLECT_REPORT)
     assert broker.kept[ids[1]]["result"] == before[ids[1]]["result"]
+
+
+def test_an_answer_that_no_broker_confirmed_is_told_even_when_its_report_is_gone(tmp_path: Path) -> None:
+    reports, journal = make(tmp_path)
+    broker = Broker()
+    statuses = Statuses(journal, broker, Clock(lambda: NOW, lambda: 5.0, lambda: True))
+    answers = Answers(journal, statuses, partial(report_of, journal))
+    for command_id in (ID, ID.replace("1", "2")):
+        command = Command(command_id, "board-1", COLLECT_REPORT, int(NOW), int(NOW) + 60, {}, digest="d", keyid="k")
+        answers.give(command, "succeeded", marks=reports.marks(command))
+    broker.kept.clear()
+    answers.publish_pending()
+    assert broker.kept[ID]["status"] == "succeeded"
+    assert broker.kept[ID]["reason"] == "a later report has taken its place"
 
 
 JSON = st.recursive(
