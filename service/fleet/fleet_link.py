@@ -105,7 +105,11 @@ class FleetLink:
         try:
             await asyncio.wait_for(self._up.wait(), timeout_s)
         except TimeoutError:
-            raise NetworkError(f"no broker within {timeout_s:g} s", fix="Check host, port and credentials") from None
+            what, fix = (
+                f"no broker within {timeout_s:g} s: {self._connection.why}",
+                "temperd fleet list --help has the options",
+            )
+            raise NetworkError(what, fix=fix) from None
 
     def listen(self, board: str, topic: str) -> None:
         """Also take a topic below a board's root, from now on and after each connect."""

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from agent.errors import NetworkError
 from agent.keys import create_console_key, load_console_key
-from service.cli import main
+from service.cli import _parser, main
 from service.cli_fleet_view import live_table
 from service.commands import sign_command
 from service.config import Mqtt
+from service.fleet.access import find_access
 from service.fleet.boards import Boards
 from service.fleet.fleet_link import FleetLink
 from service.fleet.outcome import Outcome, exit_code
@@ -26,7 +28,7 @@ from service.fleet.roll_out import LATE_S, Inbox, RollOutRun, Terms
 from service.fleet.roll_out_plan import Rules
 from service.fleet.state import FleetState, RollOut, Sent
 from tests.simulators.answering_boards import answering_boards
-from tests.simulators.mosquitto import Mosquitto
+from tests.simulators.mosquitto import Mosquitto, free_port
 
 BOARDS = ("bad=failed", "good-1", "good-2", "scrub", "slow=slow", "strict=refuse")
 JOB = 'model = "colours"\ndata = "/srv/images"\nepochs = 1\n'
@@ -97,7 +99,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_boards_are_listed_shown_watched_and_remembered(place: Place) -> None:
     with place.boards("good-1", "good-2"):
-        place.wait(lambda: place.json("list", "--wait", "1")[0]["job"] is None)
         code, out, _ = place.fleet("list")
         assert code == 0
         assert [line.split()[:4] for line in out.splitlines()] == [
@@ -109,7 +110,7 @@ def test_boards_are_listed_shown_watched_and_remembered(place: Place) -> None:
         assert shown["birth"]["metrics"]["board"]["temperature_celsius"]["unit"] == "Cel"
         assert shown["capabilities"] == ["fine-tune"]
         assert "temperature_celsius" in place.fleet("show", "good-1")[1]
-        code, lines = place.lines("watch", "--for", "1.5")
+        code, lines = place.lines("watch", "--for", "0.8")
         assert code == 0
         assert {line["board"] for line in lines if line["online"]} == {"good-1", "good-2"}
     place.wait(lambda: not any(view["online"] for view in place.json("list")))
@@ -125,6 +126,35 @@ def test_boards_are_listed_shown_watched_and_remembered(place: Place) -> None:
     assert place.json("forget", "good-1") == {"forgotten": ["good-1"]}
     assert [view["board"] for view in place.json("list")] == ["good-2"]
     assert place.fleet("forget", "good-1")[0] == 1
+
+
+def test_a_password_and_websockets_lead_to_the_broker_and_a_refusal_tells_its_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "users").write_text("alice:right\n")
+    subprocess.run(["mosquitto_passwd", "-U", str(tmp_path / "users")], check=True)
+    port = free_port()
+    extra = f"password_file {tmp_path}/users\nlistener {port} 127.0.0.1\nprotocol websockets"
+    broker = Mosquitto(tmp_path, extra, anonymous=False)
+    for word in ("right", "wrong"):
+        (tmp_path / word).write_text(f"{word}\n")
+        (tmp_path / word).chmod(0o600)
+    words = ("--broker", f"127.0.0.1:{port}", "--websockets", "--user", "alice", "--state", str(tmp_path / "state"))
+
+    async def refused() -> str:
+        options = _parser().parse_args(["fleet", "list", *words, "--password-file", str(tmp_path / "wrong")])
+        async with FleetLink(find_access(options, {}).mqtt, "default", "test", lambda *_: None) as link:
+            with pytest.raises(NetworkError) as raised:
+                await link.wait_connected(1.0)
+        return str(raised.value)
+
+    broker.start()
+    try:
+        assert main(["fleet", "list", *words, "--password-file", str(tmp_path / "right"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == []
+        assert "not authorised" in asyncio.run(refused())
+    finally:
+        broker.stop()
 
 
 def test_one_command_goes_to_several_boards_and_the_exit_code_tells_the_worst(place: Place) -> None:
