@@ -192,6 +192,8 @@ def test_only_commands_that_were_obeyed_are_judged() -> None:
     refused = STATUS | {"status": "rejected", "reason_code": "bad-arguments"}
     tap.heard[1] = Heard(f"{ROOT}/cmd/scrub/{ID}/sts", json.dumps(refused).encode(), 1, retain=True, content_type=None)
     assert tap.faults() == []
+    tap.heard[1] = Heard(f"{ROOT}/cmd/scrub/{ID}/sts", b"{", 1, retain=True, content_type=None)
+    assert any("unreadable" in fault for fault in tap.faults())
 
 
 @pytest.mark.skipif(find_mosquitto() is None, reason="needs mosquitto")

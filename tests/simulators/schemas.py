@@ -141,8 +141,10 @@ def message_faults(topic: str, payload: bytes, content_type: str | None, *, qos:
     except ValueError as error:
         yield f"unreadable: {error}"
         return
-    judged = [(kind, faults(kind.schema, value)) for kind in channel[1]]
-    kind, found = min(judged, key=lambda pair: len(pair[1]))
+    kinds = sorted(channel[1], key=lambda kind: kind.retain != retain)
+    judged = ((kind, faults(kind.schema, value)) for kind in kinds)
+    first = next(judged)
+    kind, found = first if not first[1] else min([first, *judged], key=lambda pair: len(pair[1]))
     allowed = (0, 1) if kind.qos == 0 else (kind.qos,)  # telemetry: 0, or 1 where the owner asks for it
     if qos not in allowed or retain != kind.retain:
         yield f"QoS {qos}, retain {retain}, should be {kind.qos}, {kind.retain}"

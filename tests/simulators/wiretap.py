@@ -75,17 +75,17 @@ class Wiretap:
 
     def faults(self) -> list[str]:
         """What was wrong with what was said; of commands only those that the device accepted are judged."""
-        return [f"{heard.topic}: {fault}" for heard in self.heard for fault in self._faults(heard)]
+        accepted = self._accepted()
+        return [f"{heard.topic}: {fault}" for heard in self.heard for fault in self._faults(heard, accepted)]
 
-    def _faults(self, heard: Heard) -> Iterator[str]:
+    def _faults(self, heard: Heard, accepted: set[bytes]) -> Iterator[str]:
         if REQUEST.fullmatch(heard.topic) is None:
             yield from message_faults(
                 heard.topic, heard.payload, heard.content_type, qos=heard.qos, retain=heard.retain
             )
-        elif heard.payload and heard.payload in self._accepted:
+        elif heard.payload and heard.payload in accepted:
             yield from request_faults(heard.payload)
 
-    @property
     def _accepted(self) -> set[bytes]:
         """Requests of commands that were not refused, where an id came with one content only."""
         asked: dict[str, set[bytes]] = {}
@@ -94,8 +94,7 @@ class Wiretap:
             if found := REQUEST.fullmatch(heard.topic):
                 asked.setdefault(found[1], set()).add(heard.payload)
             elif (found := STATUS.fullmatch(heard.topic)) and heard.payload:
-                body = read(heard.topic, heard.payload, heard.content_type)
-                answers.setdefault(found[1], set()).add(body.get("status") if isinstance(body, dict) else None)
+                answers.setdefault(found[1], set()).add(_status(heard))
         obeyed = [name for name, told in answers.items() if "rejected" not in told]
         return {body for name in obeyed for body in asked.get(name, set()) if len(asked[name] - {b""}) == 1}
 
@@ -113,6 +112,14 @@ class Wiretap:
             return
         told = getattr(message.properties, "ContentType", None)
         self.heard.append(Heard(message.topic, bytes(message.payload), message.qos, message.retain, told))
+
+
+def _status(heard: Heard) -> object:
+    try:
+        body = read(heard.topic, heard.payload, heard.content_type)
+    except ValueError:
+        return None  # complained of where it is judged
+    return body.get("status") if isinstance(body, dict) else None
 
 
 def main() -> int:
