@@ -146,6 +146,7 @@ class Connection:
         """Disconnect without the last will."""
         self._stopping = True
         self._cancel(self._retry)
+        self._cancel(self._limit)
         if self._dialling is not None:
             self._client.abort()
             await asyncio.wait([self._dialling], timeout=GRACE_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import ssl
 import subprocess
@@ -261,6 +262,18 @@ def test_a_limit_of_the_broker_on_packets_is_kept(tmp_path: Path) -> None:
 
     with a_broker(tmp_path, "max_packet_size 4000") as broker:
         run(lambda: story(at(broker)))
+
+
+def test_limits_of_the_broker_on_time_and_on_what_is_unconfirmed_are_kept(tmp_path: Path) -> None:
+    async def story(mqtt: Mqtt) -> None:
+        async with connected(mqtt) as (connection, _heard):
+            assert connection._client.keepalive == 10
+            sent = [connection.publish(f"a/{number}", b"x", retain=False) for number in range(20)]
+            assert all(await asyncio.gather(*sent))
+            assert connection.losses == 0
+
+    with a_broker(tmp_path, "max_keepalive 10\nmax_inflight_messages 1") as broker:
+        run(lambda: story(at(broker, keepalive_s=60)))
 
 
 def test_tls_is_1_2_or_newer_and_checks_the_name(place: Path) -> None:

@@ -75,6 +75,7 @@ class BadNetwork:
                 await self._passing.wait()
                 writer.write(piece)
                 await writer.drain()
+        await self._passing.wait()  # an end is swallowed too
         writer.close()
         self._open.discard(writer)
 
