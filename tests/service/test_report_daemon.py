@@ -24,6 +24,7 @@ ROOT = f"temper/v1/default/{DEVICE}"
 DISCOVERY = f"homeassistant/device/temperd-default-{DEVICE}/config"
 
 pytestmark = [
+    pytest.mark.e2e,
     pytest.mark.skipif(find_mosquitto() is None, reason="needs mosquitto"),
     pytest.mark.skipif(shutil.which("mosquitto_sub") is None, reason="needs mosquitto-clients"),
 ]
