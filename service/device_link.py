@@ -285,9 +285,10 @@ class Link:
         if message.topic == self._address.topic("conn"):
             self._hear_presence(message)
             return
-        if message.topic in self._beside:
+        if not message.topic.startswith(self._address.topic("")):
             self._connection.ack(message)
-            self._beside[message.topic](message.payload)
+            if told := self._beside.get(message.topic):  # else the broker's session still has what was switched off
+                told(message.payload)
             return
         if not message.payload:  # a console clears its request
             self._connection.ack(message)

@@ -214,3 +214,7 @@ def test_switched_off_the_board_leaves_home_assistant(board: tuple[World, Ears, 
     world.config.write_text(world.config.read_text().replace("enabled = true", "enabled = false"))
     world.start()
     world.wait(lambda: DISCOVERY not in ears.latest())
+    said = ["-q", "1", "-t", "homeassistant/status", "-m", "online"]
+    subprocess.run(["mosquitto_pub", "-p", str(world.broker.port), *said], check=True, timeout=60)
+    report = world.send("collect-report", {})["result"]
+    assert report["link"]["refused_total"] == 0, "what the session still brings is nobody's fault"
