@@ -16,9 +16,9 @@ from service.config import Mqtt
 from service.device_link import Address, Link
 from service.link_client import ANSWER_WITHIN, MAX_UNSENT, PING_AFTER
 from service.link_pace import FIRST_DELAY_S, LONGEST_DELAY_S, LONGEST_YIELD_S, STEADY_S, Pace
-from tests.simulators.bad_network import BadNetwork
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 from tests.simulators.one_connection import a_connection, connected, first_trouble, run, soon
+from tests.simulators.proxy import Proxy
 from tests.simulators.scripted_broker import WELCOME, EndlessFrame, ScriptedBroker
 
 pytestmark = [
@@ -136,43 +136,46 @@ def test_a_connection_that_is_dead_without_a_word_is_found(broker: Mosquitto) ->
     assert PING_AFTER + ANSWER_WITHIN <= 1.5
 
     async def story() -> None:
-        async with BadNetwork(broker.port) as network, connected(at(network.port, 1)) as (connection, heard):
-            network.swallow()
-            confirmed = connection.publish("a", b"x")
-            assert "silent for too long" in await heard.downs.get()
-            assert await confirmed is False
-            network.cut()
-            network.heal()
-            await heard.ups.get()
-            assert await connection.publish("a", b"x")
+        with Proxy(broker.port) as network:
+            async with connected(at(network.port, 1)) as (connection, heard):
+                network.swallow()
+                confirmed = connection.publish("a", b"x")
+                assert "silent for too long" in await heard.downs.get()
+                assert await confirmed is False
+                network.cut()
+                network.heal()
+                await heard.ups.get()
+                assert await connection.publish("a", b"x")
 
     run(story)
 
 
 def test_a_quiet_connection_that_lives_is_kept(broker: Mosquitto) -> None:
     async def story() -> None:
-        async with BadNetwork(broker.port) as network, connected(at(network.port, 2)) as (connection, _heard):
-            await asyncio.sleep(3.6)  # the broker ends it after 1.5 keepalives without a packet, and so do we
-            assert await connection.publish("a", b"x")
-            assert (connection.losses, network.connections) == (0, 1)
+        with Proxy(broker.port) as network:
+            async with connected(at(network.port, 2)) as (connection, _heard):
+                await asyncio.sleep(3.6)  # the broker ends it after 1.5 keepalives without a packet, and so do we
+                assert await connection.publish("a", b"x")
+                assert (connection.losses, network.connections) == (0, 1)
 
     run(story)
 
 
 def test_a_connection_that_does_not_drain_takes_no_more_and_recovers(broker: Mosquitto) -> None:
     async def story() -> None:
-        async with BadNetwork(broker.port) as network, connected(at(network.port, 60)) as (connection, _heard):
-            network.swallow()
-            large, sent = b"x" * 200_000, 0
-            while connection.publish_lossy("a", large):
-                sent += 1
-                await asyncio.sleep(0)
-            assert connection.unconfirmed == MAX_UNSENT
-            assert sent > MAX_UNSENT
-            network.heal()
-            assert await connection.publish("a", b"x")  # the broker works in order
-            assert connection.unconfirmed == 0
-            assert connection.publish_lossy("a", large)
+        with Proxy(broker.port) as network:
+            async with connected(at(network.port, 60)) as (connection, _heard):
+                network.swallow()
+                large, sent = b"x" * 200_000, 0
+                while connection.publish_lossy("a", large):
+                    sent += 1
+                    await asyncio.sleep(0)
+                assert connection.unconfirmed == MAX_UNSENT
+                assert sent > MAX_UNSENT
+                network.heal()
+                assert await connection.publish("a", b"x")  # the broker works in order
+                assert connection.unconfirmed == 0
+                assert connection.publish_lossy("a", large)
 
     run(story)
 
