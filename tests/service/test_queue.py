@@ -26,7 +26,7 @@ from service import endings
 from service.commands import new_id
 from service.conclusion import conclude
 from service.endings import STOPPING, Ending, of_spec
-from service.job import TERMINAL, WORKING, Event, Standing, State
+from service.job import Event, Standing, State
 from service.journal import JobRecord, Journal
 from service.pace import LEAST_PACE_S, Pace, WorkClock
 from service.queue import Waiting, line
@@ -461,7 +461,3 @@ def test_nothing_is_said_of_a_pace_that_nobody_knows() -> None:
     pace.step(2 * LEAST_PACE_S, 64)
     assert pace.eta_s(None) is None
     assert pace.eta_s(64) == pytest.approx(2 * LEAST_PACE_S, rel=0.1)
-
-
-def test_states_with_a_worker_are_no_end() -> None:
-    assert not WORKING & TERMINAL
