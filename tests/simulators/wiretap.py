@@ -19,7 +19,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from tests.simulators.schemas import message_faults, read, request_faults
 
 RETRY_S = 0.05
-DRAIN_S = 20.0
+DRAIN_S = 60.0
 REQUEST = re.compile(r"temper/v1/[^/]+/[^/]+/cmd/[^/]+/([^/]+)/req")
 STATUS = re.compile(r"temper/v1/[^/]+/[^/]+/cmd/[^/]+/([^/]+)/sts")
 MARK = "wiretap/"
