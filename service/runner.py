@@ -304,8 +304,8 @@ class Runner:
         """The worker goes on in the stage in which it rested."""
         assert self.current is not None
         if self.current.standing.state is State.PAUSED and self._rests_in is not None:
-            stage, self._rests_in = self._rests_in, None
-            self._move(STAGE_EVENTS[stage])
+            self._move(STAGE_EVENTS[self._rests_in])
+            self._rests_in = None
 
     def _warn(self, what: str) -> None:
         log.warning("job warns", what=what)
@@ -378,10 +378,10 @@ class Runner:
             sent = self._worker.offer(self._obedience.numbered(order, read_s))
             self._sent = order if sent else None
         if self._waits_to_promote and order.action in WORKS:
-            self._waits_to_promote = False
-            self._go_on()
-            self._enter(State.PROMOTING)
-            self._worker.offer(Go(State.PROMOTING))
+            with contextlib.suppress(BoardError):  # a full disk is asked again in a second
+                self._go_on()
+                self._enter(State.PROMOTING)
+                self._waits_to_promote = not self._worker.offer(Go(State.PROMOTING))
 
     def _order(self) -> Steer | None:
         return None if self.current is None else self._orders.order(self.current, stopping=self.stopping)

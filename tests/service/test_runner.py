@@ -520,6 +520,19 @@ def test_what_is_paused_at_the_door_to_promotion_is_let_in_later(tmp_path: Path,
     assert "ABORT" not in [order.action for order in desk.worker.orders], "a promotion is not held up"
 
 
+def test_a_full_disk_at_the_door_to_promotion_holds_no_governor_up(tmp_path: Path, journal: Journal) -> None:
+    desk = Desk(tmp_path, journal, State.SEALING)
+    desk.held.append("job-1")
+    desk.hear(Stage("PROMOTING"))
+    desk.held.clear()
+    journal._db.execute("PRAGMA query_only = ON")
+    desk.runner.tick()
+    assert (desk.standing.state, desk.worker.granted) == (State.PAUSED, [])
+    journal._db.execute("PRAGMA query_only = OFF")
+    desk.runner.tick()
+    assert (desk.standing.state, desk.worker.granted) == (State.PROMOTING, ["PROMOTING"])
+
+
 def test_a_status_says_how_long_training_will_take(tmp_path: Path, journal: Journal) -> None:
     desk = Desk(tmp_path, journal)
     for step in range(1, 6):
