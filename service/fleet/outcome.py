@@ -23,6 +23,8 @@ class Outcome(StrEnum):
     ROLLED_BACK = "rolled-back"
     EXPIRED = "expired"
     """The board said nothing until the command was not valid any more."""
+    TAKEN_BACK = "taken-back"
+    """An abort took the request from the broker, and the board does not know it."""
 
 
 BY_STATUS: Mapping[str, Outcome] = {
@@ -35,6 +37,8 @@ BY_STATUS: Mapping[str, Outcome] = {
 }
 """Final statuses of docs/mqtt.md; every other status leaves a command open."""
 
+WITHOUT_WORD = frozenset((Outcome.EXPIRED, Outcome.TAKEN_BACK))
+"""Ends that we concluded ourselves: a status that comes after all replaces them."""
 NOT_ENDED = frozenset((Outcome.WAITING, Outcome.OPEN))
 
 

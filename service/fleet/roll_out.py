@@ -17,7 +17,7 @@ from policies.strict import build, limits
 from service.commands import CANCEL, FINE_TUNE, MAX_LIFETIME_S, QUALIFY, Request, new_id
 from service.fleet.boards import is_newer
 from service.fleet.fleet_link import FleetLink
-from service.fleet.outcome import NOT_ENDED, Outcome, of_status
+from service.fleet.outcome import NOT_ENDED, WITHOUT_WORD, Outcome, of_status
 from service.fleet.roll_out_plan import Move, Rules, Step, next_step
 from service.fleet.state import FleetState, RollOut, Sent
 from service.logs import logger
@@ -164,6 +164,7 @@ class RollOutRun:
         chosen = [command for command in self.commands if command.outcome == Outcome.OPEN]
         if self.roll_out.type in CANCELABLE:
             self._keep([self._with_cancel(command) for command in chosen])
+            self.listen(link)
         for place in (command.place for command in chosen):
             command = self.commands[place]
             if command.status is None:
@@ -175,8 +176,10 @@ class RollOutRun:
     def listen(self, link: FleetLink) -> None:
         """Ask the broker for the statuses of what is open."""
         for command in self.commands:
-            if command.id and command.outcome in (Outcome.OPEN, Outcome.EXPIRED):
+            if command.id and Outcome(command.outcome) in {Outcome.OPEN, *WITHOUT_WORD}:
                 link.listen(command.board, f"cmd/{self.roll_out.type}/{command.id}/sts")
+                if command.cancel_id:
+                    link.listen(command.board, f"cmd/{CANCEL}/{command.cancel_id}/sts")
 
     def _end(self, state: str, why: str) -> RollOut:
         self._state.stand(self.roll_out.id, state, why)
@@ -200,18 +203,23 @@ class RollOutRun:
             place = self._by_id.get(command_id)
             if place is not None and (fresh := _with_status(self.commands[place], body)):
                 changed.append(fresh)
-        self._inbox.statuses.clear()
         self._keep(changed)
+        self._keep([command for command in self.commands if self._is_unknown(command)], outcome=Outcome.TAKEN_BACK)
+        self._inbox.statuses.clear()
         now = self._now()
-        late = [
-            replace(command, outcome=str(Outcome.EXPIRED))
-            for command in self.commands
-            if command.outcome == Outcome.OPEN and command.status is None and now > command.not_after + LATE_S
-        ]
-        self._keep(late)
+        silent = [command for command in self.commands if command.outcome == Outcome.OPEN and command.status is None]
+        self._keep([command for command in silent if now > command.not_after + LATE_S], outcome=Outcome.EXPIRED)
 
-    def _keep(self, changed: Sequence[Sent]) -> None:
-        """In the file, then in memory."""
+    def _is_unknown(self, command: Sent) -> bool:
+        """Whether the board refused to cancel what it never told of: it does not have it."""
+        answer = self._inbox.statuses.get(command.cancel_id) if command.cancel_id else None
+        silent = command.outcome == Outcome.OPEN and command.status is None
+        return silent and answer is not None and of_status(answer.get("status")) is Outcome.REFUSED
+
+    def _keep(self, changed: Sequence[Sent], outcome: Outcome | None = None) -> None:
+        """In the file, then in memory; with another outcome, if one is given."""
+        if outcome is not None:
+            changed = [replace(command, outcome=str(outcome)) for command in changed]
         if changed:
             self._state.write(self.roll_out.id, changed)
             for command in changed:
@@ -279,7 +287,7 @@ def _with_status(command: Sent, body: Mapping[str, object]) -> Sent | None:
     if command.status is not None and not is_newer(body, command.status):
         return None
     outcome = of_status(body.get("status"))
-    if Outcome(command.outcome) not in {*NOT_ENDED, Outcome.EXPIRED}:
+    if Outcome(command.outcome) not in NOT_ENDED | WITHOUT_WORD:
         return None
     kept = {key: body.get(key) for key in _KEPT}
     kept["reason"] = str(body.get("reason") or "")[:MAX_STATUS_CHARACTERS]

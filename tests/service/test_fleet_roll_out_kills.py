@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from agent.keys import create_console_key, load_console_key
@@ -75,6 +77,12 @@ class DyingLink(FleetLink):
         await super().send(device, command_type, command_id, envelope, expires_s=expires_s, timeout_s=timeout_s)
         self.steps.step()
 
+    async def clear(self, device: str, command_type: str, command_id: str) -> bool:
+        self.steps.step()
+        done = await super().clear(device, command_type, command_id)
+        self.steps.step()
+        return done
+
 
 class Laptop:
     """Runs roll-outs in children of its own process, which has no threads."""
@@ -82,18 +90,19 @@ class Laptop:
     def __init__(self, folder: Path, port: int, key: Path) -> None:
         self.path, self._port, self._key = folder / "fleet.sqlite", port, key
 
-    def child(self, roll_out: RollOut, steps: Steps) -> int:
-        """Begin a roll-out, or go on with it where the file has it; how the child ended."""
+    def child(self, roll_out: RollOut, boards: Sequence[str], steps: Steps, *, abort: bool = False) -> int:
+        """Begin a roll-out, go on with it where the file has it, or abort it; how the child ended."""
         child = os.fork()
         if not child:
             try:
-                asyncio.run(self._play(roll_out, steps))
+                asyncio.run(self._play(roll_out, boards, steps, abort=abort))
             except BaseException:  # noqa: BLE001 - whatever it was, this child must not go on as a test
+                traceback.print_exc()
                 os._exit(1)
             os._exit(0)
         return os.waitpid(child, 0)[1]
 
-    async def _play(self, roll_out: RollOut, steps: Steps) -> None:
+    async def _play(self, roll_out: RollOut, boards: Sequence[str], steps: Steps, *, abort: bool) -> None:
         inbox, key = Inbox(), load_console_key(self._key)
         settings = Mqtt(host="127.0.0.1", port=self._port)
         async with DyingLink(settings, "default", f"test-{os.getpid()}", inbox.take, topics=("conn",)) as link:
@@ -101,43 +110,84 @@ class Laptop:
             await link.wait_connected(WAIT_S)
             with DyingState(self.path, steps) as state:
                 if roll_out.id not in [known.id for known in state.roll_outs("default")]:
-                    state.begin(roll_out, BOARDS)
+                    state.begin(roll_out, boards)
                 run = RollOutRun(state, roll_out, lambda ask: sign_command(ask, key), inbox, now=time.time)
-                await run.run(link)
+                if abort:
+                    await run.abort(link)
+                    assert await run.follow(link, WAIT_S)
+                else:
+                    await run.run(link)
+
+    def look(self, roll_out: RollOut) -> tuple[str, list[Sent]]:
+        """State and commands, as the file has them."""
+        with FleetState(self.path) as state:
+            return state.roll_out(roll_out.id).state, state.commands(roll_out.id)
+
+
+@contextmanager
+def a_fleet(folder: Path, *boards: str) -> Iterator[tuple[Laptop, Path]]:
+    """A laptop, and the file in which boards write what they carried out."""
+    broker = Mosquitto(folder)
+    public = create_console_key(folder / "console", "alice")
+    (folder / "trusted").mkdir()
+    (folder / "trusted" / public.name).write_bytes(public.read_bytes())
+    log = folder / "done.log"
+    broker.start()
+    try:
+        with answering_boards(broker.port, folder / "trusted", log, *boards):
+            yield Laptop(folder, broker.port, folder / "console" / "alice.key"), log
+    finally:
+        broker.stop()
+
+
+def a_roll_out(kind: str, rules: Rules) -> RollOut:
+    now = time.time()
+    terms = Terms(rules, {}, valid_s=600).to_table()
+    return RollOut(new_id(int(now * 1000), os.urandom), "default", kind, terms, now, "running", "")
 
 
 def test_killed_at_any_step_a_roll_out_goes_on_and_no_board_runs_its_command_twice(tmp_path: Path) -> None:
-    broker = Mosquitto(tmp_path)
-    public = create_console_key(tmp_path / "console", "alice")
-    (tmp_path / "trusted").mkdir()
-    (tmp_path / "trusted" / public.name).write_bytes(public.read_bytes())
-    log = tmp_path / "done.log"
-    laptop = Laptop(tmp_path, broker.port, tmp_path / "console" / "alice.key")
-    broker.start()
-    try:
-        with answering_boards(broker.port, tmp_path / "trusted", log, *BOARDS):
-            for number in range(1, MOST_STEPS):
-                if not _one(laptop, log, number):
-                    break
-    finally:
-        broker.stop()
+    with a_fleet(tmp_path, *BOARDS) as (laptop, log):
+        for number in range(1, MOST_STEPS):
+            roll_out = a_roll_out("scrub", Rules(canary=1, parallel=2))
+            code = laptop.child(roll_out, BOARDS, Steps(number))
+            assert code in (0, signal.SIGKILL), code
+            if code:
+                assert laptop.child(roll_out, BOARDS, Steps(0)) == 0
+            state, commands = laptop.look(roll_out)
+            assert state == "done"
+            assert [command.outcome for command in commands] == ["succeeded"] * len(BOARDS)
+            ran = Counter(log.read_text().splitlines())
+            assert all(ran[f"{command.board} {command.id}"] == 1 for command in commands)
+            assert len(ran) == ran.total() == number * len(BOARDS)  # no other command of this roll-out exists
+            if not code:
+                break
     assert 20 < number < MOST_STEPS - 1
 
 
-def _one(laptop: Laptop, log: Path, number: int) -> bool:
-    """Kill one roll-out before its step `number`, go on to its end; whether it came that far."""
-    terms = Terms(Rules(canary=1, parallel=2), {}, valid_s=600)
-    now = time.time()
-    roll_out = RollOut(new_id(int(now * 1000), os.urandom), "default", "scrub", terms.to_table(), now, "running", "")
-    code = laptop.child(roll_out, Steps(number))
-    assert code in (0, signal.SIGKILL), code
-    if code:
-        assert laptop.child(roll_out, Steps(0)) == 0
-    with FleetState(laptop.path) as state:
-        ended, commands = state.roll_out(roll_out.id), state.commands(roll_out.id)
-    assert ended.state == "done"
-    assert [command.outcome for command in commands] == ["succeeded"] * len(BOARDS)
-    ran = Counter(log.read_text().splitlines())
-    assert all(ran[f"{command.board} {command.id}"] == 1 for command in commands)
-    assert len(ran) == ran.total() == number * len(BOARDS)  # no other command of this roll-out exists
-    return bool(code)
+def test_killed_at_any_step_an_abort_goes_on_and_no_board_is_canceled_twice(tmp_path: Path) -> None:
+    boards, seen = ("pi-1", "pi-2", "pi-3"), Counter[str]()
+    with a_fleet(tmp_path, "pi-1=slow", "pi-2=mute") as (laptop, log):  # pi-3 never comes
+        for number in range(1, MOST_STEPS):
+            roll_out = a_roll_out("qualify", Rules(canary=2, wait_canary_s=0.01))
+            assert laptop.child(roll_out, boards, Steps(0)) == 0
+            assert laptop.look(roll_out)[0] == "stopped"
+            code = laptop.child(roll_out, boards, Steps(number), abort=True)
+            assert code in (0, signal.SIGKILL), code
+            if code:
+                assert laptop.child(roll_out, boards, Steps(0), abort=True) == 0
+            state, commands = laptop.look(roll_out)
+            outcomes = [command.outcome for command in commands]
+            assert (state, outcomes[2]) == ("aborted", "waiting")
+            assert set(outcomes[:2]) <= {"canceled", "taken-back"}
+            assert commands[2].id == ""
+            ran = Counter(log.read_text().splitlines())
+            for command in commands[:2]:
+                assert ran[f"{command.board} {command.id}"] == (command.outcome == "canceled")
+                assert ran[f"{command.board} {command.cancel_id}"] == 1
+                seen[command.outcome] += 1
+            assert len(ran) == ran.total() == 2 * seen["canceled"] + seen["taken-back"]  # and nothing else
+            if not code:
+                break
+    assert 8 < number < MOST_STEPS - 1
+    assert seen["canceled"] > seen["taken-back"]

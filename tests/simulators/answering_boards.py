@@ -102,7 +102,7 @@ class AnsweringBoard:
             job = self._known.get(command.job)
             if job:
                 self._say(job[1], command.job, 9, "canceled", "canceled", "canceled by an operator")
-            self._say(CANCEL, command.id, 2, "succeeded" if job else "rejected", "" if job else "unknown-job", "")
+            self._say(CANCEL, command.id, 2, "succeeded" if job else "rejected", "" if job else "wrong-state", "")
         elif self._ending == "refuse":
             self._say(command.type, command.id, 1, "rejected", "not-permitted", "a viewer may not fine-tune\x1b[2J")
         elif self._ending != "mute":
