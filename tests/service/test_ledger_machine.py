@@ -367,6 +367,25 @@ def lost_ends(world: LedgerWorld) -> None:
             world.connect()
 
 
+def full_disk(world: LedgerWorld) -> None:
+    """What cannot be journaled is neither done, answered nor acknowledged; the broker brings it again."""
+    world.heat(hot=True)
+    job = world.send("fine-tune", JOB)
+    world.deliver()
+    for kind, args in (
+        *((kind, {"job": job}) for kind in ("pause", "resume", "cancel")),
+        *(("fine-tune", JOB), ("scrub", {}), ("qualify", {}), ("set-policy", {"text": COLD}), ("promote", {})),
+    ):
+        command = world.send(kind, args)
+        world.journal.full, told = True, len(world.on_way)
+        world.deliver()
+        assert len(world.on_way) == told
+        assert world.journal.outcome(command) is None
+        world.journal.full = False
+        world.deliver()
+        assert world.journal.outcome(command) is not None
+
+
 def fixed_policy(world: LedgerWorld) -> None:
     world.send("set-policy", {"reset": True})
     world.deliver()
@@ -382,6 +401,7 @@ TOURS: list[tuple[Tour, dict[str, Any]]] = [
     (policies, {}),
     (power_cuts, {}),
     (lost_ends, {}),
+    (full_disk, {}),
     (fixed_policy, {"by_command": False}),
 ]
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.board.profile import named_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard
-from agent.errors import CommandError
+from agent.errors import BoardError, CommandError
 from agent.keys_consoles import Role, TrustedConsole, keyid
 from agent.messages import Failed, Finished, Message, Order, Planned, Scrubbed, ScrubOrder, Stage, Steer, Waits
 from policies.reading import Action, Decision
@@ -63,6 +63,8 @@ class FailingJournal(Journal):
     """The journal on a board whose power fails before or after a chosen commit."""
 
     cut_in, cut_after, dead = 0, False, False
+    full = False
+    """The disk takes nothing."""
 
     def cut(self, commits: int, *, after: bool) -> None:
         """The power fails at the commit that is so many ahead; 1 is the next one."""
@@ -72,6 +74,8 @@ class FailingJournal(Journal):
     def _writing(self) -> Iterator[sqlite3.Connection]:
         if self.dead:
             raise PowerCutError
+        if self.full:
+            raise BoardError("no space", reason="no-space")
         self.cut_in -= 1
         with super()._writing() as db:
             yield db
@@ -393,6 +397,10 @@ class LedgerWorld:
             self.acknowledged[mail.id] = mail.kind
         if self.journal.dead:
             self.crash()
+            return
+        if self.journal.full:
+            assert not acknowledged, "what the disk refuses stays with the broker"
+            assert self._dump() == before
             return
         assert acknowledged, "the disk took everything"
         outcome = self.journal.outcome(mail.id)
