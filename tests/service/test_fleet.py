@@ -323,6 +323,20 @@ def test_interrupted_a_roll_out_says_how_to_go_on_and_nobody_else_runs_it_meanwh
     assert (code, lines[-1]["state"], len(place.done())) == (0, "done", 1)
 
 
+def test_what_an_absent_board_was_to_do_is_taken_back(place: Place) -> None:
+    key = ("--key", place.key)
+    begun = ("roll-out", place.job, "--board", "pi-1", "--canary-count", 1, "--board", "pi-2", "--wait-canary", "0.1")
+    code, lines = place.lines(*begun, *key)
+    roll_out = lines[0]["id"]
+    assert (code, lines[-1]["state"], place.json("list")) == (1, "stopped", [])
+    code, lines = place.lines("roll-out", "--abort", roll_out, *key, "--timeout", "0")
+    assert (code, [board["outcome"] for board in lines[-1]["boards"]]) == (1, ["open", "waiting"])
+    with place.boards("pi-1"):
+        code, lines = place.lines("wait", "--roll-out", roll_out, "--timeout", WAIT_S)
+    assert (code, [board["outcome"] for board in lines[-1]["boards"]]) == (1, ["taken-back", "waiting"])
+    assert len(place.done()) == 1  # the cancel, not the job
+
+
 def test_a_state_file_that_is_none_is_told_and_left_as_it_is(place: Place) -> None:
     place.state.parent.mkdir()
     place.state.write_bytes(b"no database" * 1000)

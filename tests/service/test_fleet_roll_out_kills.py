@@ -124,6 +124,15 @@ class Laptop:
             return state.roll_out(roll_out.id).state, state.commands(roll_out.id)
 
 
+async def all_online(port: int, boards: set[str]) -> None:
+    inbox = Inbox()
+    settings = Mqtt(host="127.0.0.1", port=port)
+    async with FleetLink(settings, "default", "looks-on", inbox.take, topics=("conn",)), asyncio.timeout(WAIT_S):
+        while not boards <= {board for board, online in inbox.online.items() if online}:
+            await inbox.arrived.wait()
+            inbox.arrived.clear()
+
+
 @contextmanager
 def a_fleet(folder: Path, *boards: str) -> Iterator[tuple[Laptop, Path]]:
     """A laptop, and the file in which boards write what they carried out."""
@@ -135,6 +144,7 @@ def a_fleet(folder: Path, *boards: str) -> Iterator[tuple[Laptop, Path]]:
     broker.start()
     try:
         with answering_boards(broker.port, folder / "trusted", log, *boards):
+            asyncio.run(all_online(broker.port, {board.partition("=")[0] for board in boards}))
             yield Laptop(folder, broker.port, folder / "console" / "alice.key"), log
     finally:
         broker.stop()
