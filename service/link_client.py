@@ -238,12 +238,16 @@ class Client(mqtt.Client):
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         try:
-            return super()._sock_send(buf)
+            sent = super()._sock_send(buf)
         except BlockingIOError:
             raise
         except OSError as error:
             self.fault = self.fault or self._last_words() or error
             raise
+        if buf and not sent:  # part of a websocket frame has left: paho would forget the packet, and so the rest of it
+            self._call_socket_register_write()
+            raise BlockingIOError
+        return sent
 
     def _last_words(self) -> OSError | None:
         """Why the broker closed, if it said so: TLS 1.3 refuses a certificate after we think that all is well."""
