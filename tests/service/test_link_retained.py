@@ -13,8 +13,19 @@ import pytest
 
 from service.command_types import new_id
 from service.config import Mqtt
-from service.device_link import MAX_REPAIRS, Address, Connected, Disconnected, Incoming, Link, LinkEvent, Wiped
+from service.device_link import (
+    MAX_QUEUED_EVENTS,
+    MAX_REPAIRS,
+    Address,
+    Connected,
+    Disconnected,
+    Incoming,
+    Link,
+    LinkEvent,
+    Wiped,
+)
 from service.link import Connection
+from service.link_client import PACKETS_IN_A_ROW
 from tests.simulators.fleet import DEVICE, world
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 from tests.simulators.one_connection import Heard, connected, run, soon
@@ -220,6 +231,7 @@ async def commands(link: Link, wanted: set[str], least: int) -> set[str]:
     seen: set[str] = set()
     while len(seen & wanted) < least:
         event = await link.receive()
+        assert link._events.qsize() <= MAX_QUEUED_EVENTS + PACKETS_IN_A_ROW
         if isinstance(event, Incoming):
             seen.add(event.id)
             event.ack()
