@@ -18,7 +18,7 @@ from service.logs import logger
 MAX_PRESENCE_BYTES = 1024  # ours have about 150
 CLOCKS_APART_S = 60.0  # of two boards that a time server serves
 MAX_REPAIRS = 5  # of our presence on one connection: who else writes it would go on for ever
-MAX_QUEUED_EVENTS = 100  # not yet looked at by the daemon's loop: nothing is read until it has seen half of them
+MAX_QUEUED_EVENTS = 100  # not yet looked at by the daemon's loop; beyond it reading stops, until it has seen half
 _COMMAND_LEVELS = 8  # temper/v1/<tenant>/<device>/cmd/<type>/<id>/req
 _MAX_TYPE_CHARACTERS = 32
 

@@ -231,14 +231,13 @@ async def commands(link: Link, wanted: set[str], least: int) -> set[str]:
     seen: set[str] = set()
     while len(seen & wanted) < least:
         event = await link.receive()
-        assert link._events.qsize() <= MAX_QUEUED_EVENTS + PACKETS_IN_A_ROW
         if isinstance(event, Incoming):
             seen.add(event.id)
             event.ack()
     return seen
 
 
-@pytest.mark.parametrize(("limit", "count"), [("", 250), ("max_queued_messages 20", 60)])
+@pytest.mark.parametrize(("limit", "count"), [("", 300), ("max_queued_messages 20", 60)])
 def test_commands_beyond_the_queue_of_the_broker_are_not_lost(brokers: Brokers, limit: str, count: int) -> None:
     """Requests are retained, and who sees no status repeats his: a queue that overflowed loses nothing."""
     broker = brokers(limit)
@@ -258,7 +257,10 @@ def test_commands_beyond_the_queue_of_the_broker_are_not_lost(brokers: Brokers, 
             await send(console, ids)
             later = a_link(broker, session=5)
             later.start()
-            first = await commands(later, set(ids), 20 if limit else count)
+            first = await commands(later, set(ids), 20)
+            await asyncio.sleep(0.3)  # mosquitto sends all once the first are acknowledged: the daemon may be slow
+            assert later._events.qsize() <= MAX_QUEUED_EVENTS + 4 * PACKETS_IN_A_ROW  # of 580 that come without limit
+            first |= await commands(later, set(ids) - first, 0 if limit else count - 20)
             missing = set(ids) - first
             repeated = asyncio.ensure_future(send(console, sorted(missing)))
             await commands(later, missing, len(missing))
