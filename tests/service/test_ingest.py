@@ -332,7 +332,7 @@ def test_old_telemetry_is_forgotten_beside_what_comes(
 ) -> None:
     monkeypatch.setattr(ingest, "TRIM_EVERY_S", 0.1)
     monkeypatch.setattr(store_sqlite, "_TRIM", store_sqlite._TRIM.replace(str(store_sqlite.TRIM_ROWS), "10"))
-    old = [Sample("acme", "pi-1", "board", "b", seq, seq, seq, "{}") for seq in range(95)]
+    old = [Sample("acme", "pi-1", "board", "before", seq, seq, seq, "{}") for seq in range(95)]
     store.write(Batch(samples=old), TS - 91 * 86400)
 
     async def story() -> None:
