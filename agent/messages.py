@@ -65,6 +65,37 @@ class ScrubOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class SwitchOrder:
+    """Supervisor -> worker, first line: make another model active."""
+
+    state_dir: str
+    before: str | None
+    """Hash of the plaintext of the model that is left; empty: the base; null: it is broken."""
+    after: str
+    """The same of the one that is to run."""
+    promotes: bool
+    """It is staged; else one that ran before."""
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOrder:
+    """Supervisor -> worker, first line: score a model on held-out data; `Steer` follows."""
+
+    state_dir: str
+    repository_url: str
+    repository_root: str
+    """Path of the pinned TUF root metadata."""
+    spec: dict[str, object]
+    """See `agent.spec.EvaluateSpec`."""
+    threads: int
+    board: str = ""
+    """Name of the board's profile; models may be for some boards only."""
+    metered: bool = False
+    """Downloads cost money here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scrubbed:
     """Scrub worker -> supervisor: the scrub is done; `report` as docs/scrub.md has it."""
 
@@ -162,7 +193,7 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Worker -> supervisor: the job reached `outcome` SUCCEEDED or ROLLED_BACK."""
+    """Worker -> supervisor: the work reached `outcome` SUCCEEDED, or a job ROLLED_BACK."""
 
     outcome: str
     reason: str
@@ -180,11 +211,39 @@ class Failed:
 
 
 Message: TypeAlias = (
-    Order | ScrubOrder | Go | Steer | Stage | Planned | Progress | Waits | Warned | Finished | Failed | Scrubbed
+    Order
+    | ScrubOrder
+    | SwitchOrder
+    | EvaluateOrder
+    | Go
+    | Steer
+    | Stage
+    | Planned
+    | Progress
+    | Waits
+    | Warned
+    | Finished
+    | Failed
+    | Scrubbed
 )
 _TYPES: dict[str, type[Message]] = {
     cls.__name__.lower(): cls
-    for cls in (Order, ScrubOrder, Go, Steer, Stage, Planned, Progress, Waits, Warned, Finished, Failed, Scrubbed)
+    for cls in (
+        Order,
+        ScrubOrder,
+        SwitchOrder,
+        EvaluateOrder,
+        Go,
+        Steer,
+        Stage,
+        Planned,
+        Progress,
+        Waits,
+        Warned,
+        Finished,
+        Failed,
+        Scrubbed,
+    )
 }
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from agent.engine.base import Float32
 from agent.engine.infer import Inference
 from agent.engine.ir import parse
-from agent.errors import SealedFileError
-from agent.slots import SlotView
+from agent.errors import EngineError, SealedFileError, SpecError
+from agent.slots import SlotView, read_status
 from agent.store import Store
+from agent.switch import WRONG_STATE, slot_of, switch_back, switch_on
 
+SELF_TEST = "self-test"
+SELF_TEST_INPUTS = 4  # of no meaning: a model that answers them with numbers answers
 SELF_TEST_TOLERANCE = 1e-3  # of the largest output: constants are folded in another order than in training
 
 
@@ -107,3 +111,58 @@ def promote(
     problem = f"self-test: outputs differ by {worst:.2g}"
     store.roll_back(problem)
     return slot, problem
+
+
+def change_over(
+    store: Store, folder: Path, way: tuple[str | None, str], threads: int, warn: Callable[[str], None], *, on: bool
+) -> str:
+    """Make another model active, once it was opened, is whole and answers. Done already, it is not done again.
+
+    Args:
+        store: the board's slots.
+        folder: of the store.
+        way: hash of the model that is left, `None` for a broken one, and of the one that is to run; empty: the base.
+        threads: intra-op threads.
+        warn: told what had to be mended.
+        on: to a staged model; else back to one that ran before.
+
+    Returns:
+        The slot that is active now; empty: none.
+
+    Raises:
+        SealedFileError, EngineError, ModelError: the model is bad; the active one is as it was.
+        SpecError: `wrong-state`: another model is active than the one to be left. `no-such-slot`.
+        BoardError: the disk fails.
+    """
+    for sentence in store.recover():
+        warn(sentence)
+    active = active_slot(store, warn)
+    if active is not None and active.trial:
+        active = store.roll_back("interrupted trial")
+    before, after = way
+    found = active.plaintext_sha256 if active else ""
+    if found == after:
+        return active.slot if active else ""
+    if before is not None and found != before:
+        raise SpecError("another model became active meanwhile", where=found[:16] or "base", reason=WRONG_STATE)
+    status = read_status(folder)
+    slot = slot_of(folder, after, (status.staged,) if on else (status.previous, status.left)) if after else ""
+    if slot:
+        answers(store.load(slot)[0], threads)
+    if on:
+        switch_on(folder, slot)
+    else:
+        switch_back(folder, slot, "by an operator")
+    return slot
+
+
+def answers(model: bytes, threads: int) -> None:
+    """Try a model on inputs of its shape.
+
+    Raises:
+        EngineError, ModelError: it does not answer, or with what are no numbers (`self-test`).
+    """
+    graph = parse(model)
+    inputs = np.random.default_rng(0).uniform(-1, 1, (SELF_TEST_INPUTS, *graph.input_shape)).astype(np.float32)
+    if not np.isfinite(Inference(graph, threads).run(inputs)).all():
+        raise EngineError("the model's outputs are not finite", reason=SELF_TEST)

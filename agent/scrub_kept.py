@@ -169,7 +169,7 @@ def _slots_in_use(folder: Path) -> tuple[str, ...]:
         if error.code != STATUS_CORRUPT:
             raise
         return tuple(slot for slot in SLOTS if (folder / "slots" / slot / GOOD).exists())
-    return tuple(filter(None, (status.active, status.previous)))
+    return status.in_use()
 
 
 def _slot_is_whole(folder: Path, slot: str, store: Store) -> bool:

@@ -8,7 +8,7 @@ damaged: it then says the same, or, after a crash between the two, what was abou
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -57,10 +57,31 @@ class Status:
     previous: str = field(default="", metadata=limits(choices=("", *SLOTS)))
     trial: bool = False
     rolled_back: str = field(default="", metadata=limits(longest=MAX_REASON_CHARACTERS))
+    staged: str = field(default="", metadata=limits(choices=("", *SLOTS)))
+    """Holds a model that passed its gate and its self-test, and waits for somebody's word."""
+    left: str = field(default="", metadata=limits(choices=("", *SLOTS)))
+    """Holds a good model that somebody left; it can be gone back to, and is never taken by itself."""
 
     def __post_init__(self) -> None:
         if (self.active or self.trial) and self.active in {"", self.previous}:
             raise TableError("active", "is empty or the same as previous")
+        for name in ("staged", "left"):
+            if (slot := getattr(self, name)) and slot in (self.active, self.previous):
+                raise TableError(name, "is in use")
+
+    def table(self) -> dict[str, object]:
+        """As it is written: what versions without `staged` and `left` can read wherever neither is set."""
+        table = asdict(self)
+        return {name: value for name, value in table.items() if value or name not in ("staged", "left")}
+
+    def without(self, slot: str) -> Status:
+        """The same, but that a slot that is not active holds nothing that could be asked for."""
+        previous, staged, left = ("" if name == slot else name for name in (self.previous, self.staged, self.left))
+        return replace(self, previous=previous, staged=staged, left=left)
+
+    def in_use(self) -> tuple[str, ...]:
+        """Slots that may be asked for: active, previous, staged, left."""
+        return tuple(dict.fromkeys(filter(None, (self.active, self.previous, self.staged, self.left))))
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
@@ -132,7 +153,7 @@ def write_status(folder: Path, status: Status) -> None:
     Raises:
         BoardError: the disk fails; the status is as it was.
     """
-    table = asdict(status)
+    table = status.table()
     checksum = hashlib.sha256(canonical(table)).hexdigest()
     for name in (COPY, MAIN):
         write_atomic(folder / "slots" / name, canonical({**table, "checksum": checksum}))

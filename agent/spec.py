@@ -16,6 +16,7 @@ LABEL = "label"
 CACHE_CHOICES = ("auto", "off", "float32", "float16", "int8")
 MAX_BUDGET_MS = 60_000.0  # a pass over the parameters that takes a minute needs no bandwidth to speak of
 MAX_DEADLINE_S = 31 * 86_400.0  # as long as a command may live
+MAX_EVALUATION_S = 3600.0  # jobs wait for it meanwhile; a million samples of a small model take less
 MOST_PRIORITY = 100  # either way: more ranks than anybody tells apart
 MOST_BUDGET_J = 1e9  # 280 kWh: a board of 20 W draws that in a year and a half
 LEAST_LIMIT_CELSIUS, MOST_LIMIT_CELSIUS = (
@@ -117,6 +118,29 @@ class FineTuneSpec:
         if 0.0 < self.most_temperature_celsius < LEAST_LIMIT_CELSIUS:
             least = f"{LEAST_LIMIT_CELSIUS:g}..{MOST_LIMIT_CELSIUS:g}"
             raise TableError("most_temperature_celsius", f"must be 0 or in {least}, is {self.most_temperature_celsius}")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateSpec:
+    """What an evaluate command asks for: which model, on which held-out samples. Keys of the same names are a job's.
+
+    With the data, the seed and the share of a job these are the samples by which its gate judged.
+    """
+
+    data: str = field(metadata=limits(longest=1024))
+    model: str = field(default="", metadata=limits(longest=64))
+    """Empty: the active one; `base`: the published model that it was tuned from; the hash of a model in a slot; else
+    the name of a published model."""
+    held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))
+    most_samples: int = field(default=20_000, metadata=limits(2, 1_000_000))
+    seed: int = field(default=0, metadata=limits(0, 2**31 - 1))
+    columns: tuple[str, ...] = field(default=(), metadata=limits(longest=MAX_COLUMNS))
+    label: str = field(default=LABEL, metadata=limits(longest=MAX_LABEL_CHARACTERS))
+    missing: str = field(default="skip", metadata=limits(choices=("skip", "fill")))
+    stride: int = field(default=1, metadata=limits(1, MAX_DIMENSION))
+    season: int = field(default=0, metadata=limits(0, MAX_DIMENSION))
+    most_time_s: float = field(default=MAX_EVALUATION_S, metadata=limits(1.0, MAX_EVALUATION_S))
+    """After so many seconds, pauses included, it ends."""
 
 
 def parse_spec(table: Mapping[str, object]) -> FineTuneSpec:

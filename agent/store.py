@@ -135,8 +135,8 @@ class Store:
         stored, blob, parts = divide(model, frozen)
         core = self._core(model, manifest, parts)
         level_status(self._folder)  # a copy that is ahead may speak of the slot that is written now
-        if status.previous == slot:
-            write_status(self._folder, replace(status, previous=""))
+        if slot in status.in_use():
+            write_status(self._folder, status.without(slot))
         folder = self._slots / slot
         remove(folder / GOOD)
         if parts:
@@ -156,8 +156,8 @@ class Store:
         status = read_status(self._folder)
         if status.trial or status.active == slot or slot not in SLOTS:
             raise SpecError(f"slot {slot!r} cannot be activated", where=f"active: {status.active or 'none'}")
-        self._load(slot)
-        after = Status(active=slot, previous=status.active, trial=True)
+        self.load(slot)
+        after = replace(status.without(slot), active=slot, previous=status.active, trial=True, rolled_back="")
         write_status(self._folder, after)
         return view(self._folder, after)
 
@@ -195,11 +195,12 @@ class Store:
         broken: SealedFileError | None = None
         if status.previous:
             try:
-                self._load(status.previous)
+                self.load(status.previous)
             except SealedFileError as error:
                 broken = error
         remove(self._slots / status.active / GOOD)
-        after = Status(active="" if broken else status.previous, rolled_back=reason[:MAX_REASON_CHARACTERS])
+        active, told = "" if broken else status.previous, reason[:MAX_REASON_CHARACTERS]
+        after = replace(status, active=active, previous="", trial=False, rolled_back=told)
         write_status(self._folder, after)
         if broken:
             raise broken
@@ -219,7 +220,7 @@ class Store:
         status = read_status(self._folder)
         if not status.active:
             raise BoardError("no tuned model is active", reason="no-active-model")
-        return self._load(status.active)
+        return self.load(status.active)
 
     def verifies(self, slot: str) -> bool:
         """Whether the model in a slot opens with the board's key and is the one its manifest is of.
@@ -228,7 +229,7 @@ class Store:
             BoardError: the disk fails.
         """
         try:
-            self._load(slot)
+            self.load(slot)
         except SealedFileError:
             return False
         return True
@@ -345,7 +346,8 @@ class Store:
             raise SpecError(f"checkpoint name {name[:64]!r} does not match {NAME.pattern}")
         return checkpoint_path(self._folder, name)
 
-    def _load(self, slot: str) -> tuple[bytes, dict[str, object]]:
+    def load(self, slot: str) -> tuple[bytes, dict[str, object]]:
+        """The model file in a slot and its manifest; raises like `load_active`."""
         core = read_manifest(self._folder, slot).core
         return self._open_slot(slot, core), core.manifest
 

@@ -16,7 +16,20 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from agent.errors import EngineError, TemperdError
-from agent.messages import MAX_LINE_BYTES, OUT_OF_MEMORY, Failed, Go, Message, Order, Stage, Steer, decode, encode
+from agent.messages import (
+    MAX_LINE_BYTES,
+    OUT_OF_MEMORY,
+    EvaluateOrder,
+    Failed,
+    Go,
+    Message,
+    Order,
+    Stage,
+    Steer,
+    SwitchOrder,
+    decode,
+    encode,
+)
 from agent.plan import OUT_OF_MEMORY_FIX
 from agent.private_memory import keep_memory_private
 from agent.trainer import FREE, JobEndedError
@@ -41,10 +54,10 @@ class Mailbox:
         self._granted: set[str] = set()
         self._news = threading.Condition()
 
-    def first(self) -> Order:
+    def first(self) -> Order | SwitchOrder | EvaluateOrder:
         """The order that opens every conversation."""
         message = self._read()
-        if not isinstance(message, Order):
+        if not isinstance(message, Order | SwitchOrder | EvaluateOrder):
             raise EngineError("the first line is not an order")
         threading.Thread(target=self._listen, daemon=True).start()
         return message
@@ -96,7 +109,7 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def carry_out(order: Order, mailbox: Mailbox, out: BinaryIO) -> Message:
+def carry_out(order: Order | SwitchOrder | EvaluateOrder, mailbox: Mailbox, out: BinaryIO) -> Message:
     """Do the job; the last message to send."""
     lock = threading.Lock()
 
@@ -110,10 +123,15 @@ def carry_out(order: Order, mailbox: Mailbox, out: BinaryIO) -> Message:
         mailbox.wait_for(stage)
 
     try:
+        from agent.evaluation import Evaluation, switch  # noqa: PLC0415 - a broken wheel must end as a message too
         from agent.finetune import FineTune  # noqa: PLC0415 - same
-        from agent.memory import return_memory  # noqa: PLC0415 - a broken wheel must end as a message too
+        from agent.memory import return_memory  # noqa: PLC0415 - same
 
         return_memory()
+        if isinstance(order, SwitchOrder):
+            return switch(order, emit)
+        if isinstance(order, EvaluateOrder):
+            return Evaluation(order, emit, mailbox).execute()
         return FineTune(order, ask, emit, mailbox).execute()
     except Exception as error:  # noqa: BLE001 - the one seam of the process: every end is told, none is lost
         return _last_word(error)

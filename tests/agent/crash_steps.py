@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agent.store import Store
+from agent.switch import stage, switch_back, switch_on
 
 KEY = bytes(range(32))
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
@@ -30,6 +31,11 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
     "activate b": lambda store: store.activate("b"),
     "mark good": lambda store: store.mark_good(),
     "roll back": lambda store: store.roll_back("worse"),
+    "keep b": lambda store: stage(store._folder, "b"),
+    "back to a": lambda store: switch_back(store._folder, "a", "wanted"),
+    "back to b": lambda store: switch_back(store._folder, "b", "wanted"),
+    "back to the base": lambda store: switch_back(store._folder, "", "wanted"),
+    "on to b": lambda store: switch_on(store._folder, "b"),
     "recover": lambda store: store.recover(),
     "spoil": lambda store: [path.write_bytes(b"{}") for path in (store._folder / "slots").glob("status*.json")],
     "checkpoint 1": lambda store: store.seal_checkpoint("job", b"step one"),
