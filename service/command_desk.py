@@ -40,6 +40,7 @@ from service.statuses import Clock, Statuses
 
 MAX_UNFINISHED = 100  # jobs; more than a board works off in weeks
 STRANGERS_PER_S = 10.0  # answers to what was not signed for this board; a person who tries things sends one
+MAX_UNTAKEN = 100  # commands that wait here for the disk, 6 MB at most; a broker hands over 20 unless configured
 STRANGERS_AT_ONCE = 100  # saved up in quiet times: a fleet console with a wrong key may try many commands at once
 
 log = logger("commands")
@@ -109,20 +110,46 @@ class CommandDesk:
         self._strangers = _Allowance(STRANGERS_PER_S, STRANGERS_AT_ONCE, clock.mono)
         self.refused_total = 0
         """Commands refused since the start, whoever sent them."""
+        self._untaken: dict[tuple[str, str, bytes], Incoming] = {}
+        self._hindrance = ""
 
     def take(self, incoming: Incoming) -> None:
-        """Judge a command, journal it, act on it, acknowledge it: in this order."""
+        """Judge a command, journal it, act on it, acknowledge it: in this order.
+
+        One that cannot be judged or journaled now is not acknowledged, and waits for `retry`.
+        """
+        key = (incoming.type, incoming.id, incoming.envelope)
+        if not self._taken(incoming) and (key in self._untaken or len(self._untaken) < MAX_UNTAKEN):
+            self._untaken[key] = incoming  # of the same command the latest: an earlier connection takes no answer
+
+    def retry(self) -> None:
+        """Take what could not be taken; call about once a second.
+
+        The broker repeats a command with the next connection only, and once it has handed over as many as it may
+        nothing more comes at all.
+        """
+        for key, incoming in list(self._untaken.items()):
+            if not self._taken(incoming):
+                return
+            del self._untaken[key]
+
+    def _taken(self, incoming: Incoming) -> bool:
         try:
-            trusted = self._trusted()
-        except TemperdError as error:  # a broken key file is the owner's to mend; the command stays with the broker
-            log.error("the trusted consoles cannot be read, no command is obeyed", why=str(error))  # noqa: TRY400
-            return
-        try:
-            self._take(incoming, trusted)
-        except BoardError as error:  # not acknowledged: the broker keeps the command until the disk takes it
-            log.error("a command could not be journaled", id=incoming.id, why=str(error))  # noqa: TRY400 - said whole
-            return
+            self._take(incoming, self._read_trusted())
+        except BoardError as error:
+            if str(error) != self._hindrance:  # once a reason, not once a second
+                log.error("commands wait", id=incoming.id, why=str(error))  # noqa: TRY400 - said whole
+            self._hindrance = str(error)
+            return False
+        self._hindrance = ""
         incoming.ack()
+        return True
+
+    def _read_trusted(self) -> Mapping[str, TrustedConsole]:
+        try:
+            return self._trusted()
+        except TemperdError as error:  # a broken key file is the owner's to mend
+            raise BoardError(f"the trusted consoles cannot be read: {error}") from error
 
     def _take(self, incoming: Incoming, trusted: Mapping[str, TrustedConsole]) -> None:
         try:

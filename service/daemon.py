@@ -217,7 +217,7 @@ class Daemon:
             desk.wake()
             if link and link.connected:
                 with contextlib.suppress(BoardError):  # a disk that refuses now is asked again in a second
-                    desk.publish_pending()
+                    desk.catch_up()
             parts.tell(working=working)
             parts.home_assistant.tick()
             parts.exporter.tick(self._mono())

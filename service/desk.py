@@ -78,6 +78,8 @@ class Desk:
         self._statuses = Statuses(journal, uplink, clock)
         self._held, self._canceled = Holds(journal), _Names(journal, "canceled")
         self._news = asyncio.Event()
+        self._again_from: float | None = None
+        """Statuses of jobs that changed since then are to be told once more, seconds since 1970; `None`: none are."""
         self.runner = Runner(journal, self._statuses, steering, clock, shop, self._held, self._canceled)
         self.line = WaitingLine(
             journal, self._statuses, steering, clock, self._held, self.runner.waited_too_long, self._settle
@@ -136,6 +138,16 @@ class Desk:
         self.scrubs.set_policy(self._policies.policy)
         self.wake()
 
+    def catch_up(self) -> None:
+        """While there is a broker, call once a second: what disk or broker did not take before is done now.
+
+        Raises:
+            BoardError: the disk refuses still.
+        """
+        self._tell_again()
+        self.commands.retry()
+        self.publish_pending()
+
     def publish_pending(self) -> None:
         """Publish some of the statuses that the broker has not confirmed; call again until none is left."""
         self._statuses.publish_pending()
@@ -147,19 +159,27 @@ class Desk:
         """The broker lost what it kept: statuses are told once more.
 
         Raises:
-            BoardError: the disk refuses.
+            BoardError: the disk refuses; it is done with the next `catch_up`.
         """
-        self._journal.forget_published()
+        self._again_from = 0.0
         self.commands.answers.broker_lost()
+        self._tell_again()
 
     def broker_was_away(self) -> None:
         """It may have crashed, and then lost what it was told last and had not saved: that is told once more.
 
         Raises:
-            BoardError: the disk refuses.
+            BoardError: the disk refuses; it is done with the next `catch_up`.
         """
-        self._journal.forget_published(self._clock.now() - UNSAVED_S)
+        since = self._clock.now() - UNSAVED_S
+        self._again_from = since if self._again_from is None else min(since, self._again_from)
         self.commands.answers.broker_lost(UNSAVED_ANSWERS)
+        self._tell_again()
+
+    def _tell_again(self) -> None:
+        if self._again_from is not None:
+            self._journal.forget_published(self._again_from)
+            self._again_from = None
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
@@ -178,7 +198,8 @@ class Desk:
         running = self.runner.current
         if running is None and not self.qualifications.running:
             return  # whoever looks for the next job tells them
-        with contextlib.suppress(BoardError):  # on a full disk they are told a second later
+        with contextlib.suppress(BoardError):  # on a full disk it is done a second later
+            self._end_canceled()
             self.line.review("" if running is None else running.id)
 
     async def work(self) -> None:

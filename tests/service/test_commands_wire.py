@@ -19,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from service.command_desk import STRANGERS_AT_ONCE
 from service.commands import MAX_ENVELOPE_BYTES, PAYLOAD_TYPE, Request, new_id, pre_authentication, sign_command
+from service.config import Mqtt
 from service.journal import Journal
 from tests.simulators.fleet import DEVICE, ROOT, World, world
 from tests.simulators.mosquitto import find_mosquitto
@@ -26,6 +27,7 @@ from tests.simulators.mosquitto import find_mosquitto
 ROOM = f"temper/v1/default/{DEVICE}/cmd"
 FLOOD = 800  # mosquitto keeps a thousand messages for a client that is slower than they come
 SLOWLY_S = 60.0
+RECEIVE_MAXIMUM = Mqtt().receive_maximum
 TEN_YEARS_S, SINCE_1970_S = 10 * 365 * 86400, -2_000_000_000
 
 pytestmark = [
@@ -211,6 +213,25 @@ def test_a_viewer_may_look_only(fleet: World, tmp_path: Path) -> None:
     assert "viewer" in answer["reason"]
     assert "scrub" in answer["reason"]
     (fleet.folder / "trusted" / public.name).unlink()
+    obeys(fleet)
+
+
+def test_what_could_not_be_taken_is_taken_as_soon_as_it_can(fleet: World) -> None:
+    """More than the broker hands over unacknowledged; it repeats nothing while the connection stands."""
+    broken = fleet.folder / "trusted" / "broken.json"
+    broken.write_text("no key")
+    requests = [a_request() for _ in range(RECEIVE_MAXIMUM + 5)]
+    connections = fleet.log().count(b"connected host=")
+    try:
+        for request in requests:
+            envelope = sign_command(request, fleet.console_key)
+            publish(fleet, f"{ROOM}/cancel/{request.id}/req", envelope)
+        fleet.wait(lambda: b"trusted consoles cannot be read" in fleet.log())
+    finally:
+        broken.unlink()
+    wanted = {request.id for request in requests}
+    fleet.wait(lambda: wanted <= ledger(fleet).keys())
+    assert fleet.log().count(b"connected host=") == connections
     obeys(fleet)
 
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from agent.errors import BoardError
 from service.command_desk import MAX_UNFINISHED, STRANGERS_AT_ONCE
 from service.commands import MAX_ENVELOPE_BYTES, Refusal, sign_command
 from service.job import State
@@ -454,4 +455,26 @@ def test_a_flood_of_strangers_leaves_no_trace() -> None:
         good = world.send("cancel", {"job": world.request("cancel", {}).id})
         world.deliver()
         assert world.on_way[-1].topic == ("cancel", good)
+        leave(world)
+
+
+def test_what_a_full_disk_refused_is_done_once_it_takes_again() -> None:
+    """The broker repeats nothing while the connection stands, and loses nothing either."""
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        world = in_a_world(folder)
+        job = world.send("fine-tune", JOB)
+        world.deliver()
+        world.confirm(1000)
+        world.lose(0)
+        world.journal.full = True
+        with pytest.raises(BoardError):
+            world.connect(wiped=True)
+        scrub = world.send("scrub", {})
+        world.deliver()
+        with pytest.raises(BoardError):
+            world.tick()
+        world.journal.full = False
+        world.tick()
+        world.confirm(1000)
+        assert world.retained.keys() == {("fine-tune", job), ("scrub", scrub)}
         leave(world)

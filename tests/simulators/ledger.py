@@ -277,7 +277,7 @@ class LedgerWorld:
             self.desk.scrubs.steer()
             self.desk.wake()
             if self.connected:
-                self.desk.publish_pending()
+                self.desk.catch_up()
 
     def heat(self, *, hot: bool) -> None:
         """The governor pauses all work, or lets it run."""
