@@ -14,7 +14,9 @@ import asyncio
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import NamedTuple
 
 from agent.errors import TemperdError
 from service.config import Mqtt
@@ -24,8 +26,11 @@ from service.fleet.store import MAX_DEVICES, Batch, Fact, Presence, Sample, Stor
 from service.link import Connection, Message
 from service.logs import logger
 
-RECEIVE_MAXIMUM = 1000  # unacknowledged messages: a second of 10,000 devices, at most 64 MB of backfill
+RECEIVE_MAXIMUM = 1000  # unacknowledged messages: a second of 10,000 devices
 MAX_WAITING = 2 * RECEIVE_MAXIMUM  # beyond it we do not read: brokers may send more, and QoS 0 has no maximum
+MAX_WAITING_BYTES = 32 << 20  # the same for what they hold: backfills have 64 KiB, and hostile messages 128
+FACT_BYTES = 600  # of one in memory, beside its text: a backfill of a thousand empty readings is mostly that
+BATCH_BYTES = 4 << 20  # of one commit: a database takes them twice
 BATCH_MESSAGES = 500  # one commit: half of what may be under way, so that the broker sends on meanwhile
 BATCH_S = 0.2  # how long the first message of a batch waits for others
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0  # a store that is away
@@ -103,6 +108,14 @@ class Counts:
         return asdict(self) | {"refused": dict(self.refused)}
 
 
+class _Waiting(NamedTuple):
+    message: Message
+    """Without its payload."""
+    facts: list[Fact]
+    weight: int
+    """Bytes that it takes, about."""
+
+
 class Ingest:
     """One consumer.
 
@@ -135,7 +148,10 @@ class Ingest:
         self._trimmed, self._trimming = monotonic(), False
         self._anew_since: float | None = None
         """When we asked for all that the broker retains, until it was read."""
-        self._waiting: deque[tuple[Message, list[Fact]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._weight = 0
+        self._retained = self._retained_stored = 0
+        """Messages that were retained: came, and are in the store."""
         self._arrived = asyncio.Event()
         self._stopping = asyncio.Event()
         self._connection = Connection(
@@ -181,7 +197,8 @@ class Ingest:
         return self.counts
 
     def _progress(self) -> int:
-        return -1 if self._waiting else self.counts.truths
+        """Telemetry does not count: of a large fleet some always waits."""
+        return self._retained_stored if self._retained_stored == self._retained else -1
 
     # From the broker.
 
@@ -191,11 +208,12 @@ class Ingest:
             self._truth.leave()
         else:  # with a session too: the last connection may have ended before the broker read this
             self._connection.subscribe(self._plan.shared)
-            if session_present:
+            if session_present and not self._truth.unfinished:
                 self._truth.listen()
             else:
                 self._truth.ask()
-        self._anew_since = None if session_present else self._now()
+        if not session_present:
+            self._anew_since = self._now()
         log.info("consuming", group=self._plan.group, name=self._plan.name, session_present=session_present)
 
     def _lost(self, _reason: str) -> None:
@@ -214,37 +232,57 @@ class Ingest:
             facts = []
         if len(self._boards) < MAX_DEVICES:
             self._boards.update(key(fact) for fact in facts if isinstance(fact, Presence))
-        self._waiting.append((message, facts))
-        if len(self._waiting) >= MAX_WAITING:
+        weight = len(message.payload) + FACT_BYTES * len(facts)
+        self._waiting.append(_Waiting(replace(message, payload=b""), facts, weight))
+        self._weight += weight
+        self._retained += message.retained
+        if len(self._waiting) >= MAX_WAITING or self._weight >= MAX_WAITING_BYTES:
             self._connection.listen(on=False)
-        if len(self._waiting) == 1 or len(self._waiting) >= BATCH_MESSAGES:
+        if len(self._waiting) == 1 or self._full:
             self._arrived.set()
 
     # Into the store.
+
+    @property
+    def _full(self) -> bool:
+        """Whether what waits fills a batch."""
+        return len(self._waiting) >= BATCH_MESSAGES or self._weight >= BATCH_BYTES
 
     async def _next_batch(self, patience_s: float) -> None:
         if not self._waiting:
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), patience_s)
-        if self._waiting and len(self._waiting) < BATCH_MESSAGES and not self._stopping.is_set():
+        if self._waiting and not self._full and not self._stopping.is_set():
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), BATCH_S)
         while self._waiting:
-            await self._write(min(len(self._waiting), BATCH_MESSAGES))
-            if len(self._waiting) < BATCH_MESSAGES and not self._stopping.is_set():
+            await self._write(self._portion())
+            if not self._full and not self._stopping.is_set():
                 break
+
+    def _portion(self) -> int:
+        """How many of the oldest messages go into one commit."""
+        number = weight = 0
+        for waiting in islice(self._waiting, BATCH_MESSAGES):
+            weight += waiting.weight
+            if number and weight > BATCH_BYTES:
+                break
+            number += 1
+        return number
 
     async def _write(self, number: int) -> None:
         """Commit the oldest `number` messages, then acknowledge them."""
-        taken = [self._waiting[place] for place in range(number)]
-        if not await self._commit([fact for _, facts in taken for fact in facts]):
+        taken = list(islice(self._waiting, number))
+        if not await self._commit([fact for waiting in taken for fact in waiting.facts]):
             return
-        for message, _ in taken:
+        for waiting in taken:
             self._waiting.popleft()
-            self._connection.ack(message)
-        if len(self._waiting) <= RECEIVE_MAXIMUM:
+            self._weight -= waiting.weight
+            self._retained_stored += waiting.message.retained
+            self._connection.ack(waiting.message)
+        if len(self._waiting) <= RECEIVE_MAXIMUM and self._weight <= MAX_WAITING_BYTES // 2:
             self._connection.listen(on=True)
         self.counts.acknowledged += number
         self.counts.batches += 1
@@ -267,6 +305,7 @@ class Ingest:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), delay)
                     self._waiting.clear()  # not acknowledged: the broker has all of it
+                    self._weight = 0
                     return False
                 delay = min(2 * delay, LONGEST_RETRY_S)
                 continue
@@ -312,9 +351,9 @@ class Ingest:
             self._told(self.snapshot())
 
 
-def _newest_live(taken: list[tuple[Message, list[Fact]]]) -> Sample | None:
+def _newest_live(taken: list[_Waiting]) -> Sample | None:
     """The last telemetry message that is no backfill."""
-    for message, facts in reversed(taken):
+    for message, facts, _ in reversed(taken):
         if len(facts) == 1 and isinstance(facts[0], Sample) and not message.topic.endswith("/backfill"):
             return facts[0]
     return None

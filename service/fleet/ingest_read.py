@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from agent.errors import CommandError
 from service.commands import COMMAND_ID
 from service.config import NAME
-from service.fleet.store import MAX_DEVICES, Alarm, Birth, Fact, Presence, Sample, Status
+from service.fleet.metric_names import MetricNames, TooManyError
+from service.fleet.store import Alarm, Birth, Fact, Presence, Sample, Status
 from service.payload import CBOR, JSON, decode
 from service.statuses import UNSYNCHRONISED
 
 MAX_BYTES = 128 << 10  # the longest of a device: backfill has at most 64 KiB, a status with its result some tens
 MAX_BACKFILL = 1000  # messages in one `m/backfill`: 64 KiB hold some hundreds
 MAX_VALUES = 256  # keys of one telemetry message, nested ones too; the longest group has about 60
-MAX_NAMES = 512  # metrics of one device; all groups have about 200
 MAX_TEXT = 128  # of a name or a boot id
 LAST_MS = 4_102_444_800_000  # the year 2100: later is no clock
 LARGEST = (1 << 63) - 1  # what a database's integer holds
@@ -54,8 +54,7 @@ class Reader:
     """Reads messages, and remembers which metrics each device has named."""
 
     def __init__(self) -> None:
-        self._names: dict[tuple[str, str], frozenset[str]] = {}
-        self._shared: dict[frozenset[str], frozenset[str]] = {}
+        self._named = MetricNames()
 
     def read(self, topic: str, payload: bytes, content_type: str) -> list[Fact]:
         """The facts of one message; none of a message that says nothing, such as one that clears a status.
@@ -102,8 +101,10 @@ class Reader:
         values = body.get("values")
         if not isinstance(values, dict):
             raise RefusedError("malformed", "values: not an object")
-        names = _names(values, f"{group}.")
-        self._admit((tenant, device), names)
+        try:
+            self._named.admit((tenant, device), _names(values, f"{group}."))
+        except TooManyError as error:
+            raise RefusedError("too-many-devices" if error.devices else "too-many-metrics", str(error)) from None
         return Sample(
             tenant=tenant,
             device=device,
@@ -116,20 +117,8 @@ class Reader:
             dated=body.get("clock") != UNSYNCHRONISED,
         )
 
-    def _admit(self, device: tuple[str, str], names: frozenset[str]) -> None:
-        """Remember the names; devices of one version name the same ones and share one set."""
-        known = self._names.get(device, frozenset())
-        if names <= known:
-            return
-        if not known and len(self._names) >= MAX_DEVICES:
-            raise RefusedError("too-many-devices", f"telemetry of more than {MAX_DEVICES} devices")
-        grown = known | names
-        if len(grown) > MAX_NAMES:
-            raise RefusedError("too-many-metrics", f"more than {MAX_NAMES} metrics of one device")
-        self._names[device] = self._shared.setdefault(grown, grown)
 
-
-def _names(values: Mapping[str, object], group: str) -> frozenset[str]:
+def _names(values: Mapping[str, object], group: str) -> list[str]:
     found: list[str] = []
     todo: list[tuple[str, Mapping[str, object]]] = [(group, values)]
     while todo:
@@ -142,7 +131,7 @@ def _names(values: Mapping[str, object], group: str) -> frozenset[str]:
                 todo.append((f"{prefix}{key}.", value))
         if len(found) > MAX_VALUES:
             raise RefusedError("too-many-values", f"more than {MAX_VALUES} values in one message")
-    return frozenset(found)
+    return found
 
 
 def _table(payload: bytes, content_type: str) -> dict[str, object]:

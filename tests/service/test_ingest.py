@@ -236,6 +236,53 @@ def test_what_is_retained_is_read_once_a_session_not_once_a_connection(broker: M
     play(story)
 
 
+def test_what_is_retained_is_read_beside_telemetry_that_never_rests(broker: Mosquitto, store: Store) -> None:
+    async def story() -> None:
+        async with device(broker.port) as boards, device(broker.port) as busy:
+            await retain_all(boards, "pi-1")
+
+            async def without_end() -> None:
+                for start in range(0, 10**9, 10):
+                    await busy.telemetry("pi-2", range(start, start + 10))
+
+            flood = asyncio.ensure_future(without_end())
+            async with running(consumer(broker.port, store)) as made:
+                await until(lambda: made.counts.stored)
+                await until(lambda: made._truth.whole)
+                assert made.counts.truths == 3
+                assert not flood.done()
+            flood.cancel()
+
+    play(story)
+    assert len(store.statuses("acme", "pi-1")) == 1
+    assert len(store.alarms("acme", "pi-1")) == 1
+
+
+def test_what_was_being_read_when_the_connection_broke_is_read_with_the_next(broker: Mosquitto, store: Store) -> None:
+    async def story() -> None:
+        async with device(broker.port) as boards:
+            await retain_all(boards, "pi-1")
+            async with running(consumer(broker.port, store)) as made:
+                await until(lambda: made.counts.truths)
+                assert not made._truth.whole
+                made._connection._break()
+                await until(lambda: made._connection.connections == 2)
+                await until(lambda: made._truth.whole)
+
+    play(story)
+    assert len(store.statuses("acme", "pi-1")) == 1
+    assert len(store.alarms("acme", "pi-1")) == 1
+
+
+async def retain_all(boards: Device, name: str) -> None:
+    """A presence, an alarm and a status."""
+    await boards.say(f"{name}/conn", {"online": True, "session": 1, "connection": 1, "ts": TS}, retain=True)
+    await boards.say(f"{name}/a/hot", {"type": "hot", "severity": "warning", "since": TS, "ts": TS}, retain=True)
+    command_id = "01990000-0000-7000-8000-000000000000"
+    status = {"id": command_id, "status": "succeeded", "version": 3, "ts": TS}
+    await boards.say(f"{name}/cmd/scrub/{command_id}/sts", status, retain=True)
+
+
 def test_a_broker_that_is_killed_costs_nothing_that_a_device_says_again(broker: Mosquitto, store: Store) -> None:
     async def story() -> None:
         async with device(broker.port) as boards, running(consumer(broker.port, store)) as made:
@@ -374,6 +421,30 @@ def test_a_broker_that_sends_more_than_was_asked_for_is_not_read_until_there_is_
 
     play(story)
     assert store.count() == many
+
+
+def test_large_messages_wait_with_the_broker_too(
+    broker: Mosquitto, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, most = 60_000, 20
+    monkeypatch.setattr(ingest, "MAX_WAITING_BYTES", most * large)
+    monkeypatch.setattr(ingest, "BATCH_BYTES", 2 * large)
+    refusing = Refusing(store)
+    refusing.full = True
+
+    async def story() -> None:
+        async with device(broker.port) as boards, running(consumer(broker.port, refusing)) as made:  # type: ignore[arg-type]
+            for seq in range(300):
+                body = {**message(seq), "values": {"text": "x" * large}}
+                await boards.say("pi-1/m/board", body)
+            await until(lambda: refusing.failed >= 2)
+            assert made.snapshot().waiting <= most + 4 * PACKETS_IN_A_ROW
+            refusing.full = False
+            await until(lambda: made.counts.stored == 300)
+            assert made.counts.batches >= 300 // 2  # also: none waited for more to come
+
+    play(story)
+    assert store.count() == 300
 
 
 def start(port: int, store: Path, *more: str) -> subprocess.Popen[str]:

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.fleet import ingest_read
+from service.fleet import metric_names
 from service.fleet.ingest_read import (
     MAX_BACKFILL,
     MAX_BYTES,
-    MAX_NAMES,
     MAX_VALUES,
     REASONS,
     Reader,
     RefusedError,
 )
+from service.fleet.metric_names import MAX_NAMES, MetricNames, TooManyError
 from service.fleet.store import Alarm, Birth, Presence, Sample, Status
 
 ROOT = "temper/v1/acme/pi-7"
@@ -203,11 +203,27 @@ def test_a_device_that_invents_metrics_for_ever_is_refused_and_others_are_not() 
 
 
 def test_devices_that_a_broker_invents_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest_read, "MAX_DEVICES", 2)
+    monkeypatch.setattr(metric_names, "MAX_DEVICES", 2)
     reader = Reader()
     for name in ("pi-1", "pi-2"):
         reader.read(f"temper/v1/acme/{name}/m/board", json.dumps(message()).encode(), "")
     assert refused("m/board", message(), reader=reader) == "too-many-devices"
+
+
+def test_metrics_that_many_boards_invent_have_an_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_names, "MAX_ALL_NAMES", 20)
+    names = MetricNames()
+    for count in range(1, 11):  # what a device had before it named one more is not kept
+        names.admit(("acme", "pi-1"), [str(n) for n in range(count)])
+    for board in range(2, 100):  # the same names cost nothing
+        names.admit(("acme", f"pi-{board}"), [str(n) for n in range(10)])
+    names.admit(("acme", "evil-1"), [f"x{n}" for n in range(10)])
+    assert names.kept == 20
+    for device, named in (("evil-1", "y"), ("evil-2", "z")):
+        with pytest.raises(TooManyError):
+            names.admit(("acme", device), [named])
+    names.admit(("acme", "pi-100"), [str(n) for n in range(10)])
+    assert names.kept == 20
 
 
 @given(st.binary(max_size=300), st.sampled_from(["", "application/cbor"]))
