@@ -7,7 +7,6 @@ specifications and worker messages, so all refuse in the same words.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -50,6 +49,8 @@ def build(cls: type[T], table: Mapping[str, object], path: str = "") -> T:
     for raw, value in table.items():
         key = str(raw).replace("-", "_")
         if key not in known:
+            import difflib  # noqa: PLC0415 - a daemon without mistakes in its tables never needs it
+
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
             raise TableError(_join(path, str(raw)), f"unknown key{hint}")

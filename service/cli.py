@@ -13,12 +13,9 @@ from pathlib import Path
 from agent import __version__
 from agent.errors import ConfigError, TemperdError
 from service.cli_verbs import DEFAULT_CONFIG
-from service.cli_verbs_bench import bench_verbs
-from service.cli_verbs_board import board_verbs
-from service.cli_verbs_fleet import fleet_verbs
-from service.cli_verbs_ingest import ingest_verbs
-from service.cli_verbs_laptop import laptop_verbs
+from service.cli_verbs_run import run_verb
 
+_ROOMS = ("board", "laptop", "fleet", "ingest", "bench")  # in the order of the help
 EXIT_CONFIG = 78  # EX_CONFIG: systemd must not restart a daemon that cannot start
 
 _EPILOG = """\
@@ -32,7 +29,8 @@ first steps on a new machine:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `temperd`."""
-    options = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = _parser(only_run=words[:1] == ["run"]).parse_args(words)
     module, _, function = options.verb.partition(":")
     try:
         verb = getattr(importlib.import_module(f"service.{module}"), function)
@@ -76,7 +74,8 @@ def config_path(options: argparse.Namespace) -> Path:
     return Path(options.config or os.environ.get("TEMPERD_CONFIG", "") or DEFAULT_CONFIG)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, only_run: bool = False) -> argparse.ArgumentParser:
+    """The parser of all verbs, or that of the daemon, which keeps for months what it loads."""
     parser = argparse.ArgumentParser(
         prog="temperd",
         description="Fine-tunes sealed models on small boards and keeps inside their heat, battery and memory.",
@@ -85,11 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"temperd {__version__}")
     verbs = parser.add_subparsers(dest="command", metavar="VERB", required=True)
-    board_verbs(verbs)
-    laptop_verbs(verbs)
-    fleet_verbs(verbs)
-    ingest_verbs(verbs)
-    bench_verbs(verbs)
+    run_verb(verbs)
+    for room in () if only_run else _ROOMS:
+        getattr(importlib.import_module(f"service.cli_verbs_{room}"), f"{room}_verbs")(verbs)
     return parser
 
 

@@ -15,7 +15,6 @@ from agent.keys_stored import find_identity
 from agent.private_memory import keep_memory_private
 from service.cli import config_path, say_json
 from service.config import Config, example_text, load_config
-from service.status_lines import deadline_line, energy_line, status_lines, table
 
 if TYPE_CHECKING:
     from service.journal import JobRecord
@@ -52,6 +51,7 @@ def fine_tune(options: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     """The live view of the running daemon."""
     from service.live import live_folder, read_live  # noqa: PLC0415 - see `_daemon`
+    from service.status_lines import status_lines  # noqa: PLC0415 - the daemon does without
 
     folder = live_folder(Path(load_config(config_path(options)).device.state_dir))
     if not options.watch:
@@ -129,6 +129,8 @@ def _check_identity(config: Config) -> None:
 
 
 def _print_record(record: JobRecord) -> None:
+    from service.status_lines import deadline_line, energy_line, table  # noqa: PLC0415 - see `status`
+
     standing = record.standing
     result = record.result or {}
     print(f"{standing.state.lower()} {standing.reason_code} {standing.reason}".rstrip())

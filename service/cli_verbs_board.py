@@ -5,8 +5,6 @@ from __future__ import annotations
 from service.cli_verbs import Verbs, add_group, add_verb
 
 _TEXTS = {
-    "run": """The daemon. Under systemd it reports readiness and feeds the watchdog.
-example: temperd run --config /etc/temperd/temperd.toml""",
     "fine-tune": """Run one job now, without a broker.
 SPEC is a TOML file:
   model = "efficientnet-lite0"
@@ -46,9 +44,7 @@ docs/keys.md has the recipes: rotation, systemd credentials, a lost board.""",
 
 
 def board_verbs(verbs: Verbs) -> None:
-    """Add the verbs of a board."""
-    run = add_verb(verbs, "run", "cli_board:run", _TEXTS["run"])
-    run.add_argument("--example", action="store_true", help="print the commented example configuration and exit")
+    """Add the verbs of a board, but for the daemon."""
     tune = add_verb(verbs, "fine-tune", "cli_board:fine_tune", _TEXTS["fine-tune"])
     tune.add_argument("spec", metavar="SPEC", help="TOML file with the job; docs/first-job.md lists every key")
     status = add_verb(verbs, "status", "cli_board:status", _TEXTS["status"])

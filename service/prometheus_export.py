@@ -10,7 +10,6 @@ from pathlib import Path
 from agent.errors import BoardError
 from service.config import Prometheus, split_address
 from service.logs import logger
-from service.prometheus import CONTENT_TYPE, exposition
 
 WRITE_EVERY_S = 15.0  # Prometheus' usual interval of scraping: older files would be read twice
 MAX_REQUEST_BYTES = 8 << 10  # a scrape has about 400; proxies add some
@@ -78,7 +77,7 @@ class Exporter:
         path = Path(self._settings.textfile)
         fresh = path.with_suffix(".tmp")  # node_exporter reads names that end with .prom
         try:
-            fresh.write_text(exposition(self._view()), encoding="utf-8")
+            fresh.write_text(_page(self._view()), encoding="utf-8")
             fresh.chmod(0o644)  # node_exporter is another user
             fresh.replace(path)
         except (OSError, BoardError) as error:  # a disk that fails must cost figures, not the governor
@@ -114,7 +113,7 @@ class Exporter:
         if target != b"/metrics":
             return _answer(404, b"the metrics are at /metrics\n")
         try:
-            page = exposition(self._view()).encode()
+            page = _page(self._view()).encode()
         except BoardError as error:
             return _answer(503, f"{error}\n".encode())
         return _answer(200, page, head=method == b"HEAD")
@@ -138,7 +137,15 @@ _REASONS = {
 }
 
 
+def _page(view: Mapping[str, object]) -> str:
+    from service.prometheus import exposition  # noqa: PLC0415 - not loaded where nobody scrapes
+
+    return exposition(view)
+
+
 def _answer(code: int, body: bytes, *, head: bool = False) -> bytes:
+    from service.prometheus import CONTENT_TYPE  # noqa: PLC0415 - see `_page`
+
     kind = CONTENT_TYPE if code == 200 else "text/plain; charset=utf-8"  # noqa: PLR2004 - HTTP's OK
     fields = [f"HTTP/1.1 {code} {_REASONS[code]}", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
     if code == 405:  # noqa: PLR2004 - HTTP's Method Not Allowed

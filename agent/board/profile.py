@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+import policies
 from agent.errors import ConfigError
 from policies.reading import OperatingPoint
 
@@ -15,6 +16,7 @@ EMULATED_PREFIX = "Emulated "
 
 CPU_ZONES = ("cpu-thermal", "cpu_thermal", "tj-thermal", "x86_pkg_temp", "acpitz")
 AMBIENT_ZONES = ("ambient-thermal",)
+_POLICIES = Path(policies.__file__).parent  # importlib.resources would load zipfile into every daemon: 0.2 MB
 FANS = ("pwm-fan", "gpio-fan", "rpi-poe-fan")
 
 
@@ -158,8 +160,7 @@ def named_profile(name: str) -> BoardProfile:
 
 def policy_names() -> tuple[str, ...]:
     """Names of the policies that ship, sorted."""
-    files = importlib.resources.files("policies").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+    return tuple(sorted(file.stem for file in _POLICIES.glob("*.toml")))
 
 
 def named_policy_text(name: str) -> str:
@@ -170,4 +171,4 @@ def named_policy_text(name: str) -> str:
     """
     if name not in policy_names():
         raise ConfigError(f"no policy {name!r}", fix=f"Known policies: {', '.join(policy_names())}")
-    return importlib.resources.files("policies").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return _POLICIES.joinpath(f"{name}.toml").read_text(encoding="utf-8")
