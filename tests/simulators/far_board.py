@@ -73,6 +73,11 @@ class FarBoard:
     def __init__(self, made: World, network: Proxy) -> None:
         self.world, self.network = made, network
 
+    def start(self) -> None:
+        """Start the daemon and wait until it is connected."""
+        self.world.start(HASTY)
+        self.world.wait(lambda: self.live().get("connected"))
+
     # --- commands ----------------------------------------------------------------------------------------------------
 
     def request(self, kind: str = "cancel", args: dict[str, object] | None = None) -> tuple[Request, bytes]:
@@ -162,28 +167,28 @@ class FarBoard:
 
 @contextmanager
 def far_board(
-    folder: Path, program: tuple[str, ...] = HASTY, *, broker: str = "", config: str = "", started: bool = True
+    folder: Path, *, broker: str = "", mqtt: str = "", config: str = "", target: int = 0, started: bool = True
 ) -> Iterator[FarBoard]:
     """One board behind a proxy.
 
     Args:
         folder: of its world.
-        program: the daemon.
         broker: lines of mosquitto's configuration.
-        config: lines of the daemon's.
+        mqtt: lines of the section of that name in the daemon's.
+        config: further sections.
+        target: port of the broker where the daemon is let in, when it is not the one for everybody.
         started: whether it runs already.
     """
-    with world(folder, started=False) as made, Proxy(made.broker.port) as network:
+    with world(folder, started=False) as made, Proxy(target or made.broker.port) as network:
         made.broker.stop()
         with (folder / "mosquitto.conf").open("a") as lines:
             lines.write(broker)
         made.broker.start()
-        text = made.config.read_text().replace(f"port = {made.broker.port}", f"port = {network.port}")
+        text = made.config.read_text().replace(f"port = {made.broker.port}\n", f"port = {network.port}\n{mqtt}")
         made.config.write_text(text + config)
         board = FarBoard(made, network)
         if started:
-            made.start(program)
-            made.wait(lambda: board.live().get("connected"))
+            board.start()
         try:
             yield board
         finally:
