@@ -11,10 +11,12 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from agent.spec import LEAST_LIMIT_CELSIUS, FineTuneSpec
+from agent.spec import LEAST_LIMIT_CELSIUS, EvaluateSpec, FineTuneSpec
+from agent.switch import BASE
 from service.commands import (
     CANCEL,
     COMMAND_ID,
+    EVALUATE,
     FINE_TUNE,
     KNOWN,
     MAX_ENVELOPE_BYTES,
@@ -22,8 +24,10 @@ from service.commands import (
     MAX_SKEW_S,
     PAUSE,
     PERMITTED,
+    PROMOTE,
     QUALIFY,
     RESUME,
+    ROLLBACK,
     SET_POLICY,
     SUPPORTED,
     WITHOUT_CLOCK,
@@ -31,6 +35,7 @@ from service.commands import (
     NoArguments,
     PolicyArguments,
     QualifyArguments,
+    RollbackArguments,
 )
 
 WINDOW = r"^(?!(.{5})-\1$)([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"
@@ -95,9 +100,16 @@ def _policy() -> dict[str, object]:
     return schema_of(PolicyArguments, {}) | {"oneOf": one}
 
 
+def _rollback() -> dict[str, object]:
+    to: dict[str, object] = {"anyOf": [{"enum": ["", BASE]}, {"pattern": "^[0-9a-f]{64}$"}]}
+    return schema_of(RollbackArguments, {"to": to})
+
+
 _ARGUMENTS: Mapping[str, Callable[[], dict[str, object]]] = {
     FINE_TUNE: _fine_tune,
-    **dict.fromkeys((CANCEL, PAUSE, RESUME), _job),
+    **dict.fromkeys((CANCEL, PAUSE, RESUME, PROMOTE), _job),
+    EVALUATE: lambda: schema_of(EvaluateSpec, {}),
+    ROLLBACK: _rollback,
     SET_POLICY: _policy,
     QUALIFY: lambda: schema_of(QualifyArguments, {}),
 }

@@ -9,22 +9,26 @@ import re
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from agent.board.profile import policy_names
 from agent.errors import SpecError
 from agent.keys import load_console_key
-from agent.spec import parse_spec, spec_table
+from agent.spec import EvaluateSpec, parse_spec, spec_table
+from policies.strict import TableError, build
 from service.cli import say_json
 from service.cli_fleet_words import WITHOUT_ARGUMENTS, check_valid, chosen_boards, read_expect, signed, split_words
 from service.cli_policy import read_policy
 from service.commands import (
     COMMAND_ID,
+    EVALUATE,
     FINE_TUNE,
     QUALIFY,
+    ROLLBACK,
     SET_POLICY,
     Request,
+    RollbackArguments,
     new_id,
 )
 from service.fleet.access import Access, find_access
@@ -49,6 +53,14 @@ def read_spec(path: Path) -> dict[str, object]:
     Raises:
         SpecError: unreadable, too long, or a wrong key or value.
     """
+    table = _read_table(path)
+    try:
+        return spec_table(parse_spec(table))
+    except SpecError as error:
+        raise SpecError(error.what, where=f"{path}: {error.where}", fix=error.fix) from error
+
+
+def _read_table(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_SPEC_BYTES + 1)
@@ -58,10 +70,7 @@ def read_spec(path: Path) -> dict[str, object]:
         raise SpecError(f"the job cannot be read: {told}", where=str(path)) from error
     if len(data) > MAX_SPEC_BYTES:
         raise SpecError(f"the job is longer than {MAX_SPEC_BYTES} bytes", where=str(path))
-    try:
-        return spec_table(parse_spec(table))
-    except SpecError as error:
-        raise SpecError(error.what, where=f"{path}: {error.where}", fix=error.fix) from error
+    return table
 
 
 def make_request(
@@ -97,16 +106,12 @@ def arguments(kind: str, argument: str) -> dict[str, object]:
     Raises:
         SpecError: `argument` is not what this command needs.
     """
-    if kind == FINE_TUNE:
-        return read_spec(Path(argument))
     if kind in WITHOUT_ARGUMENTS:
         if argument:
             raise SpecError(f"{kind} takes no argument, not {argument!r}")
         return {}
-    if kind == QUALIFY:
-        return _qualify_arguments(argument)
-    if kind == SET_POLICY:
-        return _policy_arguments(argument)
+    if kind in _READERS:
+        return _READERS[kind](argument)
     if not COMMAND_ID.fullmatch(argument):
         raise SpecError(f"{argument!r} is no job id", fix="A job has the id that `fleet send` printed")
     return {"job": argument}
@@ -121,6 +126,30 @@ def _qualify_arguments(argument: str) -> dict[str, object]:
     return {"minutes": int(argument)}
 
 
+def _rollback_arguments(argument: str) -> dict[str, object]:
+    """The model to go back to, the one before where none is given."""
+    try:
+        build(RollbackArguments, {"to": argument})
+    except TableError as error:
+        raise SpecError(f"{argument[:64]!r} {error.what}", where="rollback") from error
+    return {"to": argument} if argument else {}
+
+
+def _evaluate_arguments(argument: str) -> dict[str, object]:
+    """A path on the board; or a TOML file of this machine with `data` and whatever else."""
+    if not argument.endswith(".toml"):
+        table: dict[str, object] = {"data": argument}
+    else:
+        table = _read_table(Path(argument))
+    try:
+        spec = build(EvaluateSpec, table)
+    except TableError as error:
+        raise SpecError(f"{error.key}: {error.what}", where=argument[:200]) from error
+    if not spec.data:
+        raise SpecError("evaluate needs data: a path on the board, or a TOML file with `data`")
+    return table
+
+
 def _policy_arguments(argument: str) -> dict[str, object]:
     """A file's text, checked here so that a slip is seen at once; the name of a policy that ships; or `reset`."""
     if argument == "reset" and not Path(argument).exists():
@@ -132,8 +161,17 @@ def _policy_arguments(argument: str) -> dict[str, object]:
     return {"text": read_policy(argument)[0]}
 
 
+_READERS: Mapping[str, Callable[[str], dict[str, object]]] = {
+    FINE_TUNE: lambda argument: read_spec(Path(argument)),
+    QUALIFY: _qualify_arguments,
+    SET_POLICY: _policy_arguments,
+    ROLLBACK: _rollback_arguments,
+    EVALUATE: _evaluate_arguments,
+}
+
+
 async def _send(options: argparse.Namespace, access: Access, envelopes: Sequence[tuple[Request, bytes]]) -> int:
-    follow = Follow(request.id for request, _ in envelopes)
+    follow = Follow({request.id: request.device for request, _ in envelopes})
     boards = {request.device for request, _ in envelopes}
     client_id = f"console-{envelopes[0][0].id}"
     topics = tuple(f"cmd/{request.type}/{request.id}/sts" for request, _ in envelopes) if options.watch else ()

@@ -13,8 +13,9 @@ examples:
   temperd fleet roll-out job.toml --group plant-1 --canary 10% --key alice.key
 TEMPERD_BROKER or a profile (~/.config/temperd/fleet.toml) saves the options that are always the same."""
 _SEND = """Sign a command and send it to one board or several.
-TYPE is fine-tune SPEC.toml, cancel|pause|resume JOB, qualify [MINUTES], scrub, collect-report, or
-set-policy FILE|NAME|reset. Each board gets a command of its own, with its own id.
+TYPE is fine-tune SPEC.toml, cancel|pause|resume JOB, qualify [MINUTES], scrub, collect-report,
+set-policy FILE|NAME|reset, rollback [SHA256|base], promote JOB, or evaluate DATA|SPEC.toml.
+Each board gets a command of its own, with its own id.
 With --watch the exit code is the outcome: 0 all succeeded, 1 one failed, 3 one was refused and none failed."""
 _LIST = """Every board of a tenant: on the broker, and remembered of earlier looks.
 `gone`: the broker does not know it any more. Heat is the latest telemetry; an idle board sends it once a minute."""

@@ -18,8 +18,11 @@ from service.answers import Answers
 from service.commands import (
     CANCEL,
     COLLECT_REPORT,
+    EVALUATE,
     FINE_TUNE,
+    PROMOTE,
     QUALIFY,
+    ROLLBACK,
     SCRUB,
     SET_POLICY,
     Command,
@@ -32,6 +35,7 @@ from service.device_link import Incoming
 from service.job import TERMINAL, State
 from service.journal import JobRecord, Journal, Verdict
 from service.logs import logger
+from service.model_commands import ModelCommands
 from service.policy_commands import PolicyCommands
 from service.qualify_command import Qualifications
 from service.scrub import Scrubs
@@ -75,9 +79,14 @@ class Rooms:
     jobs: Jobs
     scrubs: Scrubs
     qualifications: Qualifications
+    models: ModelCommands
     policies: PolicyCommands
     report: Callable[[Command], dict[str, str]]
     """What the journal is to remember of the report that a command asks for."""
+
+    def told_later(self) -> tuple[Scrubs | Qualifications | ModelCommands, ...]:
+        """Those whose commands are answered when something has ended."""
+        return (self.scrubs, self.qualifications, self.models)
 
 
 class CommandDesk:
@@ -215,6 +224,9 @@ class CommandDesk:
         elif command.type == QUALIFY:
             rooms.qualifications.ask(command)
             rooms.jobs.wake()
+        elif command.type in (EVALUATE, PROMOTE, ROLLBACK):
+            rooms.models.ask(command)
+            rooms.jobs.obey()
         elif command.type == SET_POLICY:
             rooms.policies.take(command)
         elif command.type == COLLECT_REPORT:
@@ -229,14 +241,15 @@ class CommandDesk:
         record = self._journal.job(command.id)
         if record is not None:
             self._statuses.publish(record)
-        elif not any(room.repeat(command.id) for room in (self._rooms.scrubs, self._rooms.qualifications)):
+        elif not any(room.repeat(command.id) for room in self._rooms.told_later()):
             self.answers.repeat(command.id, command.type)
 
     def _cancel(self, command: Command) -> None:
-        """End a job or a stress run."""
+        """End a job, a stress run or an evaluation."""
         record, jobs = self._journal.job(command.job), self._rooms.jobs
         is_canceled = record is not None and record.standing.state is State.CANCELED
-        if is_canceled or (record is None and self._rooms.qualifications.cancel(command.job)):
+        others = (self._rooms.qualifications, self._rooms.models)
+        if is_canceled or (record is None and any(room.cancel(command.job) for room in others)):
             self.answers.give(command, "succeeded")
             return
         self.answers.give(command, "succeeded", marks=jobs.canceling(_open(record, command.job).id))

@@ -10,7 +10,8 @@ from operator import attrgetter
 
 from agent.errors import CommandError
 from agent.keys_consoles import Role
-from agent.spec import FineTuneSpec, parse_spec
+from agent.spec import EvaluateSpec, FineTuneSpec, parse_spec
+from agent.switch import BASE
 from policies.policy import MAX_POLICY_BYTES
 from policies.strict import TableError, build, limits
 from service.qualify_plan import DEFAULT_MINUTES, LEAST_MINUTES, MOST_MINUTES
@@ -26,9 +27,12 @@ _MAX_ID_MS = (1 << 48) - 1
 
 FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB = "fine-tune", "cancel", "pause", "resume", "scrub"
 SET_POLICY, QUALIFY = "set-policy", "qualify"
-COLLECT_REPORT, EVALUATE = "collect-report", "evaluate"
-SUPPORTED = (FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY, QUALIFY, COLLECT_REPORT)
-KNOWN = (*SUPPORTED, EVALUATE, "promote", "rollback", "update-agent", "update-system")
+COLLECT_REPORT, EVALUATE, PROMOTE, ROLLBACK = "collect-report", "evaluate", "promote", "rollback"
+SUPPORTED = (
+    *(FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY, QUALIFY, COLLECT_REPORT),
+    *(EVALUATE, PROMOTE, ROLLBACK),
+)
+KNOWN = (*SUPPORTED, "update-agent", "update-system")
 WITHOUT_CLOCK = frozenset({CANCEL, PAUSE, COLLECT_REPORT})
 """What runs while the board does not know the time: nothing here starts work or changes a model."""
 
@@ -136,8 +140,18 @@ class Command(Request):
 
     @property
     def job(self) -> str:
-        """The job that a cancel, pause or resume command names."""
+        """The job that a cancel, pause, resume or promote command names."""
         return build(JobArguments, self.args).job
+
+    @property
+    def evaluation(self) -> EvaluateSpec:
+        """Arguments of an evaluate command."""
+        return build(EvaluateSpec, self.args)
+
+    @property
+    def back_to(self) -> str:
+        """What a rollback command names, see `agent.switch.way_back`."""
+        return build(RollbackArguments, self.args).to
 
     @property
     def nothing(self) -> None:
@@ -195,8 +209,21 @@ class QualifyArguments:
 
 
 @dataclass(frozen=True, slots=True)
+class RollbackArguments:
+    """Which model a rollback command goes back to."""
+
+    to: str = field(default="", metadata=limits(longest=64))
+    """Hash of one that ran before, `base`, or empty: the one before the active one."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is none of these."""
+        if self.to not in ("", BASE) and not _SHA256.fullmatch(self.to):
+            raise TableError("to", "is neither the hash of a model (64 hexadecimal digits) nor base nor empty")
+
+
+@dataclass(frozen=True, slots=True)
 class JobArguments:
-    """The job that a cancel, pause or resume command is about."""
+    """The job that a cancel, pause, resume or promote command is about."""
 
     job: str = field(metadata=limits(longest=36))
     """Id of its fine-tune command."""
@@ -212,7 +239,9 @@ ARGUMENTS: Mapping[str, Callable[[Command], object]] = {
     **dict.fromkeys((SCRUB, COLLECT_REPORT), attrgetter("nothing")),
     SET_POLICY: attrgetter("policy"),
     QUALIFY: attrgetter("minutes"),
-    **dict.fromkeys((CANCEL, PAUSE, RESUME), attrgetter("job")),
+    **dict.fromkeys((CANCEL, PAUSE, RESUME, PROMOTE), attrgetter("job")),
+    EVALUATE: attrgetter("evaluation"),
+    ROLLBACK: attrgetter("back_to"),
 }
 """What reads the arguments of each supported command."""
 

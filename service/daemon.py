@@ -174,6 +174,7 @@ class Daemon:
         self._notifier.stopping()
         log.info("stopping")
         await desk.scrubs.stop()
+        await desk.models.stop()
         await desk.runner.stop()
 
     async def _listen(self, desk: Desk, link: Link) -> None:
@@ -209,10 +210,12 @@ class Daemon:
         while True:
             parts.policy_watch.tick(steering.reading.operating_points)
             working = runner.current is not None or desk.scrubs.running or desk.qualifications.running
+            working = working or desk.models.running
             steering.tick(self._mono(), working=working, phase=runner.phase, outlook=runner.outlook)
             parts.learnt.tick(self._mono(), working=runner.current is not None)
             runner.tick()
             desk.scrubs.steer()
+            desk.models.steer()
             parts.alarms.tick()
             desk.wake()
             if link and link.connected:

@@ -19,6 +19,7 @@ from service.holds import Holds
 from service.job import TERMINAL, WORKING, Event
 from service.journal import JobRecord, Journal
 from service.logs import bind, logger
+from service.model_commands import ModelCommands, ModelShop
 from service.policy_commands import PolicyCommands
 from service.policy_file import PolicyFile
 from service.qualify_command import Qualifications, QualifyShop
@@ -51,6 +52,7 @@ class Desk:
         shop: how workers are made.
         scrub_shop: how scrubs are made.
         qualify_shop: how stress runs are made.
+        model_shop: how models are scored and exchanged.
         state: reads what a command's expectations are held against.
         policy_by_command: whether consoles may set the policy.
         report: what the journal is to remember of the report that a command asks for.
@@ -69,6 +71,7 @@ class Desk:
         *,
         scrub_shop: ScrubShop,
         qualify_shop: QualifyShop,
+        model_shop: ModelShop,
         state: Callable[[], BoardState],
         policy_by_command: bool = True,
         report: Callable[[Command], dict[str, str]] = no_report,
@@ -80,7 +83,10 @@ class Desk:
         self._news = asyncio.Event()
         self._again_from: float | None = None
         """Statuses of jobs that changed since then are to be told once more, seconds since 1970; `None`: none are."""
-        self.runner = Runner(journal, self._statuses, steering, clock, shop, self._held, self._canceled)
+        self.models = ModelCommands(journal, self._statuses, steering, clock, model_shop)
+        self.runner = Runner(
+            *(journal, self._statuses, steering, clock, shop, self._held, self._canceled, lambda: self.models.urgent)
+        )
         self.line = WaitingLine(
             journal, self._statuses, steering, clock, self._held, self.runner.waited_too_long, self._settle
         )
@@ -92,7 +98,7 @@ class Desk:
         policy_commands = PolicyCommands(
             journal, answers, policies, allowed=policy_by_command, changed=self.policy_changed
         )
-        rooms = Rooms(self, self.scrubs, self.qualifications, policy_commands, report)
+        rooms = Rooms(self, self.scrubs, self.qualifications, self.models, policy_commands, report)
         self.commands = CommandDesk(journal, self._statuses, answers, clock, trusted, device, rooms, state)
 
     # --- what commands do ---------------------------------------------------------------------------------------------
@@ -154,6 +160,7 @@ class Desk:
         self.commands.answers.publish_pending()
         self.scrubs.publish_pending()
         self.qualifications.publish_pending()
+        self.models.publish_pending()
 
     def broker_lost(self) -> None:
         """The broker lost what it kept: statuses are told once more.
@@ -186,6 +193,7 @@ class Desk:
     def recover(self) -> None:
         """After a start: jobs that had a worker are due another attempt; a stress run that was cut short has failed."""
         self.qualifications.recover()
+        self.models.recover()
         for record in self._journal.interrupted():
             moved = self._statuses.move(record, Event.RESTART, "restarted", "the daemon was restarted")
             log.warning("job interrupted", job_id=record.id, was=record.standing.state, now=moved.standing.state)
@@ -196,18 +204,21 @@ class Desk:
         """Something changed, or may have: a waiting job may run, and those that may not are told what they wait for."""
         self._news.set()
         running = self.runner.current
-        if running is None and not self.qualifications.running:
+        if running is None and not self.qualifications.running and not self.models.running:
             return  # whoever looks for the next job tells them
         with contextlib.suppress(BoardError):  # on a full disk it is done a second later
             self._end_canceled()
             self.line.review("" if running is None else running.id)
 
     async def work(self) -> None:
-        """Run jobs, scrubs and stress runs, one at a time, until the runner is stopped."""
+        """Run jobs, scrubs, stress runs and what is done with models, one at a time, until the runner is stopped."""
         while not self.runner.stopping:
             try:
                 if self.qualifications.due():
                     await self.qualifications.run()
+                    continue
+                if self.models.due():
+                    await self.models.run()
                     continue
                 record = self._next()
                 if record is not None and self.scrubs.due_before_job():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from service.job import Event
-from service.until import DAEMON_STOPPED, Hour, Until, Why, put_aside, window_closed
+from service.until import DAEMON_STOPPED, QUEUED, Hour, Until, Why, put_aside, queued, window_closed
 
 STOPPING = "stopping"  # rule of the order with which a stopped daemon ends its worker
 CANCELED, MOST_TIME, MOST_ENERGY, MOST_WAIT = "canceled", "most-time", "most-energy", "most-wait"
@@ -38,6 +38,11 @@ def canceled() -> Ending:
 def stopped(hour: Hour) -> Ending:
     """The daemon goes."""
     return _aside(STOPPING, put_aside(DAEMON_STOPPED, "goes on when the daemon runs again", hour))
+
+
+def gives_way() -> Ending:
+    """The active model is to be another first."""
+    return _aside(QUEUED, queued())
 
 
 def of_spec(spec: Mapping[str, object], worked_s: float, drawn_j: float, hour: Hour) -> Ending | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from agent.messages import Steer
 from policies.reading import Action
@@ -30,13 +30,20 @@ class JobOrders:
         books: what the job spent.
         held: ids of jobs that an operator paused.
         canceled: ids of jobs that an operator canceled.
+        gives_way: whether a job is to be put aside for a while.
     """
 
     def __init__(
-        self, steering: Steering, clock: Clock, books: JobBooks, held: Container[str], canceled: Container[str]
+        self,
+        steering: Steering,
+        clock: Clock,
+        books: JobBooks,
+        held: Container[str],
+        canceled: Container[str],
+        gives_way: Callable[[], bool],
     ) -> None:
         self._steering, self._clock, self._books = steering, clock, books
-        self._held, self._canceled = held, canceled
+        self._held, self._canceled, self._gives_way = held, canceled, gives_way
         self.begin()
 
     def begin(self) -> None:
@@ -77,6 +84,8 @@ class JobOrders:
             self._ending = endings.canceled()
         elif stopping:
             self._ending = endings.stopped(self._clock.hour())
+        elif before is None and self._gives_way():
+            self._ending = endings.gives_way()
         elif before is None:
             hour = self._clock.hour()
             self._ending = endings.of_spec(record.spec, self._books.worked_s, self._books.drawn_j, hour)

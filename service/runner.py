@@ -75,6 +75,7 @@ class Runner:
         shop: see `Workshop`.
         held: ids of jobs that an operator paused.
         canceled: ids of jobs that an operator canceled.
+        gives_way: whether a job is to be put aside for a while.
     """
 
     def __init__(
@@ -86,19 +87,18 @@ class Runner:
         shop: Workshop,
         held: Container[str],
         canceled: Container[str],
+        gives_way: Callable[[], bool] = lambda: False,
     ) -> None:
         self._journal, self._statuses, self._steering = journal, statuses, steering
         self._clock, self._shop = clock, shop
         self._worker: WorkerProcess | None = None
         self._sent: Steer | None = None
-        self._told_at = 0.0
         self._books, self._outlooks = JobBooks(journal, steering, clock), Outlooks(journal, clock)
-        self._obedience = Obedience()
-        self._orders = JobOrders(steering, clock, self._books, held, canceled)
+        self._obedience, self._told_at = Obedience(), 0.0
+        self._orders = JobOrders(steering, clock, self._books, held, canceled, gives_way)
         self._rests_in: State | None = None
-        self._waits_to_promote = False
         self._warnings: list[str] = []
-        self._memory_faults = 0
+        self._memory_faults, self._waits_to_promote = 0, False
         self.stopping = False
         self.told_before: tuple[str, ...] = ()
         """What the next job warns of from its beginning: what a scrub found before it."""

@@ -13,7 +13,7 @@ from agent.board.edac import memory_errors
 from agent.board.profile import BoardProfile, named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
 from agent.keys_consoles import TrustedConsole, load_trusted_consoles
-from agent.messages import Message, Order, Progress, ScrubOrder
+from agent.messages import EvaluateOrder, Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
 from service.alarms_room import Alarms, Sources
 from service.backfill import Backfill
@@ -27,6 +27,7 @@ from service.journal import JobRecord, Journal
 from service.kernel_clock import believable, kernel_synchronised
 from service.learnt import Learnt
 from service.logs import logger
+from service.model_commands import ModelShop
 from service.outbox import DAY_S, Outbox
 from service.policy_file import PolicyFile
 from service.policy_watch import PolicyWatch
@@ -95,6 +96,7 @@ class Wiring:
             *(self.clock, Workshop(self._order, config.worker.nice, self._watch, self._ended)),
             scrub_shop=ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed),
             qualify_shop=QualifyShop(Place(self.state, model, profile.name, profile.emulated), os.cpu_count() or 1),
+            model_shop=ModelShop(self.state, self._threads(), config.worker.nice, self._evaluate_order, self._announce),
             state=self._state,
             policy_by_command=wanted.by_command,
             report=self.reports.marks,
@@ -213,7 +215,7 @@ class Wiring:
             repository_root=repository.root,
             metered=repository.metered == "wait",
             policy=str(self.policies.copy),
-            threads=self.config.worker.threads or os.cpu_count() or 1,
+            threads=self._threads(),
             board=self.board_name,
             attempt=record.standing.attempt,
             resume_plan=record.plan,
@@ -221,6 +223,17 @@ class Wiring:
             boot_id=self.boot_id,
             clock_share=self.steering.cap_share,
         )
+
+    def _evaluate_order(self, spec: Mapping[str, object]) -> EvaluateOrder:
+        repository = self.config.repository
+        return EvaluateOrder(
+            *(str(self.state), repository.url, repository.root, dict(spec), self._threads(), self.board_name),
+            metered=repository.metered == "wait",
+        )
+
+    def _threads(self) -> int:
+        """Of a worker."""
+        return self.config.worker.threads or os.cpu_count() or 1
 
     def _scrub_order(self) -> ScrubOrder:
         repository = self.config.repository

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from agent.errors import EngineError
 from agent.messages import (
     MAX_LINE_BYTES,
+    EvaluateOrder,
     Failed,
     Finished,
     Go,
@@ -22,6 +23,8 @@ from agent.messages import (
     ScrubOrder,
     Stage,
     Steer,
+    SwitchOrder,
+    Waits,
     Warned,
     decode,
     encode,
@@ -38,6 +41,7 @@ values = st.recursive(
 tables = st.dictionaries(st.text(max_size=20), values, max_size=5)
 BY_HINT = {
     "str": st.text(max_size=200),
+    "str | None": st.none() | st.text(max_size=200),
     "int": st.integers(),
     "float": floats,
     "bool": st.booleans(),
@@ -59,10 +63,13 @@ EXAMPLES: tuple[Message, ...] = (
     Planned({"plan": {}}),
     Progress(1, 2, 3, 4, 5, 0.5, None, 6, 75, 8.5, 9),
     Warned("one image skipped"),
+    Waits(resting=True, rule="thermal.delta-t-pause"),
     Finished("SUCCEEDED", "", {"accuracy": 0.9}),
     Failed("bad-data", "no such data"),
     ScrubOrder("/state", "http://repo", "/root.json"),
     Scrubbed({"files": 3}),
+    SwitchOrder("/state", None, "", promotes=False, threads=1),
+    EvaluateOrder("/state", "http://repo", "/root.json", {"data": "/srv"}, 1),
 )
 
 
@@ -146,6 +153,7 @@ def decodes_to(hint: str, value: object) -> bool:
     """Whether a value of JSON may stand for the annotation."""
     fits = {
         "str": str,
+        "str | None": (str, type(None)),
         "int": int,
         "float": (int, float),
         "bool": bool,

@@ -48,7 +48,8 @@ EXAMPLES = (
 )
 ARGUMENTS: Mapping[str, dict[str, Any]] = {
     "fine-tune": {"model": "colours", "data": "/data"},
-    **{kind: {"job": ID} for kind in ("cancel", "pause", "resume")},
+    **{kind: {"job": ID} for kind in ("cancel", "pause", "resume", "promote")},
+    "evaluate": {"data": "/data"},
     "set-policy": {"name": "quiet"},
 }
 

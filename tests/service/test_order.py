@@ -11,7 +11,7 @@ import pytest
 from agent.board.profile import named_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard
 from agent.energy import Energy, Spent
-from agent.messages import Order, ScrubOrder
+from agent.messages import EvaluateOrder, Order, ScrubOrder
 from agent.spec import parse_spec
 from policies.reading import Action, Decision
 from service.commands import new_id
@@ -19,6 +19,7 @@ from service.desk import Desk
 from service.energy_book import EnergyBook
 from service.job import MAX_ATTEMPTS, Standing, State
 from service.journal import JobRecord, Journal
+from service.model_commands import ModelShop
 from service.policy_file import PolicyFile
 from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
@@ -48,6 +49,10 @@ class Silence:
         return None
 
 
+def refuse_evaluation(_args: object) -> EvaluateOrder:
+    raise AssertionError("no evaluation is to run")
+
+
 class Bench:
     """A desk with waiting jobs of several depths."""
 
@@ -66,6 +71,7 @@ class Bench:
             state=lambda: BoardState("", "", 1),
             scrub_shop=scrubs,
             qualify_shop=QualifyShop(Place(folder, "", "generic", emulated=False), 1),
+            model_shop=ModelShop(folder, 1, 0, refuse_evaluation, lambda: None),
         )
         self.names: dict[str, str] = {}
         for number, depth in enumerate(("25", "75", "0", "head", "auto")):

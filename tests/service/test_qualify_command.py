@@ -21,6 +21,7 @@ from service.cli_fleet import arguments
 from service.commands import CANCEL, QUALIFY, Command, new_id
 from service.desk import Desk
 from service.journal import JobRecord, Journal, Verdict
+from service.model_commands import ModelShop
 from service.policy_file import PolicyFile
 from service.qualify_asked import ENDED, LAST, MAX_ENDED
 from service.qualify_command import Qualifications, QualifyShop
@@ -335,6 +336,7 @@ def test_a_console_cancels_a_run_as_it_cancels_a_job(bench: Bench) -> None:
         state=lambda: BoardState("", "", 1),
         scrub_shop=ScrubShop(refuse, lambda: None, lambda: None),
         qualify_shop=bench.runs._shop,
+        model_shop=ModelShop(bench.folder, 1, 0, refuse, lambda: None),
     )
     run, cancel = bench.command(), bench.command(at=1)
     desk.commands._carry_out(run)

@@ -23,7 +23,19 @@ from agent.board.profile import named_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard
 from agent.errors import BoardError, CommandError
 from agent.keys_consoles import Role, TrustedConsole, keyid
-from agent.messages import Failed, Finished, Message, Order, Planned, Scrubbed, ScrubOrder, Stage, Steer, Waits
+from agent.messages import (
+    EvaluateOrder,
+    Failed,
+    Finished,
+    Message,
+    Order,
+    Planned,
+    Scrubbed,
+    ScrubOrder,
+    Stage,
+    Steer,
+    Waits,
+)
 from policies.reading import Action, Decision
 from service.answers import RESULTS_KEPT
 from service.asked import RUNNING
@@ -32,6 +44,7 @@ from service.desk import Desk
 from service.device_link import Incoming
 from service.job import TABLE, TERMINAL, Event, State, wire_status
 from service.journal import LEDGER_KEPT, JobRecord, Journal
+from service.model_commands import ModelShop
 from service.policy_file import PolicyFile
 from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
@@ -188,6 +201,7 @@ class LedgerWorld:
             Workshop(self._job_order, 0, lambda _message, _record: None, lambda _job: None, self._start),
             scrub_shop=ScrubShop(self._scrub_order, lambda: None, lambda: None, self._start),
             qualify_shop=QualifyShop(Place(self.folder, "", "generic", emulated=False), 1),
+            model_shop=ModelShop(self.folder, 1, 0, self._evaluate_order, lambda: None, self._start),
             state=state_reader(self.journal, self.folder / "store", self.policies),
             policy_by_command=self.by_command,
         )
@@ -214,6 +228,10 @@ class LedgerWorld:
         assert record.id not in self.ended, "no command runs twice: this job has ended"
         self.job = record.id
         return Order(record.id, record.spec, str(self.folder), "", "", "", 1)
+
+    def _evaluate_order(self, args: Mapping[str, object]) -> EvaluateOrder:
+        self.job = ""
+        return EvaluateOrder(str(self.folder), "", "", dict(args), 1)
 
     def _scrub_order(self) -> ScrubOrder:
         waiting = [name for name, asked in self.desk.scrubs._asked.items() if asked.status == RUNNING]
