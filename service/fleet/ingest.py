@@ -323,7 +323,7 @@ class Ingest:
             return
         self._anew_since = None
         try:
-            await asyncio.to_thread(self._store.forget_alarms, since)
+            await asyncio.to_thread(self._store.forget_alarms, self._plan.tenant.strip("+"), since)
         except TemperdError as error:
             self._anew_since = since
             log.warning("old alarms cannot be forgotten", why=str(error))

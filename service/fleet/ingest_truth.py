@@ -23,7 +23,7 @@ class Truth:
         connection: of the consumer.
         root: `temper/v1/<tenant or +>/+`.
         boards: tenant and name of all boards heard of so far.
-        progress: changes with every message that came, and is -1 while some of them wait.
+        progress: changes with every retained message that came, and is -1 while some of them are not stored.
     """
 
     def __init__(
@@ -35,8 +35,13 @@ class Truth:
     ) -> None:
         self._connection, self._root, self._boards, self._progress = connection, root, boards, progress
         self._task: asyncio.Task[None] | None = None
-        self.whole = False
-        """Everything that was retained has come."""
+        self._asked = self.whole = False
+        """`whole`: everything that was retained has come."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a connection that was lost broke off what `ask` began."""
+        return self._asked and not self.whole
 
     def listen(self) -> None:
         """Filters of every session; call after each connect. Old statuses come with `ask` alone."""
@@ -51,9 +56,9 @@ class Truth:
             self._connection.unsubscribe(f"{self._root}/{levels}")
 
     def ask(self) -> None:
-        """Begin with a session that is new: one kind after the other, then statuses board by board."""
+        """Begin with a session that is new, or go on: one kind after the other, then statuses board by board."""
         self.stop()
-        self.whole = False
+        self._asked, self.whole = True, False
         self._connection.subscribe(f"{self._root}/{STATUSES}", retained="never")
         self._task = asyncio.get_running_loop().create_task(self._ask())
 

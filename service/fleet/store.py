@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from agent.errors import SpecError
+from service.fleet.boards import number
 
 MAX_DEVICES = 100_000  # a store's: ids stay in memory, some 200 bytes each, and a broker may invent names
 RECENT_S = 2 * 86400.0  # a list tells no older telemetry: a temperature of last week is no state, and costs a search
@@ -180,7 +181,7 @@ def device_row(row: Sequence[object]) -> DeviceRow:
         model=str(model),
         alarms=alarms if isinstance(alarms, int) else 0,
         telemetry_ts=ts_ms / 1000 if isinstance(ts_ms, int) else None,
-        temperature_celsius=float(temperature) if isinstance(temperature, int | float) else None,
+        temperature_celsius=number(temperature),
         action=action if isinstance(action, str) else "",
     )
 
@@ -241,8 +242,8 @@ class Store(Protocol):
     def alarms(self, tenant: str, device: str) -> list[str]:
         """What is raised, each as the JSON text of its message."""
 
-    def forget_alarms(self, unseen_since: float) -> int:
-        """Forget alarms that no message spoke of since then; how many.
+    def forget_alarms(self, tenant: str, unseen_since: float) -> int:
+        """Forget alarms of a tenant, or of all where it is empty, that no message spoke of since then; how many.
 
         For after all that the broker retains was read anew: what was cleared while nobody listened is not among it.
         """
@@ -251,7 +252,10 @@ class Store(Protocol):
         """Of its commands, newest first, at most `MAX_PAGE`, each as the JSON text of the message."""
 
     def trim(self, received_before: float, most_bytes: int) -> int:
-        """Forget a slice of the oldest telemetry; 0: nothing is too old, and all fits into `most_bytes`.
+        """Forget a slice of what is too old, or too much; 0: nothing is.
+
+        Too old is what came before then: telemetry, and commands that have ended. A store of more than `most_bytes` has
+        too much telemetry, and its oldest goes.
 
         A slice is short enough to stand between two batches; call again until it gives 0.
         """

@@ -190,10 +190,11 @@ class PostgresStore:
             rows = connection.execute("SELECT body FROM alarms WHERE device = %s ORDER BY type", (number,))
             return [row[0] for row in rows]
 
-    def forget_alarms(self, unseen_since: float) -> int:
+    def forget_alarms(self, tenant: str, unseen_since: float) -> int:
         """See `Store.forget_alarms`."""
+        text = "DELETE FROM alarms WHERE seen < %s AND device IN (SELECT id FROM devices WHERE tenant = %s OR %s = '')"
         with self._storing() as connection:
-            return connection.execute("DELETE FROM alarms WHERE seen < %s", (unseen_since,)).rowcount
+            return connection.execute(text, (unseen_since, tenant, tenant)).rowcount
 
     def statuses(self, tenant: str, device: str) -> list[str]:
         """See `Store.statuses`."""
@@ -290,7 +291,7 @@ def _write_truth(cursor: psycopg.Cursor, batch: Batch, ids: dict[tuple[str, str]
         )
         cursor.executemany(statements.BIRTH_BODY, [(ids[key(b)], b.body) for b in births])
     if told:
-        cursor.executemany(statements.STATUS, [(ids[key(fact)], *fact[2:]) for fact in told])
+        cursor.executemany(statements.STATUS, [(ids[key(fact)], *fact[2:], received) for fact in told])
     for fact in sorted(batch.alarms, key=lambda fact: (ids[key(fact)], fact.type)):
         if fact.body:
             cursor.execute(statements.ALARM, (ids[key(fact)], *fact[2:], received))

@@ -14,9 +14,10 @@ CREATE TABLE devices (
 CREATE TABLE births (device BIGINT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE commands (
     device BIGINT NOT NULL, id TEXT COLLATE "C" NOT NULL, type TEXT NOT NULL, version BIGINT NOT NULL,
-    status TEXT NOT NULL, ts DOUBLE PRECISION NOT NULL, body TEXT NOT NULL, PRIMARY KEY (device, id)
+    status TEXT NOT NULL, ts DOUBLE PRECISION NOT NULL, body TEXT NOT NULL, seen DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (device, id)
 );
-CREATE INDEX commands_by_age ON commands (ts);
+CREATE INDEX commands_by_age ON commands (seen);
 CREATE TABLE alarms (
     device BIGINT NOT NULL, type TEXT COLLATE "C" NOT NULL, severity TEXT NOT NULL, ts DOUBLE PRECISION NOT NULL,
     body TEXT NOT NULL, seen DOUBLE PRECISION NOT NULL, PRIMARY KEY (device, type)
@@ -36,8 +37,9 @@ WHERE id = %(id)s AND ((%(session)s, %(connection)s, NOT %(online)s) > (session,
 BIRTH = "UPDATE devices SET agent = %s, board = %s, model = %s, state_version = %s WHERE id = %s"
 BIRTH_BODY = "INSERT INTO births VALUES (%s, %s) ON CONFLICT (device) DO UPDATE SET body = excluded.body"
 STATUS = """
-INSERT INTO commands VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (device, id) DO UPDATE SET
-    type = excluded.type, version = excluded.version, status = excluded.status, ts = excluded.ts, body = excluded.body
+INSERT INTO commands VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (device, id) DO UPDATE SET
+    type = excluded.type, version = excluded.version, status = excluded.status, ts = excluded.ts, body = excluded.body,
+    seen = excluded.seen
 WHERE excluded.version > commands.version
 """
 ALARM = """
@@ -75,7 +77,7 @@ WHERE (d.tenant, d.name) > (%(tenant_after)s, %(name_after)s) AND (%(tenant)s = 
 ORDER BY d.tenant, d.name LIMIT %(limit)s
 """
 TRIM_COMMANDS = """
-DELETE FROM commands WHERE ctid IN (SELECT ctid FROM commands WHERE ts < %s AND status IN
+DELETE FROM commands WHERE ctid IN (SELECT ctid FROM commands WHERE seen < %s AND status IN
     ('succeeded', 'rejected', 'failed', 'canceled', 'timed_out', 'rolled_back') LIMIT %s)
 """
 PARTITIONS = """

@@ -47,9 +47,9 @@ CREATE TABLE devices (
 CREATE TABLE births (device INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE commands (
     device INTEGER NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL, version INTEGER NOT NULL, status TEXT NOT NULL,
-    ts REAL NOT NULL, body TEXT NOT NULL, UNIQUE (device, id)
+    ts REAL NOT NULL, body TEXT NOT NULL, seen REAL NOT NULL, UNIQUE (device, id)
 ) STRICT;
-CREATE INDEX commands_by_age ON commands (ts);
+CREATE INDEX commands_by_age ON commands (seen);
 CREATE TABLE alarms (
     device INTEGER NOT NULL, type TEXT NOT NULL, severity TEXT NOT NULL, ts REAL NOT NULL, body TEXT NOT NULL,
     seen REAL NOT NULL, PRIMARY KEY (device, type)
@@ -68,8 +68,9 @@ AND ((:session, :connection, NOT :online) > (session, connection, NOT online)
 """
 _BIRTH = "UPDATE devices SET agent = ?, board = ?, model = ?, state_version = ? WHERE id = ?"
 _STATUS = """
-INSERT INTO commands VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, id) DO UPDATE SET
-    type = excluded.type, version = excluded.version, status = excluded.status, ts = excluded.ts, body = excluded.body
+INSERT INTO commands VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, id) DO UPDATE SET
+    type = excluded.type, version = excluded.version, status = excluded.status, ts = excluded.ts, body = excluded.body,
+    seen = excluded.seen
 WHERE excluded.version > commands.version
 """
 _ALARM = """
@@ -96,7 +97,7 @@ ORDER BY d.tenant, d.name LIMIT :limit
 _ENDED = "('succeeded', 'rejected', 'failed', 'canceled', 'timed_out', 'rolled_back')"
 _TRIM_COMMANDS = f"""
 DELETE FROM commands WHERE rowid IN (
-    SELECT rowid FROM commands WHERE ts < ? AND status IN {_ENDED} ORDER BY ts LIMIT {TRIM_ROWS})
+    SELECT rowid FROM commands WHERE seen < ? AND status IN {_ENDED} ORDER BY seen LIMIT {TRIM_ROWS})
 """  # noqa: S608 - constants of this module
 _TRIM = f"""
 DELETE FROM telemetry WHERE id IN (SELECT id FROM telemetry ORDER BY id LIMIT {TRIM_ROWS}) AND (:all OR received < :t)
@@ -150,7 +151,7 @@ class SqliteStore:
                 births = [(b.agent, b.board, b.model, b.state_version, ids[key(b)]) for b in kept.births]
                 many(_BIRTH, births)
                 many("INSERT OR REPLACE INTO births VALUES (?, ?)", [(ids[key(b)], b.body) for b in kept.births])
-                many(_STATUS, [(ids[key(fact)], *fact[2:]) for fact in kept.statuses])
+                many(_STATUS, [(ids[key(fact)], *fact[2:], received) for fact in kept.statuses])
                 self._write_alarms(kept.alarms, ids, received)
                 rows = [_row(fact, ids, received) for fact in kept.samples]
                 new = many(_SAMPLE, rows).rowcount if rows else 0
@@ -229,10 +230,11 @@ class SqliteStore:
             rows = self._database.execute("SELECT body FROM alarms WHERE device = ? ORDER BY type", (number,))
             return [row[0] for row in rows]
 
-    def forget_alarms(self, unseen_since: float) -> int:
+    def forget_alarms(self, tenant: str, unseen_since: float) -> int:
         """See `Store.forget_alarms`."""
+        text = "DELETE FROM alarms WHERE seen < ? AND device IN (SELECT id FROM devices WHERE tenant = ? OR ? = '')"
         with self._storing():
-            return self._database.execute("DELETE FROM alarms WHERE seen < ?", (unseen_since,)).rowcount
+            return self._database.execute(text, (unseen_since, tenant, tenant)).rowcount
 
     def statuses(self, tenant: str, device: str) -> list[str]:
         """See `Store.statuses`."""
