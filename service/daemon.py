@@ -87,6 +87,18 @@ class Daemon:
 
         return await self._once(act)
 
+    async def one_rollback(self, to: str) -> dict[str, object]:
+        """Go back to another model without a broker and return what docs/mqtt.md calls the result.
+
+        Args:
+            to: its hash, `base`, or empty for the one before.
+
+        Raises:
+            CommandError: there is nothing to go back to.
+            BoardError: it failed, and the model that was active still is.
+        """
+        return await self._once(lambda desk: desk.models.go_back(to))
+
     async def _once(self, act: Callable[[Desk], Awaitable[T]]) -> T:
         """What `act` gives, under a governor and until it is told to stop."""
         results: list[T] = []
@@ -181,16 +193,16 @@ class Daemon:
         while True:
             event = await link.receive()
             try:
-                self._react(event, desk, link)
+                self._react(event, desk)
             except BoardError as error:  # what is not journaled stays with the broker, or is published later
                 log.error("the journal cannot be written", why=str(error))  # noqa: TRY400 - said whole
 
-    def _react(self, event: LinkEvent, desk: Desk, link: Link) -> None:
+    def _react(self, event: LinkEvent, desk: Desk) -> None:
         match event:
             case Incoming() as command:
                 desk.commands.take(command)
             case Connected(session_present=present):
-                link.announce(self._parts.birth())
+                self._parts.announce()
                 self._parts.greet()
                 self._parts.alarms.connected()
                 self._parts.home_assistant.connected()

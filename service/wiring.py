@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.board.edac import memory_errors
 from agent.board.profile import BoardProfile, named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
+from agent.errors import BoardError
 from agent.keys_consoles import TrustedConsole, load_trusted_consoles
 from agent.messages import EvaluateOrder, Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
@@ -44,6 +45,8 @@ from service.statuses import Clock, Uplink
 from service.steering import Steering
 from service.telemetry import Telemetry
 from service.views import Views, training_metrics
+
+BIRTH_EVERY_S = 60.0  # a sensor that comes and goes must not be told each second: telemetry has it too
 
 log = logger("daemon")
 
@@ -96,18 +99,19 @@ class Wiring:
             *(self.clock, Workshop(self._order, config.worker.nice, self._watch, self._ended)),
             scrub_shop=ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed),
             qualify_shop=QualifyShop(Place(self.state, model, profile.name, profile.emulated), os.cpu_count() or 1),
-            model_shop=ModelShop(self.state, self._threads(), config.worker.nice, self._evaluate_order, self._announce),
+            model_shop=ModelShop(self.state, self._threads(), config.worker.nice, self._evaluate_order, self.announce),
             state=self._state,
             policy_by_command=wanted.by_command,
             report=self.reports.marks,
         )
-        self._greets = False
+        self._greets = self._birth_due = False
+        self._born, self._born_s = ("", self.steering.reading.health), self._mono() - BIRTH_EVERY_S
         self.alarms = self._make_alarms()
         self.home_assistant = Announcement(
             config.home_assistant, Address(config.device.tenant, config.device.name), model, self.journal, self.link
         )
         self.exporter = Exporter(config.prometheus, self.live)
-        self.policy_watch = PolicyWatch(self.policies, profile.points, self.desk.policy_changed, self._announce)
+        self.policy_watch = PolicyWatch(self.policies, profile.points, self.desk.policy_changed, self.announce)
 
     def close(self) -> None:
         """Put back what was changed on the board, keep what was learnt, close the journal."""
@@ -143,6 +147,7 @@ class Wiring:
 
     def tell(self, *, working: bool) -> None:
         """Tell the fleet what is due this second; look after what waits on the disk."""
+        self._tell_birth()
         telemetry, runner = self.telemetry, self.desk.runner
         greets = self._greets and self.link.connected and telemetry.drains
         if telemetry.due("board", working=working) or greets:
@@ -241,18 +246,28 @@ class Wiring:
 
     # --- what the rooms tell -----------------------------------------------------------------------------------------
 
-    def _announce(self) -> None:
-        if self.link.connected:
+    def announce(self) -> None:
+        """Tell the fleet what this board is; what the disk does not allow now, `tell` does."""
+        self._birth_due = True
+        self._tell_birth()
+
+    def _tell_birth(self) -> None:
+        clock, health = self.clock.word(), self.steering.reading.health
+        ill = health != self._born[1] and self._mono() - self._born_s >= BIRTH_EVERY_S
+        if not self.link.connected or not (self._birth_due or clock != self._born[0] or ill):
+            return
+        with contextlib.suppress(BoardError):  # on a full disk it is told later
             self.link.announce(self.birth())
+            self._born, self._born_s, self._birth_due = (clock, health), self._mono(), False
 
     def _scrubbed(self) -> None:
         """A scrub has ended; it may have left another active model."""
-        self._announce()
+        self.announce()
         self.publish_store()
 
     def _ended(self, job_id: str) -> None:
         """An ended job needs its checkpoint no more, and may have left another active model."""
-        self._announce()
+        self.announce()
         self.alarms.jobs_changed()
         with contextlib.suppress(OSError):
             checkpoint_path(self.state / "store", job_id).unlink(missing_ok=True)

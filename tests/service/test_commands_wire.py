@@ -202,6 +202,22 @@ def test_a_wrong_clock_lets_nothing_begin_and_something_end(fleet: World, ahead_
     obeys(fleet)
 
 
+def test_the_birth_message_says_when_the_board_loses_the_time_and_knows_it_again(fleet: World) -> None:
+    ahead = fleet.folder / "ahead"
+    try:
+        for wrong_s, word in ((SINCE_1970_S, "unsynchronised"), (0, "synchronised")):
+            ahead.write_text(str(wrong_s))
+            fleet.wait(lambda word=word: [told["clock"] for told in births(fleet)[-1:]] == [word])
+    finally:
+        ahead.write_text("0")
+    obeys(fleet)
+
+
+def births(fleet: World) -> list[dict[str, Any]]:
+    topic = ROOM.replace("/cmd", "/birth")
+    return [json.loads(heard.payload) for heard in list(fleet.tap.heard) if heard.topic == topic]
+
+
 def test_a_viewer_may_look_only(fleet: World, tmp_path: Path) -> None:
     from agent.keys import create_console_key, load_console_key  # noqa: PLC0415 - this case only
 
