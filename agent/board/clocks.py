@@ -55,8 +55,8 @@ class CpuClocks:
     def read(self, mono_s: float) -> tuple[int | None, int | None]:
         """(present clock, cap in force) in hertz: of the fastest policy each; `None` where none can be read."""
         policies = self.policies(mono_s)
-        current = [khz for one in policies if _sane(khz := read_int(one.path / "scaling_cur_freq"))]
-        caps = [khz for one in policies if _sane(khz := read_int(one.path / "scaling_max_freq"))]
+        current = [khz for one in policies if _sane(khz := read_int(f"{one.path}/scaling_cur_freq"))]
+        caps = [khz for one in policies if _sane(khz := read_int(f"{one.path}/scaling_max_freq"))]
         if len(current) < len(policies):
             self._kept = ()  # a policy went or is silent: look again next time
         return _hertz(current), _hertz(caps)
@@ -79,7 +79,7 @@ class GpuClock:
         if self._scanned_s is None or not 0.0 <= mono_s - self._scanned_s < RESCAN_S:
             found = (path for path in folders(self._folder, "") if path.name.endswith(GPU_ENDINGS))
             self._kept, self._scanned_s = next(found, None), mono_s
-        hertz = None if self._kept is None else read_int(self._kept / "cur_freq")
+        hertz = None if self._kept is None else read_int(f"{self._kept}/cur_freq")
         return hertz if hertz is not None and 0 <= hertz <= MAX_KHZ * 1000 else None
 
 
@@ -88,14 +88,14 @@ def khz_table(policy: Path) -> tuple[int, ...]:
 
     Where the driver lists none, a grid between its lowest and its highest clock.
     """
-    words = (read_text(policy / "scaling_available_frequencies") or "").split()
+    words = (read_text(f"{policy}/scaling_available_frequencies") or "").split()
     listed = {int(word) for word in words if word.isascii() and word.isdigit()}
     table = sorted(khz for khz in listed if _sane(khz))
     return tuple(table[-MAX_POINTS:]) if table else tuple(_grid(policy))
 
 
 def _grid(policy: Path) -> Iterator[int]:
-    low, high = read_int(policy / "cpuinfo_min_freq"), read_int(policy / "cpuinfo_max_freq")
+    low, high = read_int(f"{policy}/cpuinfo_min_freq"), read_int(f"{policy}/cpuinfo_max_freq")
     if low is None or high is None or not 0 < low < high <= MAX_KHZ:
         return
     yield low

@@ -45,11 +45,11 @@ class Cooling:
         fans: list[Fan] = []
         throttles = False
         for kind, path in self._all.devices(mono_s):
-            level = read_int(path / "cur_state")
+            level = read_int(f"{path}/cur_state")
             if kind not in self._fan_types:
                 throttles = throttles or (level or 0) > 0
                 continue
-            most = read_int(path / "max_state")
+            most = read_int(f"{path}/max_state")
             if most is not None and most > 0:
                 fans.append(Fan(path, most, level if level is not None and level >= 0 else None))
         fans.sort(key=lambda fan: -fan.most)

@@ -41,14 +41,14 @@ class DeviceClass:
     def devices(self, mono_s: float) -> tuple[Device, ...]:
         """Those that are there and wanted at monotonic time `mono_s`, in the order of their names."""
         fresh = 0.0 <= mono_s - self._scanned_s < RESCAN_S
-        if not (fresh and self._kept and all(read_text(path / self._mark) == kind for kind, path in self._kept)):
+        if not (fresh and self._kept and all(read_text(f"{path}/{self._mark}") == kind for kind, path in self._kept)):
             self._kept, self._scanned_s = tuple(self._scan()), mono_s
         return self._kept
 
     def _scan(self) -> list[Device]:
         found = []
         for path in folders(self._folder, self._prefix):
-            kind = read_text(path / self._mark)
+            kind = read_text(f"{path}/{self._mark}")
             if kind and self._wanted(kind):
                 found.append(Device(kind, path))
         return found

@@ -50,9 +50,9 @@ class MonitorChips:
         alarm, events = False, None
         for name, path in self._chips.devices(mono_s):
             if name == ALARM_CHIP:
-                alarm = alarm or read_int(path / "in0_lcrit_alarm") == 1
+                alarm = alarm or read_int(f"{path}/in0_lcrit_alarm") == 1
             elif name == EVENT_CHIP:
-                events = sum(read_int(path / f"oc{n}_event_cnt") or 0 for n in EVENTS)
+                events = sum(read_int(f"{path}/oc{n}_event_cnt") or 0 for n in EVENTS)
             elif not any(meters):
                 meters.append(_three_channels(path) if name == THREE_CHANNELS else _one_channel(path))
         before, self._events = self._events, events
@@ -65,13 +65,13 @@ class MonitorChips:
 
 
 def _one_channel(chip: Path) -> float | None:
-    microwatts = read_int(chip / "power1_input")
+    microwatts = read_int(f"{chip}/power1_input")
     return _channel_watts(chip, 1) if microwatts is None else microwatts / 1e6
 
 
 def _three_channels(chip: Path) -> float | None:
     """Watts of the channel that carries everything, else of all channels in use together."""
-    labels = {number: read_text(chip / f"in{number}_label") for number in CHANNELS}
+    labels = {number: read_text(f"{chip}/in{number}_label") for number in CHANNELS}
     for number, label in labels.items():
         if label in INPUT_LABELS:
             return _channel_watts(chip, number)
@@ -87,5 +87,5 @@ def _each(chip: Path, numbers: list[int]) -> Iterator[float | None]:
 
 def _channel_watts(chip: Path, number: int) -> float | None:
     """Volts times amperes: an INA3221 has no register of power."""
-    millivolts, milliamperes = read_int(chip / f"in{number}_input"), read_int(chip / f"curr{number}_input")
+    millivolts, milliamperes = read_int(f"{chip}/in{number}_input"), read_int(f"{chip}/curr{number}_input")
     return None if millivolts is None or milliamperes is None else millivolts * milliamperes / 1e6

@@ -48,13 +48,13 @@ class PowerSupplies:
         batteries: list[Path] = []
         online: list[bool] = []
         for kind, path in self._all.devices(mono_s):
-            if read_text(path / "scope") == "Device":
+            if read_text(f"{path}/scope") == "Device":
                 continue  # the battery of a mouse or a headset
             if kind in BATTERIES:
-                if read_int(path / "present") != 0:
+                if read_int(f"{path}/present") != 0:
                     batteries.append(path)
             else:
-                online.append((read_int(path / "online") or 0) > 0)
+                online.append((read_int(f"{path}/online") or 0) > 0)
         if not batteries:
             return self._without_battery(mains=any(online))
         self._has_battery = True
@@ -68,7 +68,7 @@ class PowerSupplies:
 
 
 def _with_batteries(batteries: list[Path], online: list[bool]) -> Supply:
-    states = [read_text(path / "status") for path in batteries]
+    states = [read_text(f"{path}/status") for path in batteries]
     charging = any(state in ("Charging", "Full", "Not charging") for state in states)
     charges = [_charge(path) for path in batteries]
     lies = any(_contradicted(one.value, path) for one, path in zip(charges, batteries, strict=True))
@@ -84,7 +84,7 @@ def _with_batteries(batteries: list[Path], online: list[bool]) -> Supply:
 
 
 def _charge(path: Path) -> Judged:
-    percent = read_int(path / "capacity")
+    percent = read_int(f"{path}/capacity")
     if percent is not None:
         share = percent / FULL_PERCENT
     else:  # gauges that only count
@@ -97,30 +97,30 @@ def _charge(path: Path) -> Judged:
 
 
 def _share(path: Path, kind: str) -> float | None:
-    now, full = read_int(path / f"{kind}_now"), read_int(path / f"{kind}_full")
+    now, full = read_int(f"{path}/{kind}_now"), read_int(f"{path}/{kind}_full")
     return now / full if now is not None and full is not None and full > 0 else None
 
 
 def _contradicted(charge: float | None, path: Path) -> bool:
     """Whether the voltage cannot be that of a battery so full (fault 48)."""
-    microvolts = read_int(path / "voltage_now")
+    microvolts = read_int(f"{path}/voltage_now")
     if charge is None or charge < HALF_CLAIM or microvolts is None or microvolts <= 0:
         return False
-    design = read_int(path / "voltage_min_design")
+    design = read_int(f"{path}/voltage_min_design")
     if design is not None and charge >= FULL_CLAIM and microvolts < design:
         return True
-    one_cell = microvolts / 1e6 < ONE_CELL_VOLTS and read_text(path / "technology") in LITHIUM_ION
+    one_cell = microvolts / 1e6 < ONE_CELL_VOLTS and read_text(f"{path}/technology") in LITHIUM_ION
     return one_cell and microvolts / 1e6 < HALF_CELL_VOLTS
 
 
 def _watts(batteries: list[Path]) -> float | None:
     total = 0.0
     for path in batteries:
-        microwatts = read_int(path / "power_now")
+        microwatts = read_int(f"{path}/power_now")
         if microwatts is not None:
             total += abs(microwatts) / 1e6
             continue
-        microvolts, microamperes = read_int(path / "voltage_now"), read_int(path / "current_now")
+        microvolts, microamperes = read_int(f"{path}/voltage_now"), read_int(f"{path}/current_now")
         if microvolts is None or microamperes is None:
             return None
         total += microvolts * abs(microamperes) / 1e12  # some gauges count a current out of the battery as negative

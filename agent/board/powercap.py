@@ -35,7 +35,7 @@ class EnergyCounters:
         if not zones:
             self._before = None
             return False, None
-        now = {path: read_int(path / "energy_uj") for _, path in zones}
+        now = {path: read_int(f"{path}/energy_uj") for _, path in zones}
         known = {path: value for path, value in now.items() if value is not None}
         if len(known) < len(now):
             self._before = None
@@ -54,5 +54,5 @@ def _spent_microjoules(zone: Path, before: int, now: int) -> int | None:
     grown = now - before
     if grown >= 0:
         return grown
-    grown += read_int(zone / "max_energy_range_uj") or 0
+    grown += read_int(f"{zone}/max_energy_range_uj") or 0
     return grown if grown >= 0 else None

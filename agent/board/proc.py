@@ -36,7 +36,7 @@ class CpuTimes:
 
 def available_bytes(proc_root: Path) -> int | None:
     """Memory that can be used without swapping (MemAvailable)."""
-    for line in (read_text(proc_root / "meminfo") or "").splitlines():
+    for line in (read_text(f"{proc_root}/meminfo") or "").splitlines():
         words = line.split()
         if len(words) >= 2 and words[0] == "MemAvailable:" and words[1].isdigit():  # noqa: PLR2004 - key and value
             return int(words[1]) * 1024
@@ -47,7 +47,7 @@ def pressures(proc_root: Path) -> tuple[tuple[str, float], ...]:
     """(resource, share of the last 10 s in which some task waited for it, 0..1), for those the kernel tells (PSI)."""
     found = []
     for resource in PRESSURES:
-        share = _some_avg10(read_text(proc_root / "pressure" / resource) or "")
+        share = _some_avg10(read_text(f"{proc_root}/pressure/{resource}") or "")
         if share is not None:
             found.append((resource, share))
     return tuple(found)

@@ -81,7 +81,7 @@ def _sounds_like_die(kind: str) -> bool:
 
 def _hottest(zones: Iterable[Path]) -> Judged | None:
     """The hottest zone, or the first one that cannot be believed; `None` when there is none."""
-    found = [judge_millidegrees(read_int(path / "temp")) for path in zones]
+    found = [judge_millidegrees(read_int(f"{path}/temp")) for path in zones]
     if not found:
         return None
     lost = next((one for one in found if one.value is None), None)
