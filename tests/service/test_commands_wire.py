@@ -166,12 +166,11 @@ def test_what_is_no_command_at_all_is_passed_over(fleet: World) -> None:
 
 def test_an_answer_is_given_once_and_for_good(fleet: World) -> None:
     """The same bytes are answered as they were, also when they would be obeyed now; other bytes change nothing."""
-    ahead = fleet.folder / "ahead"
     request = a_request("scrub", args={})
     envelope = sign_command(request, fleet.console_key)
-    ahead.write_text(str(TEN_YEARS_S))
+    set_ahead(fleet, TEN_YEARS_S)
     assert fleet.send_envelope("scrub", request.id, envelope)["reason_code"] == "expired"
-    ahead.write_text("0")
+    set_ahead(fleet, 0)
     assert fleet.send_envelope("scrub", request.id, envelope)["reason_code"] == "expired"
     other = sign_command(replace(request, not_after=request.not_after - 1), fleet.console_key)
     before = fleet.log().count(b"reason=replay")
@@ -187,8 +186,7 @@ def test_an_answer_is_given_once_and_for_good(fleet: World) -> None:
     ids=["1970", "ten years ahead", "an hour back"],
 )
 def test_a_wrong_clock_lets_nothing_begin_and_something_end(fleet: World, ahead_s: float, code: str) -> None:
-    ahead = fleet.folder / "ahead"
-    ahead.write_text(str(ahead_s))
+    set_ahead(fleet, ahead_s)
     try:
         request = a_request("fine-tune", args=fleet.job("/nowhere"))
         answer = fleet.send_envelope("fine-tune", request.id, sign_command(request, fleet.console_key))
@@ -198,19 +196,25 @@ def test_a_wrong_clock_lets_nothing_begin_and_something_end(fleet: World, ahead_
             obeys(fleet)  # a cancel is obeyed at any time
             assert answer["clock"] == "unsynchronised"
     finally:
-        ahead.write_text("0")
+        set_ahead(fleet, 0)
     obeys(fleet)
 
 
 def test_the_birth_message_says_when_the_board_loses_the_time_and_knows_it_again(fleet: World) -> None:
-    ahead = fleet.folder / "ahead"
     try:
         for wrong_s, word in ((SINCE_1970_S, "unsynchronised"), (0, "synchronised")):
-            ahead.write_text(str(wrong_s))
+            set_ahead(fleet, wrong_s)
             fleet.wait(lambda word=word: [told["clock"] for told in births(fleet)[-1:]] == [word])
     finally:
-        ahead.write_text("0")
+        set_ahead(fleet, 0)
     obeys(fleet)
+
+
+def set_ahead(fleet: World, seconds: float) -> None:
+    """At once: the daemon reads the file whenever it asks for the time."""
+    fresh = fleet.folder / "ahead.new"
+    fresh.write_text(str(seconds))
+    fresh.replace(fleet.folder / "ahead")
 
 
 def births(fleet: World) -> list[dict[str, Any]]:
