@@ -50,6 +50,7 @@ class Daemon:
     def __init__(self, config: Config, wire: type[Wiring] = Wiring) -> None:
         self._config, self._wire = config, wire
         self._state = Path(config.device.state_dir)
+        self._folder = runtime_folder(self._state)
         self._notifier = Notifier()
         self._stopping = asyncio.Event()
 
@@ -120,7 +121,7 @@ class Daemon:
 
     async def _with_desk(self, run: Run) -> None:
         make_folder(self._state)
-        make_folder(runtime_folder(self._state))
+        make_folder(self._folder)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -130,7 +131,7 @@ class Daemon:
             try:
                 await self._wired(run, emulated)
             finally:
-                remove_live(runtime_folder(self._state))
+                remove_live(self._folder)
                 if emulated and keeper:
                     keeper.cancel()
                     await emulated.stop()
@@ -140,9 +141,7 @@ class Daemon:
         if not board.emulated:
             return None
         named_profile(board.emulated)
-        return await EmulatedBoardProcess.start(
-            runtime_folder(self._state) / "board", board.emulated, board.emulated_speed
-        )
+        return await EmulatedBoardProcess.start(self._folder / "board", board.emulated, board.emulated_speed)
 
     async def _wired(self, run: Run, emulated: EmulatedBoardProcess | None) -> None:
         board = self._config.board
@@ -242,7 +241,7 @@ class Daemon:
 
     def _show(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
-            write_live(runtime_folder(self._state), self._parts.live())
+            write_live(self._folder, self._parts.live())
 
     # --- the clock ---------------------------------------------------------------------------------------------------
 
