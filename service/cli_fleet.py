@@ -227,7 +227,7 @@ def show(told: Told, *, as_json: bool, alone: bool) -> None:
 
 def _show(body: Mapping[str, object], before: str) -> None:
     share = body.get("progress")
-    progress = f" {share:.0%}" if isinstance(share, float) else ""
+    progress = f" {share:.0%}" if isinstance(share, float) and 0.0 <= share <= 1.0 else ""
     words = [body.get("status"), body.get("step")]
     said = " ".join(plain(word) for word in words if word)
     why = (

@@ -234,7 +234,7 @@ def wait(options: argparse.Namespace) -> int:
 
 
 async def _wait(options: argparse.Namespace, access: Access) -> int:
-    follow = Follow(options.ids)
+    follow = Follow(dict.fromkeys(options.ids, ""))
     topics = tuple(f"cmd/+/{command_id}/sts" for command_id in follow.outcomes)
     async with FleetLink(access.mqtt, access.tenant, _client_id(), follow.take, topics=topics) as link:
         await link.wait_connected()

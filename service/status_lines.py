@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 NOTHING = "-"
 _LAST_SECOND = 253_402_300_799  # of the year 9999: later ones are no dates
+_LARGEST = 1e15  # what boards say may have thousands of digits, which neither fit on a line nor into a float
 FREE = "run"  # stands for no rule
 RULES = (
     ("clock", "frequency_rule", "unlimited"),
@@ -169,5 +170,6 @@ def table(value: object) -> dict[str, object]:
 def number(values: Mapping[str, object], key: str, factor: float = 1.0, digits: int = 2) -> str:
     """A number for people, or a dash where there is none."""
     value = values.get(key)
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value * factor:.{digits}f}" if known and isinstance(value, int | float) else NOTHING
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _LARGEST:
+        return NOTHING
+    return f"{value * factor:.{digits}f}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from service.config import NAME
 from service.fleet.boards import is_newer
 from service.fleet.outcome import NOT_ENDED, Outcome, of_status
 
@@ -26,15 +27,18 @@ class Told:
 class Follow:
     """Commands that are followed; `take` is given to the link.
 
+    Only the board that a command went to is heard about it: any other may write below its own root what it likes.
+
     Args:
-        ids: of the commands.
+        sent: board by id of each command; empty where it is not known: then whoever speaks of it first.
     """
 
-    def __init__(self, ids: Iterable[str]) -> None:
-        self.outcomes = dict.fromkeys(ids, Outcome.OPEN)
+    def __init__(self, sent: Mapping[str, str]) -> None:
+        self.outcomes = dict.fromkeys(sent, Outcome.OPEN)
         """By command id."""
         self.seen: set[str] = set()
-        """Boards that said anything."""
+        """Boards with commands that said anything."""
+        self._boards, self._named = dict(sent), frozenset(sent.values())
         self._latest: dict[str, Mapping[str, object]] = {}
         self._news: deque[Told] = deque()
         self._arrived = asyncio.Event()
@@ -42,15 +46,20 @@ class Follow:
     def take(self, topic: str, body: Mapping[str, object] | None, _retained: bool) -> None:  # noqa: FBT001 - a callback
         """See `FleetLink`."""
         levels = topic.split("/")
-        self.seen.update(levels[3:4])
+        self.seen.update(self._named.intersection(levels[3:4]))
         match levels[3:]:
-            case [board, "cmd", kind, command_id, "sts"] if body is not None and command_id in self.outcomes:
+            case [board, "cmd", kind, command_id, "sts"] if body is not None and self._is_of(board, command_id):
                 before = self._latest.get(command_id)
                 if before is None or (is_newer(body, before) and body != before):
                     self._latest[command_id] = body
                     self.outcomes[command_id] = of_status(body.get("status"))
                     self._news.append(Told(board, kind, command_id, body))
                     self._arrived.set()
+
+    def _is_of(self, board: str, command_id: str) -> bool:
+        if self._boards.get(command_id) == "" and NAME.fullmatch(board):
+            self._boards[command_id] = board
+        return self._boards.get(command_id) == board != ""
 
     def open(self) -> list[str]:
         """Ids of those that have not ended."""

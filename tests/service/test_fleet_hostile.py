@@ -1,0 +1,145 @@
+"""A board, or whoever may write to the broker, against a laptop's verbs: it does not fool, crash or fill them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from agent.keys import create_console_key
+from service.fleet.follow import Follow
+from service.fleet.outcome import Outcome
+from tests.simulators.mosquitto import Mosquitto, find_mosquitto
+
+pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (make tools)")
+
+ROOT = "temper/v1/default"
+ID = "0192f0c1-0000-7000-8000-000000000001"
+WAIT_S = 60.0
+HUGE = 10**4000  # a number of JSON that no float holds
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\u202e"
+
+
+class Stranger:
+    """Who may read and write everything."""
+
+    def __init__(self, port: int) -> None:
+        self.ids: dict[str, str] = {}
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client.on_message = self._heard
+        self._client.on_connect = lambda *_: self._client.subscribe(f"{ROOT}/+/cmd/+/+/req")
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+
+    def _heard(self, _client: object, _about: object, message: mqtt.MQTTMessage) -> None:
+        levels = message.topic.split("/")
+        self.ids[levels[3]] = levels[6]
+
+    def say(self, topic: str, body: object, *, retain: bool = True) -> None:
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self._client.publish(f"{ROOT}/{topic}", payload, qos=1, retain=retain).wait_for_publish(WAIT_S)
+
+    def status(self, board: str, command_id: str, status: str, version: int, **more: object) -> None:
+        body = {"id": command_id, "status": status, "version": version, "ts": 0, **more}
+        self.say(f"{board}/cmd/scrub/{command_id}/sts", body)
+
+    def close(self) -> None:
+        self._client.loop_stop()
+        self._client.disconnect()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    made = Mosquitto(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def stranger(broker: Mosquitto) -> Iterator[Stranger]:
+    made = Stranger(broker.port)
+    yield made
+    made.close()
+
+
+@contextmanager
+def fleet(broker: Mosquitto, folder: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "service.cli", "fleet", *map(str, words), "--broker", f"127.0.0.1:{broker.port}"]
+    with subprocess.Popen(
+        [*command, "--state", str(folder / "fleet.sqlite")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder)},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=WAIT_S)
+    return process.returncode, out, err
+
+
+def until(true: Any) -> Any:
+    end = time.monotonic() + WAIT_S
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_another_board_cannot_end_a_command_and_no_word_of_a_board_ends_the_console(
+    broker: Mosquitto, stranger: Stranger, tmp_path: Path
+) -> None:
+    create_console_key(tmp_path, "alice")
+    words = ("send", "pi-1", "scrub", "--key", tmp_path / "alice.key", "--watch")
+    energy = {"joules": HUGE, "joules_per_sample": -HUGE, "source": ESCAPES}
+    hostile = {"metric": ESCAPES, f"{ESCAPES}_after": HUGE, "energy": energy, "deadline": {"left_s": HUGE}}
+    with fleet(broker, tmp_path, *words) as watching:
+        command_id = until(lambda: stranger.ids.get("pi-1"))
+        stranger.status("pi-2", command_id, "succeeded", 9)
+        stranger.status("pi-1", command_id, "running", 1, step=ESCAPES, progress=1e308, reason=ESCAPES, result=hostile)
+        stranger.status("pi-1", command_id, "failed", 2, reason_code=ESCAPES, reason=ESCAPES * 999, result=hostile)
+        code, out, err = ended(watching)
+    assert (code, err) == (1, "")
+    assert "failed" in out
+    assert max(map(len, out.splitlines())) < 1000
+    assert all(c.isprintable() or c == "\n" for c in out)
+
+
+def take(follow: Follow, board: str, body: Mapping[str, object] | None) -> None:
+    follow.take(f"{ROOT}/{board}/cmd/scrub/{ID}/sts", body, True)
+
+
+def test_only_the_board_that_has_a_command_is_heard_about_it() -> None:
+    follow = Follow({ID: "pi-1"})
+    for board in ("pi-2", "", ESCAPES):
+        take(follow, board, {"status": "succeeded", "version": 9})
+    assert follow.outcomes[ID] is Outcome.OPEN
+    assert follow.seen == set()
+    take(follow, "pi-1", {"status": "failed", "version": 1})
+    assert follow.outcomes[ID] is Outcome.FAILED
+    assert follow.seen == {"pi-1"}
+
+
+def test_where_the_board_is_not_known_the_first_that_speaks_has_the_word() -> None:
+    follow = Follow({ID: ""})
+    take(follow, ESCAPES, {"status": "succeeded", "version": 9})
+    take(follow, "", {"status": "succeeded", "version": 9})
+    take(follow, "pi-1", {"status": "running", "version": 1})
+    take(follow, "pi-2", {"status": "succeeded", "version": 9})
+    assert follow.outcomes[ID] is Outcome.OPEN
