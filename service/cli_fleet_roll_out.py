@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,29 +20,25 @@ from agent.keys import load_console_key
 from policies.strict import TableError, build
 from service.cli import say_json
 from service.cli_fleet import arguments
+from service.cli_fleet_roll_out_told import ABORTED, ENDED, RUNNING, progress, say_begin, say_end, told
 from service.cli_fleet_view import check_seconds
 from service.cli_fleet_words import TYPES, check_valid, chosen_boards, read_expect, signed
 from service.commands import FINE_TUNE, Request, new_id
 from service.fleet.access import Access, find_access
 from service.fleet.fleet_link import FleetLink
-from service.fleet.outcome import DONE, FAILED, Outcome, exit_code
+from service.fleet.outcome import DONE, FAILED, Outcome
 from service.fleet.plain import plain
 from service.fleet.roll_out import Inbox, RollOutRun, Terms
 from service.fleet.roll_out_plan import Rules, canaries
-from service.fleet.state import FleetState, RollOut, Sent, state_path
+from service.fleet.state import FleetState, RollOut, state_path
 from service.fleet.tables import aligned
 from service.logs import configure
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-PROGRESS_S = 0.5  # between two lines of progress
 POLL_S = 0.5  # between two looks at a roll-out that another process runs
-MAX_NAMED = 5  # boards named in a line
-RUNNING, STOPPED, ABORTED, ENDED = "running", "stopped", "aborted", "done"
 BUSY = "busy"
-
-Play = Callable[[FleetLink, RollOutRun], Awaitable[int]]
 
 
 def roll_out(options: argparse.Namespace) -> int:
@@ -54,7 +50,7 @@ def roll_out(options: argparse.Namespace) -> int:
             return _list(options, state, access)
         if options.show:
             chosen = state.roll_out(options.show)
-            return _say_end(options, chosen, state.commands(chosen.id))
+            return say_end(options, chosen, state.commands(chosen.id))
         if options.abort:
             return _abort(options, access, state)
         return _resume(options, access, state) if options.resume else _begin(options, access, state)
@@ -66,10 +62,11 @@ def roll_out(options: argparse.Namespace) -> int:
 def _begin(options: argparse.Namespace, access: Access, state: FleetState) -> int:
     kind, argument = _words(options.words)
     boards = chosen_boards(options, access, options.boards)
-    check_valid(options.valid)
-    check_seconds(options.wait_canary, "--wait-canary")
     rules = _rules(options, len(boards))
-    terms = Terms(rules, arguments(kind, argument), read_expect(options.expect), options.valid)
+    terms = Terms(rules, arguments(kind, argument), read_expect(options.expect))
+    if options.valid is not None:
+        check_valid(options.valid)
+        terms = replace(terms, valid_s=options.valid)
     key = load_console_key(access.key_path())
     now = time.time()
     roll_out_id = new_id(int(now * 1000), os.urandom)
@@ -81,7 +78,7 @@ def _begin(options: argparse.Namespace, access: Access, state: FleetState) -> in
         await link.wait_quiet()
         order = sorted(boards, key=lambda board: not inbox.online.get(board, False))
         state.begin(made, order)
-        _say_begin(options, made, [board for board in order if not inbox.online.get(board)], len(order))
+        say_begin(options, made, [board for board in order if not inbox.online.get(board)], len(order))
         return await _run(options, state, made, key, link, inbox)
 
     with _lock(state, roll_out_id):
@@ -101,16 +98,23 @@ def _words(words: list[str]) -> tuple[str, str]:
 
 def _rules(options: argparse.Namespace, boards: int) -> Rules:
     share = read_share(options.canary, "--canary") if options.canary else 0.0
-    stop_at = read_share(options.stop_at, "--stop-at") if options.stop_at else 0.2
     if not 0 <= options.canary_count <= boards:
         raise SpecError(f"{options.canary_count} canaries of {boards} boards", where="--canary-count")
-    rules = {
-        "canary": canaries(boards, share, options.canary_count),
-        "parallel": options.parallel,
-        "stop_at": stop_at,
-        "least_ended": options.stop_min,
-        "wait_canary_s": options.wait_canary,
-    }
+    rules = {"canary": canaries(boards, share, options.canary_count), **_limits(options)}
+    if options.wait_canary is not None:
+        check_seconds(options.wait_canary, "--wait-canary")
+        rules["wait_canary_s"] = options.wait_canary
+    return _checked(rules)
+
+
+def _limits(options: argparse.Namespace) -> dict[str, object]:
+    """The rules that may change on the way, as far as they were given."""
+    stop_at = read_share(options.stop_at, "--stop-at") if options.stop_at else None
+    given = {"parallel": options.parallel, "stop_at": stop_at, "least_ended": options.stop_min}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _checked(rules: Mapping[str, object]) -> Rules:
     try:
         return build(Rules, rules)
     except TableError as error:
@@ -133,24 +137,26 @@ def read_share(text: str, option: str) -> float:
 
 
 def _resume(options: argparse.Namespace, access: Access, state: FleetState) -> int:
-    if options.words or options.boards or options.group or options.canary or options.canary_count:
-        raise SpecError("--resume goes on with the same boards and command; only --stop-at and --stop-min may change")
-    chosen = _of_tenant(state, access, options.resume)
-    if chosen.state == ABORTED:
-        raise SpecError("this roll-out was aborted: begin a new one", where=chosen.id)
-    terms = dict(chosen.terms)
-    if options.stop_at:  # whoever sets a new limit has judged the canaries
-        rules = terms["rules"]
-        judged = {"stop_at": read_share(options.stop_at, "--stop-at"), "least_ended": options.stop_min, "canary": 0}
-        terms["rules"] = {**(rules if isinstance(rules, dict) else {}), **judged}
-    waits = any(command.outcome == Outcome.WAITING for command in state.commands(chosen.id))
-    key = load_console_key(access.key_path()) if waits else None
+    fixed = ("words", "boards", "group", "canary", "canary_count", "wait_canary", "expect", "valid")
+    if any(getattr(options, name) for name in fixed):
+        what = "--resume goes on with the same boards and command; only --stop-at, --stop-min and --parallel may change"
+        raise SpecError(what)
+    with _lock(state, _of_tenant(state, access, options.resume).id):
+        chosen = state.roll_out(options.resume)  # as whoever had the lock before left it
+        if chosen.state == ABORTED:
+            raise SpecError("this roll-out was aborted: begin a new one", where=chosen.id)
+        terms = Terms.of(chosen)
+        rules = {**asdict(terms.rules), **_limits(options)}
+        if options.stop_at:  # whoever sets a new limit has judged the canaries
+            rules["canary"] = 0
+        terms = replace(terms, rules=_checked(rules))
+        waits = any(command.outcome == Outcome.WAITING for command in state.commands(chosen.id))
+        key = load_console_key(access.key_path()) if waits else None
 
-    async def play(link: FleetLink, inbox: Inbox) -> int:
-        state.stand(chosen.id, RUNNING, "", terms)
-        return await _run(options, state, state.roll_out(chosen.id), key, link, inbox, look=True)
+        async def play(link: FleetLink, inbox: Inbox) -> int:
+            state.stand(chosen.id, RUNNING, "", terms.to_table())
+            return await _run(options, state, state.roll_out(chosen.id), key, link, inbox, look=True)
 
-    with _lock(state, chosen.id):
         return asyncio.run(_connected(access, play))
 
 
@@ -184,7 +190,7 @@ async def _run(
             raise SpecError("a command needs a console key", fix="Name it with --key FILE")
         return signed(request, key)
 
-    with _progress(options) as tell:
+    with progress(options) as tell:
         run = RollOutRun(state, chosen, sign, inbox, now=time.time, tell=tell)
         if look:  # what boards said while nobody looked comes first: less is sent again
             run.listen(link)
@@ -194,7 +200,7 @@ async def _run(
         except asyncio.CancelledError:
             print(f"go on with: temperd fleet roll-out --resume {chosen.id}", file=sys.stderr)
             raise
-    return _say_end(options, ended, run.commands)
+    return say_end(options, ended, run.commands)
 
 
 @contextlib.contextmanager
@@ -215,29 +221,34 @@ def lock_path(state: Path, roll_out_id: str) -> Path:
     return state.with_name(f"{state.name}.{roll_out_id}.lock")
 
 
-# --- abort and wait --------------------------------------------------------------------------------------------------
+# --- abort, wait, list -----------------------------------------------------------------------------------------------
 
 
 def _abort(options: argparse.Namespace, access: Access, state: FleetState) -> int:
-    chosen = _of_tenant(state, access, options.abort)
-    if chosen.state == ENDED:
-        raise SpecError("this roll-out has ended, nothing is left to abort", where=chosen.id)
     check_seconds(options.timeout, "--timeout")
     key = load_console_key(access.key_path())
+    with _lock(state, _of_tenant(state, access, options.abort).id):
+        chosen = state.roll_out(options.abort)  # as whoever had the lock before left it
+        if chosen.state == ENDED:
+            raise SpecError("this roll-out has ended, nothing is left to abort", where=chosen.id)
+        return _abort_held(options, access, state, chosen, key)
 
+
+def _abort_held(
+    options: argparse.Namespace, access: Access, state: FleetState, chosen: RollOut, key: Ed25519PrivateKey
+) -> int:
     async def play(link: FleetLink, inbox: Inbox) -> int:
-        with _progress(options) as tell:
+        with progress(options) as tell:
             run = RollOutRun(state, chosen, lambda request: signed(request, key), inbox, now=time.time, tell=tell)
             run.listen(link)
             await link.wait_quiet()
             await run.abort(link)
             await run.follow(link, options.timeout)
-        _say_end(options, run.roll_out, run.commands)
+        say_end(options, run.roll_out, run.commands)
         left = sum(command.outcome == Outcome.OPEN for command in run.commands)
         return FAILED if left else DONE
 
-    with _lock(state, chosen.id):
-        return asyncio.run(_connected(access, play))
+    return asyncio.run(_connected(access, play))
 
 
 def wait_roll_out(options: argparse.Namespace, access: Access) -> int:
@@ -264,115 +275,21 @@ def _follow(options: argparse.Namespace, access: Access, state: FleetState, seco
     chosen = state.roll_out(options.roll_out)
 
     async def play(link: FleetLink, inbox: Inbox) -> int:
-        with _progress(options) as tell:
+        with progress(options) as tell:
             run = RollOutRun(state, chosen, lambda _request: b"", inbox, now=time.time, tell=tell)
             ended = await run.follow(link, seconds)
         if not ended:
             what = f"{run.counts().get('open', 0)} commands have not ended within {options.timeout:g} s"
             raise NetworkError(what, where=chosen.id, reason="timeout")
-        return _say_end(options, run.roll_out, run.commands)
+        return say_end(options, run.roll_out, run.commands)
 
     return asyncio.run(_connected(access, play))
-
-
-# --- telling ---------------------------------------------------------------------------------------------------------
-
-
-def _say_begin(options: argparse.Namespace, made: RollOut, absent: list[str], boards: int) -> None:
-    if options.json:
-        print(json.dumps({"id": made.id, "type": made.type, "boards": boards, "offline": absent}), flush=True)
-        return
-    print(f"roll-out {made.id}: {made.type} to {boards} boards", flush=True)
-    if absent:
-        print(f"{len(absent)} are offline and get it when they come back: {_named(absent)}", flush=True)
-
-
-def _named(boards: list[str]) -> str:
-    more = f" and {len(boards) - MAX_NAMED} more" if len(boards) > MAX_NAMED else ""
-    return ", ".join(boards[:MAX_NAMED]) + more
-
-
-@contextlib.contextmanager
-def _progress(options: argparse.Namespace) -> Iterator[Callable[[RollOutRun], None]]:
-    """What shows how far a roll-out is: a line that changes in a terminal, else a line for each change."""
-    if options.json or not sys.stdout.isatty():
-        yield _LineProgress(as_json=options.json)
-        return
-    from rich.live import Live  # noqa: PLC0415 - only here
-    from rich.text import Text  # noqa: PLC0415 - same
-
-    with Live(refresh_per_second=1.0 / PROGRESS_S) as live:
-        yield lambda run: live.update(Text(progress_line(run)))
-
-
-class _LineProgress:
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json, self._said = as_json, ""
-
-    def __call__(self, run: RollOutRun) -> None:
-        counts = {"id": run.roll_out.id, "counts": run.counts(), "offline": len(run.away)}
-        line = json.dumps(counts) if self._as_json else progress_line(run)
-        if line != self._said:
-            self._said = line
-            print(line, flush=True)
-
-
-def progress_line(run: RollOutRun) -> str:
-    """How many boards stand where."""
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(run.counts().items()))
-    absent = sum(run.commands[place].outcome == Outcome.OPEN for place in run.away)
-    return f"{counts}" + (f" ({absent} of the open ones offline)" if absent else "")
-
-
-def _say_end(options: argparse.Namespace, ended: RollOut, commands: list[Sent]) -> int:
-    code = exit_code(Outcome(command.outcome) for command in commands)
-    if options.json:
-        print(json.dumps({**_told(ended), "boards": [_row(command) for command in commands]}), flush=True)
-        return code
-    print(f"roll-out {ended.id} {ended.state}" + (f": {plain(ended.why)}" if ended.why else ""))
-    for line in end_lines(commands):
-        print(line)
-    if ended.state in (RUNNING, STOPPED):
-        print(f"go on with: temperd fleet roll-out --resume {ended.id}")
-    return code
-
-
-def end_lines(commands: list[Sent]) -> list[str]:
-    """Boards by how they ended; those that did not succeed by their reason."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for command in commands:
-        status: Mapping[str, object] = command.status or {}
-        good = command.outcome == Outcome.SUCCEEDED
-        code, reason = ("", "") if good else (plain(status.get("reason_code")), plain(status.get("reason")))
-        groups.setdefault((command.outcome, code, reason), []).append(command.board)
-    rows = [
-        (outcome, str(len(boards)), f"{code}: {reason}" if code else "", _named(boards))
-        for (outcome, code, reason), boards in sorted(groups.items())
-    ]
-    return aligned(("OUTCOME", "BOARDS", "WHY", "WHICH"), rows)
-
-
-def _told(ended: RollOut) -> dict[str, object]:
-    keys = ("id", "tenant", "type", "created", "state", "why")
-    rules = ended.terms.get("rules")
-    return {**{key: getattr(ended, key) for key in keys}, "rules": rules}
-
-
-def _row(command: Sent) -> dict[str, object]:
-    status = command.status or {}
-    keys = ("status", "step", "progress", "reason_code", "reason")
-    return {
-        "board": command.board,
-        "outcome": command.outcome,
-        "id": command.id,
-        **{key: status.get(key) for key in keys},
-    }
 
 
 def _list(options: argparse.Namespace, state: FleetState, access: Access) -> int:
     found = state.roll_outs(access.tenant)
     if options.json:
-        say_json([_told(item) for item in found])
+        say_json([told(item) for item in found])
         return DONE
     rows = [
         (item.id, item.type, item.state, time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created)), plain(item.why))

@@ -83,17 +83,18 @@ def _roll_out_verb(kinds: Verbs) -> argparse.ArgumentParser:
     verb = add_verb(kinds, "roll-out", "cli_fleet_roll_out:roll_out", _ROLL_OUT, config=False)
     verb.add_argument("words", metavar="JOB.toml | TYPE [ARGUMENT]", nargs="*", help="what to do, as for `fleet send`")
     _signing(verb, valid_s=86400)
+    verb.set_defaults(valid=None)  # what is not given is what `Terms` and `Rules` say, or what a roll-out has
     verb.add_argument("--board", dest="boards", action="append", default=[], metavar="NAME", help="a board; repeatable")
     first = verb.add_mutually_exclusive_group()
     first.add_argument("--canary", default="", metavar="SHARE", help="boards that go first, alone, e.g. 10%% (none)")
     first.add_argument("--canary-count", type=int, default=0, metavar="N", help="the same as a number")
     text = "stop where canaries have not ended after (0: when their commands expire)"
-    verb.add_argument("--wait-canary", type=float, default=0.0, metavar="SECONDS", help=text)
-    verb.add_argument("--parallel", type=int, default=50, metavar="N", help="boards at work at a time (50)")
+    verb.add_argument("--wait-canary", type=float, metavar="SECONDS", help=text)
+    verb.add_argument("--parallel", type=int, metavar="N", help="boards at work at a time (50)")
     text = "stop when this share of the boards that ended did not succeed (20%%)"
     verb.add_argument("--stop-at", default="", metavar="SHARE", help=text)
     text = "boards that must have ended before the share is judged (5); canaries are judged by themselves"
-    verb.add_argument("--stop-min", type=int, default=5, metavar="N", help=text)
+    verb.add_argument("--stop-min", type=int, metavar="N", help=text)
     which = verb.add_mutually_exclusive_group()
     which.add_argument("--resume", default="", metavar="ID", help="go on with a roll-out")
     which.add_argument("--abort", default="", metavar="ID", help="end a roll-out and cancel what is open")

@@ -122,6 +122,11 @@ class RollOutRun:
         silent = (command for command in self.commands if command.status is None)
         return frozenset(command.place for command in silent if not online.get(command.board, False))
 
+    def _canary_age_s(self) -> float:
+        canaries = self.commands[: self.terms.rules.canary]
+        begun = [command.not_after - self.terms.valid_s for command in canaries if command.id]
+        return self._now() - min(begun) if begun else 0.0
+
     def counts(self) -> dict[str, int]:
         """Boards by outcome."""
         return dict(Counter(str(outcome) for outcome in self.outcomes))
@@ -132,7 +137,7 @@ class RollOutRun:
         while True:
             self._inbox.arrived.clear()
             self._look()
-            step = next_step(self.terms.rules, self.outcomes, self.away, self._now() - self.roll_out.created)
+            step = next_step(self.terms.rules, self.outcomes, self.away, self._canary_age_s())
             if step.move is Move.SEND:
                 self._make(step)
             elif step.move is not Move.WAIT:

@@ -69,7 +69,7 @@ def next_step(rules: Rules, outcomes: Sequence[Outcome], away: Collection[int], 
         rules: see `Rules`.
         outcomes: where the boards stand, in order.
         away: places of boards that are offline and have not answered.
-        canary_age_s: seconds since the first canary was sent to.
+        canary_age_s: seconds since the first canary was sent to; 0 before.
     """
     canary, rest = outcomes[: rules.canary], outcomes[rules.canary :]
     if Outcome.WAITING not in outcomes:  # nothing is left that a stop would spare
@@ -77,25 +77,19 @@ def next_step(rules: Rules, outcomes: Sequence[Outcome], away: Collection[int], 
     if why := _too_many(outcomes, rules.least_ended, rules.stop_at):
         return Step(Move.STOP, why=why)
     if any(outcome in NOT_ENDED for outcome in canary):
-        return _canary_step(rules, canary, canary_age_s)
+        if rules.wait_canary_s and canary_age_s >= rules.wait_canary_s:
+            return Step(Move.STOP, why=f"canaries did not end within {rules.wait_canary_s:g} s")
+        return _send(rules, canary, 0, away)
     if why := _too_many(canary, 1, rules.stop_at):
         return Step(Move.STOP, why=f"canaries: {why}")
-    return _send_rest(rules, rest, away)
+    return _send(rules, rest, rules.canary, away)
 
 
-def _canary_step(rules: Rules, canary: Sequence[Outcome], age_s: float) -> Step:
-    fresh = tuple(place for place, outcome in enumerate(canary) if outcome is Outcome.WAITING)
-    if fresh:
-        return Step(Move.SEND, fresh)
-    if rules.wait_canary_s and age_s >= rules.wait_canary_s:
-        return Step(Move.STOP, why=f"canaries did not end within {rules.wait_canary_s:g} s")
-    return Step(Move.WAIT)
-
-
-def _send_rest(rules: Rules, rest: Sequence[Outcome], away: Collection[int]) -> Step:
-    places = range(rules.canary, rules.canary + len(rest))
-    busy = sum(outcome is Outcome.OPEN and place not in away for place, outcome in zip(places, rest, strict=True))
-    waiting = [place for place, outcome in zip(places, rest, strict=True) if outcome is Outcome.WAITING]
+def _send(rules: Rules, outcomes: Sequence[Outcome], first: int, away: Collection[int]) -> Step:
+    """To as many as there is room for, of boards whose places begin at `first`."""
+    placed = list(enumerate(outcomes, first))
+    busy = sum(outcome is Outcome.OPEN and place not in away for place, outcome in placed)
+    waiting = [place for place, outcome in placed if outcome is Outcome.WAITING]
     fresh: list[int] = []
     for place in waiting:
         if place not in away:

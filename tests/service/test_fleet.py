@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,28 @@ def test_what_an_absent_board_was_to_do_is_taken_back(place: Place) -> None:
         code, lines = place.lines("wait", "--roll-out", roll_out, "--timeout", WAIT_S)
     assert (code, [board["outcome"] for board in lines[-1]["boards"]]) == (1, ["taken-back", "waiting"])
     assert len(place.done()) == 1  # the cancel, not the job
+
+
+def test_limits_may_change_on_the_way_and_wrong_ones_leave_a_roll_out_as_it_was(place: Place) -> None:
+    begun = Rules(canary=1, least_ended=50, wait_canary_s=9.0)
+    made = RollOut(ID, "default", "scrub", Terms(begun, {}).to_table(), time.time(), "stopped", "")
+    resume = ("roll-out", "--resume", ID, "--key", place.key)
+
+    def rules() -> Rules:
+        with FleetState(place.state) as state:
+            return Terms.of(state.roll_out(ID)).rules
+
+    with FleetState(place.state) as state:
+        state.begin(made, ["pi-1"])
+    wrong = (("--stop-min", 0), ("--parallel", 0), ("--wait-canary", 1), ("--valid", 60), ("--expect", "policy="))
+    for words in wrong:
+        code, _, told = place.fleet(*resume, "--stop-at", "50%", *words)
+        assert (code, rules()) == (2, begun), told
+    with place.boards("pi-1"):
+        assert place.fleet(*resume, "--stop-min", 7, "--parallel", 3)[0] == 0
+    assert rules() == replace(begun, least_ended=7, parallel=3)
+    assert place.fleet(*resume, "--stop-at", "50%")[0] == 0
+    assert rules() == replace(begun, least_ended=7, parallel=3, stop_at=0.5, canary=0)
 
 
 def test_a_state_file_that_is_none_is_told_and_left_as_it_is(place: Place) -> None:

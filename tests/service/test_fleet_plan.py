@@ -41,7 +41,7 @@ def test_whatever_boards_do_each_is_sent_to_once_canaries_first_and_never_too_ma
             if max(step.places) >= rules.canary and canary:
                 assert not set(canary) & NOT_ENDED
                 assert bad(canary) < rules.stop_at * len(canary)
-            there = [place for place in range(rules.canary, boards) if place not in away]
+            there = [place for place in range(boards) if place not in away]
             assert sum(outcomes[place] is Outcome.OPEN for place in there) <= rules.parallel
             ended = [outcome for outcome in before if outcome not in NOT_ENDED]
             assert len(ended) < rules.least_ended or bad(ended) < rules.stop_at * len(ended)
@@ -78,6 +78,14 @@ def test_boards_that_are_away_hold_no_place() -> None:
     assert next_step(rules, outcomes, (0,), 0.0).places == (2,)
     assert next_step(rules, outcomes, (0, 1), 0.0).places == (2, 3)
     assert next_step(rules, outcomes, (), 0.0).move is Move.WAIT
+
+
+def test_canaries_too_are_no_more_at_a_time_than_allowed() -> None:
+    rules = Rules(canary=4, parallel=2)
+    waiting = [Outcome.WAITING] * 5
+    assert next_step(rules, waiting, (), 0.0).places == (0, 1)
+    assert next_step(rules, [Outcome.OPEN, Outcome.SUCCEEDED, *waiting[2:]], (), 0.0).places == (2,)
+    assert next_step(rules, [Outcome.OPEN] * 2 + waiting[2:], (), 0.0).move is Move.WAIT
 
 
 def test_canaries_have_their_time() -> None:
