@@ -5,93 +5,26 @@ Calls are short and come from one thread. Every method either commits as a whole
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from agent.errors import BoardError
 from service.commands import new_id
-from service.job import TERMINAL, WORKING, Standing, State, wire_status
+from service.job import TERMINAL, WORKING, Standing, State
 from service.journal_file import BUSY_S, connect, is_corrupt, quarantine, storing
+from service.journal_jobs import JobRecord, dump, job_of
+from service.journal_ledger import LEDGER_KEPT, Verdict, enter, judged, refuse_up_to
 
-LEDGER_KEPT = 10_000  # commands; years of work for one board, about 1 MB
+__all__ = ["ENDED_AGAIN", "JOBS_KEPT", "LEDGER_KEPT", "JobRecord", "Journal", "Opened", "Verdict"]
+
 JOBS_KEPT = 1_000  # finished jobs with plan and result, about 20 KB each at most
 ENDED_AGAIN = 100  # of them so many are told once more to a broker that lost all: 2 MB at most, on bad networks
 
 _REMEMBER = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-_HIGH_WATER = "SELECT value FROM marks WHERE name = 'high_water'"
-_RAISE_HIGH_WATER = (
-    "INSERT INTO marks VALUES ('high_water', ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)"
-)
-
-
-class Verdict(StrEnum):
-    """What the ledger says about a command."""
-
-    NEW = "new"
-    REPEAT = "repeat"
-    """The same command again: publish its status again, run nothing."""
-    REPLAY = "replay"
-    """The id was used for something else, or is older than the ledger remembers."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """One job as journaled. Times are seconds since 1970."""
-
-    id: str
-    digest: str
-    type: str
-    spec: dict[str, object]
-    standing: Standing
-    version: int
-    """Rises by one with every change."""
-    plan: dict[str, object] | None
-    result: dict[str, object] | None
-    energy_j: float | None
-    created: float
-    updated: float
-    status_published: bool
-    """The broker confirmed this version's status."""
-    until: dict[str, object] | None = None
-    """What a deferred or paused job waits for, see `service.until`."""
-    worked_s: float = 0.0
-    """Time in which a worker of the job was at work, pauses left out, all attempts together."""
-
-    def status(
-        self, *, ts: float, clock: str, progress: float | None = None, eta_s: float | None = None
-    ) -> dict[str, object]:
-        """The status message of docs/mqtt.md.
-
-        Args:
-            ts: seconds since 1970.
-            clock: how far `ts` can be believed.
-            progress: 0..1.
-            eta_s: seconds of training that are left.
-        """
-        standing, wire = self.standing, wire_status(self.standing.state)
-        return {
-            "id": self.id,
-            "status": wire.status,
-            "step": wire.step,
-            "version": self.version,
-            "attempt": standing.attempt,
-            "reason_code": standing.reason_code,
-            "reason": standing.reason,
-            "progress": progress,
-            "eta_s": eta_s,
-            "until": self.until,
-            "ts": ts,
-            "clock": clock,
-            "energy_j": self.energy_j,
-            "result": self.result,
-        }
 
 
 class Opened(NamedTuple):
@@ -165,11 +98,7 @@ class Journal:
     def judge(self, command_id: str, digest: str) -> Verdict:
         """Whether a verified command is new here; `command_id` is a UUIDv7, `digest` covers its signed bytes."""
         with storing(self._path):
-            row = self._db.execute("SELECT digest FROM ledger WHERE id = ?", (command_id,)).fetchone()
-            if row is not None:
-                return Verdict.REPEAT if row["digest"] == digest else Verdict.REPLAY
-            mark = self._db.execute(_HIGH_WATER).fetchone()
-            return Verdict.REPLAY if mark is not None and command_id <= mark["value"] else Verdict.NEW
+            return judged(self._db, command_id, digest)
 
     def outcome(self, command_id: str) -> str | None:
         """What was recorded for a command, or `None`."""
@@ -192,7 +121,7 @@ class Journal:
         """`record` of several commands in one commit."""
         with self._writing() as db:
             for command_id, digest, outcome in entries:
-                _enter(db, command_id, digest, outcome, self._ledger_kept)
+                enter(db, command_id, digest, outcome, self._ledger_kept)
             for name, value in (marks or {}).items():
                 db.execute(_REMEMBER, (name, value))
 
@@ -223,10 +152,10 @@ class Journal:
         with self._writing() as db:
             if self.job(job_id) is not None:
                 raise ValueError(f"job {job_id} is already in the journal")
-            _enter(db, job_id, digest, "job", self._ledger_kept)
+            enter(db, job_id, digest, "job", self._ledger_kept)
             db.execute(
                 "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, 1, 1, NULL, '', '', NULL, NULL, ?, ?, 0, NULL, 0)",
-                (job_id, digest, kind, _dump(spec), State.RECEIVED, now, now),
+                (job_id, digest, kind, dump(spec), State.RECEIVED, now, now),
             )
             db.execute(
                 f"DELETE FROM jobs WHERE state IN ({_marks(TERMINAL)}) AND status_published = 1 AND id <"  # noqa: S608 - only question marks are put in
@@ -258,8 +187,8 @@ class Journal:
         if standing is not None:
             fields |= {"state": standing.state, "attempt": standing.attempt}
             fields |= {"reason_code": standing.reason_code, "reason": standing.reason}
-            fields["until"] = None if until is None else _dump(until)
-        fields |= {key: _dump(value) for key, value in (("plan", plan), ("result", result)) if value is not None}
+            fields["until"] = None if until is None else dump(until)
+        fields |= {key: dump(value) for key, value in (("plan", plan), ("result", result)) if value is not None}
         if energy_j is not None:
             fields["energy_j"] = energy_j
         if worked_s is not None:
@@ -328,11 +257,11 @@ class Journal:
     def _jobs(self, rest: str, *values: object) -> list[JobRecord]:
         with storing(self._path):
             rows = self._db.execute(f"SELECT * FROM jobs {rest}", values)  # noqa: S608 - literals of this module
-            return [_record(row) for row in rows]
+            return [job_of(row) for row in rows]
 
     def _start_after(self, now: float) -> None:
         with self._writing() as db:
-            db.execute(_RAISE_HIGH_WATER, (new_id(max(0, int(now * 1000)), lambda count: b"\xff" * count),))
+            refuse_up_to(db, new_id(max(0, int(now * 1000)), lambda count: b"\xff" * count))
             for name in ("session", "state-version"):
                 db.execute("INSERT INTO counters VALUES (?, ?)", (name, max(0, int(now))))
 
@@ -352,46 +281,6 @@ class Journal:
             self.refusal = error.code
             raise
         self.refusal = ""
-
-
-def _enter(db: sqlite3.Connection, command_id: str, digest: str, outcome: str, kept: int) -> None:
-    db.execute(
-        "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome",
-        (command_id, digest, outcome),
-    )
-    dropped = db.execute(
-        "DELETE FROM ledger WHERE id < (SELECT id FROM ledger ORDER BY id DESC LIMIT 1 OFFSET ?) RETURNING id",
-        (kept - 1,),
-    ).fetchall()
-    if dropped:
-        db.execute(_RAISE_HIGH_WATER, (max(row["id"] for row in dropped),))
-
-
-def _record(row: sqlite3.Row) -> JobRecord:
-    return JobRecord(
-        id=row["id"],
-        digest=row["digest"],
-        type=row["type"],
-        spec=json.loads(row["spec"]),
-        standing=Standing(State(row["state"]), row["attempt"], row["reason_code"], row["reason"]),
-        version=row["version"],
-        plan=_load(row["plan"]),
-        result=_load(row["result"]),
-        energy_j=row["energy_j"],
-        created=row["created"],
-        updated=row["updated"],
-        status_published=bool(row["status_published"]),
-        until=_load(row["until"]) if "until" in row.keys() else None,  # noqa: SIM118 - `in` looks at a row's values
-        worked_s=row["worked_s"] if "worked_s" in row.keys() else 0.0,  # noqa: SIM118 - an older daemon's file, peeked
-    )
-
-
-def _dump(value: Mapping[str, object]) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _load(text: str | None) -> dict[str, object] | None:
-    return None if text is None else dict(json.loads(text))
 
 
 def _marks(values: frozenset[State]) -> str:
