@@ -4,7 +4,7 @@ Needs no key: which slots can be asked for, and the one rename that switches. Wh
 tried it first, see `agent.promote.change_over`.
 
     active(b), previous(a)  --back to a-->      active(a), left(b)
-    active(a), left(b)      --back to b-->      active(b), left(a)
+    active(a), left(b)      --back to b-->      active(b), previous(a)
     active(b), previous(a)  --back to base-->   none active, left(b)
     active(a), staged(b)    --on to b-->        active(b), previous(a)
 """
@@ -26,6 +26,7 @@ from agent.slots import (
     level_status,
     read_manifest,
     read_status,
+    sequence,
     write_status,
 )
 
@@ -125,6 +126,9 @@ def switch_back(folder: Path, slot: str, reason: str) -> None:
     """
     level_status(folder)
     status = read_status(folder)
+    if slot and slot == status.left and sequence(folder, slot) > sequence(folder, status.active) > 0:
+        switch_on(folder, slot)  # what was left by mistake: all is as it was before
+        return
     # The marks first: should the status be lost from here on, then what is rebuilt is what was asked for.
     if slot:
         write_atomic(folder / "slots" / slot / GOOD, b"")
@@ -137,7 +141,7 @@ def switch_back(folder: Path, slot: str, reason: str) -> None:
 
 
 def switch_on(folder: Path, slot: str) -> None:
-    """Make the staged model active; the one before it can be gone back to.
+    """Make a newer model active; the one before it can be gone back to.
 
     Raises:
         BoardError: the disk fails or the status is corrupt; what was active still is, or `slot` is.

@@ -23,6 +23,11 @@ examples:
     "scrub": """Read and hash again what this board keeps, and mend what is damaged.
 Exit code 0: all is whole, or whole again; 1: something was lost. Ask a running daemon with `temperd fleet send`.
 example: temperd scrub --json""",
+    "rollback": """Make the model before the active one active again, or the base; for a daemon that does not run.
+Exit code 0: done; 1: it failed and nothing changed; 3: there is nothing to go back to.
+The model that was left last can be gone back to with --to until a job needs its slot.
+Ask a running daemon with `temperd fleet send BOARD rollback`.
+example: temperd rollback --json""",
     "qualify": """Stress this board for ten minutes, measure its delta-T, learn its heat and its power, keep the record.
 All cores are busy and the clock and the fan are moved; a thermal trip that pauses training ends it. Ctrl-C puts the
 limits back. Exit code 0: passed, 1: not. Ask a running daemon with `temperd fleet send BOARD qualify`.
@@ -60,6 +65,8 @@ def board_verbs(verbs: Verbs) -> None:
 
 def _keys_verbs(verbs: Verbs) -> None:
     add_verb(verbs, "scrub", "cli_scrub:scrub", _TEXTS["scrub"])
+    back = add_verb(verbs, "rollback", "cli_rollback:rollback", _TEXTS["rollback"])
+    back.add_argument("--to", metavar="SHA256|base", default="", help="a model that ran before (the one before)")
     stress = add_verb(verbs, "qualify", "cli_qualify:qualify", _TEXTS["qualify"])
     stress.add_argument("--minutes", type=int, default=10, metavar="N", help="length of the run, 1 to 60 (10)")
     stress.add_argument("--chart", metavar="FILE.svg", help="also draw the run")

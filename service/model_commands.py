@@ -17,7 +17,7 @@ from typing import Any
 from agent.errors import BoardError, CommandError, SealedFileError, SpecError, TemperdError
 from agent.messages import EvaluateOrder, Failed, Finished, Message, Steer, SwitchOrder, Warned
 from agent.spec import EvaluateSpec
-from agent.switch import way_back, way_on
+from agent.switch import Way, way_back, way_on
 from policies.reading import Action
 from policies.strict import build
 from service.asked import RUNNING, WAITING
@@ -94,8 +94,9 @@ class ModelCommands:
         self._refuse_busy(command.type)
         asked = ModelAsked(command.digest, id=command.id, type=command.type, args=dict(command.args))
         if command.type in SWITCHES:
-            before, after = self._way(command)
-            asked = dataclasses.replace(asked, before=before, after=after)
+            job = command.job if command.type == PROMOTE else ""
+            way = self._way(job, "" if job else command.back_to)
+            asked = dataclasses.replace(asked, before=way.before, after=way.after)
         self._keep(asked)
         self._publish(asked)
 
@@ -107,17 +108,17 @@ class ModelCommands:
         if kind in SWITCHES and promoting:
             raise CommandError(f"job {promoting[0]} is being promoted", fix="Ask again", reason="wrong-state")
 
-    def _way(self, command: Command) -> tuple[str | None, str]:
+    def _way(self, job: str, to: str) -> Way:
+        """On to the staged model of a job; without one back."""
         store = self._shop.state / "store"
         try:
-            way = way_on(store, command.job) if command.type == PROMOTE else way_back(store, command.back_to)
+            return way_on(store, job) if job else way_back(store, to)
         except (SpecError, SealedFileError) as error:
             raise CommandError(error.what, where=error.where, fix=error.fix, reason=error.code) from error
         except BoardError as error:
             if error.code != "status-corrupt":
                 raise
             raise CommandError(error.what, where=error.where, fix=error.fix, reason=error.code) from error
-        return way.before, way.after
 
     def cancel(self, command_id: str) -> bool:
         """End an evaluation, or what has not begun; of one at work the status follows within seconds.
@@ -205,7 +206,7 @@ class ModelCommands:
         self._current, self._ending, self._began_s = asked, "", self._clock.mono()
         log.info("work on a model begins", id=asked.id, type=asked.type)
         try:
-            last = await self.work(self._order(asked))
+            last = await self._work(self._order(asked))
             if not self._stopping or not _broke_off(last):  # else it is done at the next start
                 self._conclude(asked, last)
         finally:
@@ -215,13 +216,26 @@ class ModelCommands:
     def _order(self, asked: ModelAsked) -> Message:
         if asked.type == EVALUATE:
             return self._shop.make_order(asked.args)
-        return self.switch_order(asked.before, asked.after, promotes=asked.type == PROMOTE)
+        promotes = asked.type == PROMOTE
+        return SwitchOrder(str(self._shop.state), asked.before, asked.after, promotes, self._shop.threads)
 
-    def switch_order(self, before: str | None, after: str, *, promotes: bool) -> SwitchOrder:
-        """The order that makes another model active."""
-        return SwitchOrder(str(self._shop.state), before, after, promotes, self._shop.threads)
+    async def go_back(self, to: str) -> dict[str, object]:
+        """Go back at once, without a command; the result as a command has it.
 
-    async def work(self, order: Message) -> Finished | Failed:
+        Args:
+            to: see `agent.switch.way_back`.
+
+        Raises:
+            CommandError: refused by the state that the board is in.
+            BoardError: it failed; the model that was active still is.
+        """
+        way = self._way("", to)
+        last = await self._work(SwitchOrder(str(self._shop.state), way.before, way.after, False, self._shop.threads))
+        if isinstance(last, Failed):
+            raise BoardError(last.message, reason=last.code)
+        return {"from": way.before, "to": way.after, **last.result}
+
+    async def _work(self, order: Message) -> Finished | Failed:
         """What a worker says last of an order; a change of the model is announced."""
         last: Message | None = None
         try:

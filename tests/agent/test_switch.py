@@ -90,6 +90,14 @@ def test_a_model_that_was_left_can_be_gone_back_to_until_its_slot_is_needed(boar
     assert code(lambda: way_back(board.folder, board.hashes[3])) == "no-such-slot"
 
 
+def test_a_rollback_is_undone(board: Board) -> None:
+    before, (_, one, two) = read_status(board.folder), board.hashes
+    board.change(way_back(board.folder))
+    board.change(way_back(board.folder, two))
+    assert replace(read_status(board.folder), rolled_back="") == before
+    assert way_back(board.folder) == Way(two, one)
+
+
 def test_what_was_left_is_not_taken_by_itself(board: Board) -> None:
     board.change(way_back(board.folder))
     for path in (board.folder / "slots").glob("status*.json"):

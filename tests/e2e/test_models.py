@@ -1,0 +1,87 @@
+"""Models on a running board by an operator's word: scored, gone back to while a job trains, promoted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.slots import read_active
+from service.commands import sign_command
+from service.job import State
+from tests.simulators.fleet import World, as_json
+
+pytestmark = pytest.mark.e2e
+
+
+def active(world: World) -> str:
+    view = read_active(world.state / "store")
+    return view.plaintext_sha256 if view else ""
+
+
+def tuned(world: World, data: Path, seed: int) -> str:
+    """A job that succeeds; the hash of its model."""
+    status = world.send("fine-tune", world.job(data, epochs=12, seed=seed, least_gain=-1.0))
+    assert status["status"] == "succeeded", status
+    return status["result"]["model_sha256"]
+
+
+def births(world: World) -> list[tuple[str, int]]:
+    """Active model and state version of every birth that was heard."""
+    told = [as_json(heard.payload) for heard in world.tap.heard if heard.topic.endswith("/birth")]
+    return [((one["active_model"] or {}).get("model_sha256", ""), one["state_version"]) for one in told]
+
+
+def begin(world: World, kind: str, args: dict[str, object], *until: str) -> str:
+    """Send a command and wait for a status; its id."""
+    request = world.request(kind, args)
+    world.send_envelope(kind, request.id, sign_command(request, world.console_key), until=until)
+    return request.id
+
+
+def test_an_operator_scores_models_and_goes_back_while_a_job_trains(fleet: World) -> None:
+    data = fleet.images()
+    one, two = tuned(fleet, data, 0), tuned(fleet, data, 1)
+    assert active(fleet) == two
+
+    for model, sha256 in (("", two), (one, one)):
+        status = fleet.send("evaluate", {"data": str(data), "model": model, "seed": 1})
+        assert status["status"] == "succeeded", status
+        assert status["result"]["model"] == sha256
+        assert 0.0 <= status["result"]["score"] <= 1.0
+        assert status["result"]["samples"] == 12
+    status = fleet.send("evaluate", {"data": str(data), "model": "base"})
+    assert (status["status"], status["reason_code"]) == ("failed", "bad-spec")
+    assert "names no classes" in status["reason"]
+
+    job = begin(fleet, "fine-tune", fleet.job(data, epochs=1000, seed=2), "running")
+    fleet.wait(lambda: fleet.record(job).standing.state is State.TRAINING)
+    before = births(fleet)[-1]
+    status = fleet.send("rollback", {})
+    assert status["status"] == "succeeded", status
+    assert status["result"] == {"from": two, "to": one, "slot": "a"}
+    assert active(fleet) == one
+    assert before[0] == two
+    fleet.wait(lambda: births(fleet)[-1] == (one, before[1] + 1))
+    fleet.wait(lambda: fleet.record(job).standing.state is State.TRAINING)
+    assert fleet.record(job).standing.attempt == 1
+    begin(fleet, "cancel", {"job": job}, "succeeded")
+    assert fleet.ended(job).standing.state is State.CANCELED
+
+    refused = fleet.send("rollback", {"to": one})
+    assert (refused["status"], refused["reason_code"]) == ("rejected", "wrong-state")
+    assert fleet.send("rollback", {"to": two})["status"] == "succeeded"
+    assert active(fleet) == two
+
+    beside = fleet.cli("rollback", "--json")
+    assert beside.returncode == 1
+    assert as_json(beside.stdout)["error"] == "board"
+    fleet.stop()
+    assert as_json(fleet.cli("rollback", "--json").stdout) == {"from": two, "to": one, "slot": "a"}
+    assert fleet.cli("rollback", "--to", "base").returncode == 0
+    assert active(fleet) == ""
+    nothing = fleet.cli("rollback", "--json")
+    assert (nothing.returncode, as_json(nothing.stdout)["error"]) == (3, "no-active-model")
+    assert fleet.cli("rollback", "--to", "nonsense").returncode == 2
+    assert fleet.cli("rollback", "--to", one).returncode == 0
+    assert active(fleet) == one
