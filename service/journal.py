@@ -37,8 +37,13 @@ class Opened(NamedTuple):
 class Journal:
     """An open journal. Every method raises BoardError (`no-space`, `disk`) when the disk refuses."""
 
-    def __init__(self, database: sqlite3.Connection, path: Path, ledger_kept: int = LEDGER_KEPT) -> None:
+    def __init__(
+        self, database: sqlite3.Connection, path: Path, ledger_kept: int = LEDGER_KEPT, *, alone: bool = False
+    ) -> None:
         self._db, self._path, self._ledger_kept = database, path, ledger_kept
+        self._alone = alone  # nobody else writes into the file
+        self._nothing: set[str] = set()
+        """Questions to which the answer is none until something is written: an idle daemon asks them each second."""
         self.refusal = ""
         """Why the disk refused the latest write, `no-space` or `disk`; empty: it did not."""
 
@@ -57,12 +62,12 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             try:
-                return Opened(cls(connect(path), path, ledger_kept), None)
+                return Opened(cls(connect(path), path, ledger_kept, alone=True), None)
             except sqlite3.DatabaseError as error:
                 if not is_corrupt(error):
                     raise
             aside = quarantine(path)
-            journal = cls(connect(path), path, ledger_kept)
+            journal = cls(connect(path), path, ledger_kept, alone=True)
             journal._start_after(now)
             return Opened(journal, aside)
 
@@ -227,7 +232,7 @@ class Journal:
 
     def unfinished(self) -> list[JobRecord]:
         """Jobs that have not ended, oldest first."""
-        return self._jobs(f"WHERE state NOT IN ({_marks(TERMINAL)}) ORDER BY id", *TERMINAL)
+        return self._jobs_unless_none(f"WHERE state NOT IN ({_marks(TERMINAL)}) ORDER BY id", *TERMINAL)
 
     def interrupted(self) -> list[JobRecord]:
         """Jobs that had a worker when the daemon went away, oldest first: each is due `Event.RESTART`."""
@@ -235,7 +240,7 @@ class Journal:
 
     def unpublished(self) -> list[JobRecord]:
         """Jobs whose latest status the broker has not confirmed, oldest first."""
-        return self._jobs("WHERE status_published = 0 ORDER BY id")
+        return self._jobs_unless_none("WHERE status_published = 0 ORDER BY id")
 
     def _count(self, name: str, marks: Mapping[str, str] | None = None) -> int:
         """Count up; `marks` are remembered in the same commit."""
@@ -254,6 +259,14 @@ class Journal:
             raise KeyError(job_id)
         return job
 
+    def _jobs_unless_none(self, rest: str, *values: object) -> list[JobRecord]:
+        if rest in self._nothing:
+            return []
+        found = self._jobs(rest, *values)
+        if self._alone and not found and not self._db.in_transaction:
+            self._nothing.add(rest)
+        return found
+
     def _jobs(self, rest: str, *values: object) -> list[JobRecord]:
         with storing(self._path):
             rows = self._db.execute(f"SELECT * FROM jobs {rest}", values)  # noqa: S608 - literals of this module
@@ -269,6 +282,7 @@ class Journal:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         try:
             with storing(self._path):
+                self._nothing.clear()
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db

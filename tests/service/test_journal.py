@@ -359,3 +359,25 @@ def test_a_journal_made_after_a_quarantine_closes(path: Path) -> None:
     with pytest.raises(BoardError):
         made.jobs()
     assert sqlite3.sqlite_version_info >= (3, 37)  # STRICT tables
+
+
+def test_questions_that_found_nothing_are_asked_again_after_each_write(journal: Journal) -> None:
+    asked: list[str] = []
+    journal._db.set_trace_callback(lambda text: asked.append(text) if text.startswith("SELECT * FROM jobs") else None)
+    for _ in range(3):
+        assert (journal.unfinished(), journal.unpublished()) == ([], [])
+    assert len(asked) == 2
+    job = journal.add_job(an_id(1), "d", "fine-tune", {}, NOW)
+    assert journal.unfinished() == journal.unpublished() == [job]
+    journal.mark_published(job.id, 1)
+    assert journal.unpublished() == []
+    changed = journal.update(job.id, NOW, plan={})
+    assert journal.unpublished() == [changed]
+
+
+def test_who_is_not_alone_looks_each_time(journal: Journal, path: Path) -> None:
+    beside = Journal.peek(path)
+    assert beside.unfinished() == []
+    job = journal.add_job(an_id(1), "d", "fine-tune", {}, NOW)
+    assert beside.unfinished() == [job]
+    beside.close()
