@@ -170,6 +170,8 @@ class Desk:
         """
         self._again_from = 0.0
         self.commands.answers.broker_lost()
+        self.scrubs.broker_lost()
+        self.qualifications.broker_lost()
         self._tell_again()
 
     def broker_was_away(self) -> None:
@@ -181,6 +183,8 @@ class Desk:
         since = self._clock.now() - UNSAVED_S
         self._again_from = since if self._again_from is None else min(since, self._again_from)
         self.commands.answers.broker_lost(UNSAVED_ANSWERS)
+        self.scrubs.broker_lost()
+        self.qualifications.broker_lost()
         self._tell_again()
 
     def _tell_again(self) -> None:

@@ -16,6 +16,7 @@ from policies.policy import Policy
 from policies.reading import Action
 from policies.strict import TableError
 from service.asked import RUNNING, WAITING
+from service.asked_told import Teller
 from service.commands import QUALIFY, Command
 from service.journal import Journal
 from service.logs import logger
@@ -68,8 +69,10 @@ class Qualifications:
         self._ended = {ended.id: ended for ended in recall(journal, ENDED)}
         if self._asked is not None:  # a crash may have left it in both places
             self._ended.pop(self._asked.id, None)
-        self._in_flight: set[str] = set()
+        self._teller = Teller(statuses, self._confirmed)
         self._canceled = False
+        self._owed: StressAsked | None = None
+        """An end that the disk did not take."""
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -99,7 +102,7 @@ class Qualifications:
             BoardError: the disk refuses: not to be acknowledged.
         """
         now = self._asked
-        if now is None or now.id != command_id or now.ended:
+        if now is None or now.id != command_id or now.ended or self._owed is not None:
             return (self._journal.outcome(command_id) or "").startswith(CANCELED)
         if now.status == WAITING:
             self._end_canceled()
@@ -115,10 +118,18 @@ class Qualifications:
         return bool(known)
 
     def publish_pending(self) -> None:
-        """Publish the ends that the broker has not confirmed."""
+        """Publish what the broker has not confirmed; before it write down an end that the disk did not take.
+
+        Raises:
+            BoardError: the disk refuses still.
+        """
+        self._write_owed()
         for asked in self._all():
-            if asked.ended and asked.id not in self._in_flight:
-                self._publish(asked)
+            self._teller.tell_new(QUALIFY, asked.id, asked)
+
+    def broker_lost(self) -> None:
+        """The broker lost what it kept: an open command is told once more."""
+        self._teller.broker_lost()
 
     def recover(self) -> None:
         """After a start: a run that was cut short has failed.
@@ -145,7 +156,7 @@ class Qualifications:
         """The run that was asked for; whatever happens is told and logged. When it is canceled, `recover` tells.
 
         Raises:
-            BoardError: the journal cannot be written.
+            BoardError: the journal cannot be written; `publish_pending` writes the end.
         """
         assert self._asked is not None
         minutes, self._canceled = self._asked.minutes, False
@@ -155,13 +166,13 @@ class Qualifications:
 
         try:
             outcome = await self._driven(minutes * 60.0)
-            if self._canceled:
-                self._end_canceled()
-                return
-            models = keep(outcome, self._shop.place, self._clock.now())
+            models = {} if self._canceled else keep(outcome, self._shop.place, self._clock.now())
         except TemperdError as error:
             log.error("stress run failed", reason=error.code, why=str(error))  # noqa: TRY400 - said whole
             self._end("failed", error.code, str(error), None)
+            return
+        if self._canceled:
+            self._end_canceled()
             return
         self._teach(models)
         self._conclude(outcome)
@@ -211,8 +222,13 @@ class Qualifications:
     def _end(self, status: str, code: str, reason: str, result: dict[str, object] | None) -> None:
         assert self._asked is not None
         before = self._asked
-        ended = dataclasses.replace(before, status=status, code=code, reason=reason[:4096], result=result)
-        self._advance(ended)
+        self._owed = dataclasses.replace(before, status=status, code=code, reason=reason[:4096], result=result)
+        self._write_owed()
+
+    def _write_owed(self) -> None:
+        if self._owed is not None:
+            self._advance(self._owed)
+            self._owed = None
 
     def _end_canceled(self) -> None:
         log.info("stress run canceled")
@@ -240,17 +256,9 @@ class Qualifications:
         self._ended = ended
 
     def _publish(self, now: StressAsked) -> None:
-        done = self._statuses.publish_plain(
-            QUALIFY, now.id, now.status, now.code, now.reason, version=now.version, result=now.result
-        )
-        if done is not None and now.ended:
-            self._in_flight.add(now.id)
-            done.add_done_callback(lambda future: self._answered(now.id, confirmed=future.result()))
+        self._teller.tell(QUALIFY, now.id, now)
 
-    def _answered(self, command_id: str, *, confirmed: bool) -> None:
-        self._in_flight.discard(command_id)
-        if not confirmed:
-            return
+    def _confirmed(self, command_id: str) -> None:
         try:
             self._forget(command_id)
         except BoardError as error:  # published once more when the disk takes writes again

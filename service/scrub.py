@@ -18,6 +18,7 @@ from policies.reading import Action
 from policies.scrub import ScrubClock, allowed, due, due_before_job, duty
 from policies.strict import build
 from service.asked import RUNNING, Asked
+from service.asked_told import Teller
 from service.commands import SCRUB, Command
 from service.journal import Journal
 from service.logs import logger
@@ -69,7 +70,7 @@ class Scrubs:
         self._policy, self._clock, self._shop = policy.scrub, clock, shop
         self._last: dict[str, object] = json.loads(journal.recall(LAST) or "{}")
         self._asked = _recall(journal)
-        self._in_flight: set[str] = set()
+        self._teller = Teller(statuses, self._confirmed)
         self._since, self._tried = clock.mono(), False
         self._retry: float | None = None
         self._after_job = self._hurried = self._stopping = False
@@ -148,27 +149,22 @@ class Scrubs:
         return True
 
     def publish_pending(self) -> None:
-        """Publish ends that the broker has not confirmed."""
+        """Publish what the broker has not confirmed."""
         for command_id, asked in self._asked.items():
-            if asked.ended and command_id not in self._in_flight:
-                self._publish(command_id)
+            self._teller.tell_new(SCRUB, command_id, asked)
+
+    def broker_lost(self) -> None:
+        """The broker lost what it kept: open commands are told once more."""
+        self._teller.broker_lost()
 
     def _publish(self, command_id: str) -> None:
-        now = self._asked[command_id]
-        done = self._statuses.publish_plain(
-            SCRUB, command_id, now.status, now.code, now.reason, version=now.version, result=now.result
-        )
-        if done is not None and now.ended:
-            self._in_flight.add(command_id)
-            done.add_done_callback(lambda future: self._answered(command_id, confirmed=future.result()))
+        self._teller.tell(SCRUB, command_id, self._asked[command_id])
 
-    def _answered(self, command_id: str, *, confirmed: bool) -> None:
-        self._in_flight.discard(command_id)
-        if confirmed:
-            try:
-                self._keep({name: asked for name, asked in self._asked.items() if name != command_id}, [])
-            except BoardError as error:  # published once more when the disk takes writes again
-                log.warning("the journal cannot be written", why=str(error))
+    def _confirmed(self, command_id: str) -> None:
+        try:
+            self._keep({name: asked for name, asked in self._asked.items() if name != command_id}, [])
+        except BoardError as error:  # published once more when the disk takes writes again
+            log.warning("the journal cannot be written", why=str(error))
 
     def _keep(self, asked: dict[str, Asked], changed: list[str]) -> None:
         """Remember all, and in the same commit what the ledger has of those that changed."""

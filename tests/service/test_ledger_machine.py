@@ -114,7 +114,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 {"device": "board-2"},
                 {"args": {"modle": "net"}},
                 {"schema": 2},
-                {"type": "promote"},
+                {"type": "update-agent"},
                 {"expect": {"moon": "full"}},
             ]
         )
@@ -257,7 +257,7 @@ def out_of_order(world: LedgerWorld) -> None:
 def refusals(world: LedgerWorld) -> None:
     """All that can be told from a command alone, or from the board's clock."""
     world.send("format-disk", {})
-    world.send("promote", {})
+    world.send("update-agent", {})
     world.send("fine-tune", JOB, device="board-2")
     world.send("fine-tune", JOB, key=world.viewer)
     world.send("fine-tune", JOB, key=world.stranger)
@@ -477,4 +477,23 @@ def test_what_a_full_disk_refused_is_done_once_it_takes_again() -> None:
         world.tick()
         world.confirm(1000)
         assert world.retained.keys() == {("fine-tune", job), ("scrub", scrub)}
+        leave(world)
+
+
+def test_a_broker_that_lost_all_is_told_of_what_waits() -> None:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        world = in_a_world(folder)
+        world.heat(hot=True)
+        waiting = {(kind, world.send(kind, {})) for kind in ("scrub", "qualify")}
+        while world.inbox:
+            world.deliver()
+        world.confirm(1000)
+        for _ in range(3):
+            world.tick()
+        assert world.on_way == [], "once is enough"
+        world.lose(0)
+        world.connect(wiped=True)
+        world.tick()
+        world.confirm(1000)
+        assert {topic: body["status"] for topic, body in world.retained.items()} == dict.fromkeys(waiting, "accepted")
         leave(world)

@@ -261,10 +261,33 @@ def test_another_command_does_not_take_the_place_of_an_end_that_nobody_confirmed
     asyncio.run(confirm())
     bench.restart()
     bench.seen.clear()
+    bench.confirm = False
     bench.runs.publish_pending()
-    assert bench.seen == [], "confirmed, once for all"
+    assert bench.told(first) == [], "confirmed, once for all"
     assert not bench.runs.repeat(first.id)
     assert bench.runs.due(), "the second still waits"
+
+
+def test_an_end_that_the_disk_does_not_take_is_written_down_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> None:
+        raise BoardError("no room", reason="no-space")
+
+    def fill() -> None:
+        if bench.runs.running:
+            monkeypatch.setattr(bench.journal, "record", refuse)
+
+    command = bench.command(minutes=1)
+    bench.runs.ask(command)
+    with pytest.raises(BoardError):
+        asyncio.run(bench.whole_run(fill))
+    assert bench.told(command)[-1] == ("running", "")
+    assert not bench.runs.cancel(command.id), "it is over"
+    monkeypatch.undo()
+    bench.runs.publish_pending()
+    assert bench.told(command)[-1][0] in ("succeeded", "failed")
+    bench.runs.ask(bench.command(at=1))
 
 
 def test_ends_that_nobody_confirms_have_a_bound(bench: Bench) -> None:
