@@ -11,14 +11,16 @@ from typing import Self
 from agent.errors import CommandError, NetworkError
 from service.commands import MAX_ENVELOPE_BYTES
 from service.config import NAME, Mqtt
-from service.console_link import read_body
 from service.device_link import Address
 from service.fleet.boards import MAX_BOARDS
 from service.fleet.pace import Pace
-from service.link import Connection, Message
+from service.link import MAX_PACKET_BYTES, Connection, Message
+from service.logs import logger
+from service.payload import decode
 
 CONNECT_S = 10.0
 SEND_S = 30.0  # for the broker to confirm one command, over lost connections
+RETRY_S = 0.1  # after a broker that refused one
 QUIET_S = 0.5  # retained messages come in one stream: after half a second without one they are all here
 MOST_LOOK_S = 120.0  # for those of 20,000 boards on a busy laptop
 RECEIVE_MAXIMUM = 65535  # retained messages come in one burst; what may not be sent at once is queued, or dropped
@@ -27,6 +29,8 @@ STATUSES = "cmd/+/+/sts"
 BY_BOARD = ("birth", STATUSES)  # long or many: asked for board by board on a paced link
 EVERYTHING = ("conn", "birth", "cmd/+", STATUSES, "a/+", "m/+")
 FOR_A_LIST = ("conn", "birth", STATUSES, "a/+", "m/board")
+
+log = logger("console")
 
 Take = Callable[[str, "Mapping[str, object] | None", bool], None]
 
@@ -105,11 +109,8 @@ class FleetLink:
         try:
             await asyncio.wait_for(self._up.wait(), timeout_s)
         except TimeoutError:
-            what, fix = (
-                f"no broker within {timeout_s:g} s: {self._connection.why}",
-                "temperd fleet list --help has the options",
-            )
-            raise NetworkError(what, fix=fix) from None
+            what = f"no broker within {timeout_s:g} s: {self._connection.why}"
+            raise NetworkError(what, fix="Check host, port and credentials; --help has the options") from None
 
     def listen(self, board: str, topic: str) -> None:
         """Also take a topic below a board's root, from now on and after each connect."""
@@ -157,20 +158,28 @@ class FleetLink:
         """
         if len(envelope) > MAX_ENVELOPE_BYTES:
             raise CommandError(f"a command of {len(envelope)} bytes, devices read {MAX_ENVELOPE_BYTES}")
+        await self._request(device, command_type, command_id, envelope, expires_s, timeout_s)
+
+    async def clear(self, device: str, command_type: str, command_id: str, *, timeout_s: float = SEND_S) -> None:
+        """Remove a retained request; tried again over lost connections until confirmed.
+
+        Raises:
+            NetworkError: the broker did not confirm within `timeout_s`: the request may still be there.
+        """
+        await self._request(device, command_type, command_id, b"", 0, timeout_s)
+
+    async def _request(
+        self, device: str, command_type: str, command_id: str, payload: bytes, expires_s: int, timeout_s: float
+    ) -> None:
         topic = Address(self._tenant, device).topic("cmd", command_type, command_id, "req")
         try:
             async with asyncio.timeout(timeout_s):
                 await self._up.wait()
-                while not await self._connection.publish(topic, envelope, expires_s=expires_s):
-                    await asyncio.sleep(0.1)
+                while not await self._connection.publish(topic, payload, expires_s=expires_s):
+                    await asyncio.sleep(RETRY_S)
                     await self._up.wait()
         except TimeoutError:
             raise NetworkError(f"the broker did not confirm the command within {timeout_s:g} s", where=topic) from None
-
-    async def clear(self, device: str, command_type: str, command_id: str) -> bool:
-        """Remove a retained request; True once the broker confirmed."""
-        topic = Address(self._tenant, device).topic("cmd", command_type, command_id, "req")
-        return await self._connection.publish(topic, b"")
 
     def _connected(self, _session_present: bool) -> None:  # noqa: FBT001 - a callback
         self.connections += 1
@@ -208,8 +217,18 @@ class FleetLink:
         if not message.payload:
             self._give(message.topic, None, message.retained)
             return
-        body = read_body(message)
+        body = _read(message)
         if body is None:
             self.refused += 1
         else:
             self._give(message.topic, body, message.retained)
+
+
+def _read(message: Message) -> dict[str, object] | None:
+    """What a message of a device says; `None`, and a warning, where it cannot be read."""
+    try:
+        body = decode(message.payload, message.content_type, what=message.topic, max_bytes=MAX_PACKET_BYTES)
+    except CommandError as error:
+        log.warning("message refused", fault=str(error), topic=message.topic)
+        return None
+    return body if isinstance(body, dict) else None

@@ -338,6 +338,28 @@ def test_what_an_absent_board_was_to_do_is_taken_back(place: Place) -> None:
     assert len(place.done()) == 1  # the cancel, not the job
 
 
+def test_a_request_is_taken_back_also_when_the_connection_breaks(place: Place) -> None:
+    settings, seen = Mqtt(host="127.0.0.1", port=place.broker.port), dict[str, bool]()
+
+    async def play() -> None:
+        topics = ("cmd/+/+/req",)
+        async with FleetLink(settings, "default", "one", lambda *_: None) as link:
+            await link.wait_connected(WAIT_S)
+            await link.send("pi-1", "scrub", ID, b"{}", expires_s=600)
+            link._connection._break()
+            await link.clear("pi-1", "scrub", ID)
+        async with FleetLink(
+            settings, "default", "two", lambda topic, *_: seen.update({topic: True}), topics=topics
+        ) as link:
+            await link.wait_connected(WAIT_S)
+            await link.send("pi-2", "scrub", ID, b"{}", expires_s=600)
+            while not seen:  # noqa: ASYNC110 - a callback fills it
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(play(), WAIT_S))
+    assert list(seen) == [f"temper/v1/default/pi-2/cmd/scrub/{ID}/req"]
+
+
 def test_limits_may_change_on_the_way_and_wrong_ones_leave_a_roll_out_as_it_was(place: Place) -> None:
     begun = Rules(canary=1, least_ended=50, wait_canary_s=9.0)
     made = RollOut(ID, "default", "scrub", Terms(begun, {}).to_table(), time.time(), "stopped", "")

@@ -77,11 +77,10 @@ class DyingLink(FleetLink):
         await super().send(device, command_type, command_id, envelope, expires_s=expires_s, timeout_s=timeout_s)
         self.steps.step()
 
-    async def clear(self, device: str, command_type: str, command_id: str) -> bool:
+    async def clear(self, device: str, command_type: str, command_id: str, *, timeout_s: float = 60.0) -> None:
         self.steps.step()
-        done = await super().clear(device, command_type, command_id)
+        await super().clear(device, command_type, command_id, timeout_s=timeout_s)
         self.steps.step()
-        return done
 
 
 class Laptop:
