@@ -55,7 +55,9 @@ def list_boards(options: argparse.Namespace) -> int:
             f"{silent} boards left no birth, or the broker dropped it: see docs/fleet.md, big fleets", file=sys.stderr
         )
     if refused or boards.left_out:
-        print(f"{refused} messages could not be read, {boards.left_out} were no board's", file=sys.stderr)
+        print(
+            f"{refused} messages could not be read, {boards.left_out} were no board's or did not fit", file=sys.stderr
+        )
     return DONE
 
 

@@ -20,7 +20,10 @@ MAX_GROUPS = 16  # five are documented
 MAX_CAPABILITIES = 32  # thirteen are documented
 MAX_NAME = 32  # a command type, group or alarm
 KNOWN_SCHEMA = 1  # of birth; a larger one may mean something else by the same keys
-MAX_KEYS, MAX_TEXT, MAX_DEPTH = 16, 200, 2  # of what a list keeps of a message
+MAX_KEYS, MAX_TEXT, MAX_DEPTH = 16, 200, 1  # of what a list keeps of a message
+MAX_NUMBER = 2**64  # whole ones of JSON may have thousands of digits
+MAX_KEPT_BYTES = 512 << 20  # of all boards in memory: 20,000 with a few commands each take a quarter
+_OF_CONN = ("online", "session", "connection", "boot_id", "ts")
 _OF_BIRTH = ("schema", "agent", "board", "active_model", "policy", "state_version", "engine", "clock")
 _OF_STATUS = (
     *("status", "step", "version", "attempt", "reason_code", "reason", "progress", "eta_s", "until", "ts"),
@@ -81,7 +84,8 @@ class Boards:
     def __init__(self, tenant: str, *, whole: bool = False) -> None:
         self.boards: dict[str, Board] = {}
         self.left_out = 0
-        """Messages of boards beyond `MAX_BOARDS`, or of names that no board has."""
+        """Messages of boards beyond `MAX_BOARDS`, of names that no board has, or beyond `MAX_KEPT_BYTES`."""
+        self._kept = 0
         self._prefix, self._whole = f"temper/v1/{tenant}/", whole
 
     def take(self, topic: str, body: Mapping[str, object] | None, *, now: float, retained: bool) -> str:
@@ -117,10 +121,12 @@ class Boards:
 
     def _fold(self, board: Board, levels: list[str], body: Mapping[str, object] | None) -> bool:
         if body is None:
-            return len(levels) == 2 and levels[0] == "a" and board.alarms.pop(levels[1], None) is not None  # noqa: PLR2004 - a/<type>
+            gone = board.alarms.pop(levels[1], None) if len(levels) == 2 and levels[0] == "a" else None  # noqa: PLR2004 - a/<type>
+            self._kept -= _weight(gone)
+            return gone is not None
         match levels:
             case ["conn"]:
-                return _take_conn(board, body)
+                return self._take_conn(board, body)
             case ["birth"]:
                 return self._take_birth(board, body)
             case ["cmd", kind, command_id, "sts"] if COMMAND_ID.fullmatch(command_id):
@@ -142,7 +148,27 @@ class Boards:
         kept, most, keys = places[name]
         if kind not in kept and len(kept) >= most:
             return False
-        kept[kind] = values if self._whole else _slim(values, keys)
+        value = values if self._whole else _slim(values, keys)
+        if not self._fits(value, kept.get(kind)):
+            return False
+        kept[kind] = value
+        return True
+
+    def _take_conn(self, board: Board, body: Mapping[str, object]) -> bool:
+        """The latest presence; a will that comes late carries lower numbers than the connection after it."""
+        conn = _slim(body, _OF_CONN)
+        if _connection(conn) < _connection(board.conn) or not self._fits(conn, board.conn):
+            return False
+        board.conn = conn
+        return True
+
+    def _fits(self, value: object, before: object) -> bool:
+        """Whether there is room for a value in another's place, which is then taken."""
+        grown = _weight(value) - _weight(before)
+        if grown > 0 and self._kept + grown > MAX_KEPT_BYTES:
+            self.left_out += 1
+            return False
+        self._kept += grown
         return True
 
     def _take_birth(self, board: Board, body: Mapping[str, object]) -> bool:
@@ -151,30 +177,27 @@ class Boards:
             board.complaint = f"its birth has schema {schema!r}, this console reads up to {KNOWN_SCHEMA}: update it"[
                 :120
             ]
+            self._kept -= _weight(board.birth)
             board.birth = {}
             return True
-        board.complaint = ""
-        board.birth = dict(body) if self._whole else _slim(body, _OF_BIRTH)
+        birth = dict(body) if self._whole else _slim(body, _OF_BIRTH)
+        if not self._fits(birth, board.birth):
+            return False
+        board.complaint, board.birth = "", birth
         return True
 
     def _take_status(self, board: Board, kind: str, command_id: str, body: Mapping[str, object]) -> bool:
         before = board.statuses.get(command_id)
         if before is not None and not is_newer(body, before[1]):
             return False
-        kept = dict(body) if self._whole else _slim(body, _OF_STATUS)
-        board.statuses[command_id] = (kind, kept)
+        told = kind, dict(body) if self._whole else _slim(body, _OF_STATUS)
+        if not self._fits(told, before):
+            return False
+        board.statuses[command_id] = told
         if len(board.statuses) > MAX_STATUSES:
             ended = [key for key, (_, status) in board.statuses.items() if is_final(status)]
-            del board.statuses[min(ended or board.statuses)]
+            self._kept -= _weight(board.statuses.pop(min(ended or board.statuses)))
         return command_id in board.statuses
-
-
-def _take_conn(board: Board, body: Mapping[str, object]) -> bool:
-    """The latest presence; a will that comes late carries lower numbers than the connection after it."""
-    if _connection(body) < _connection(board.conn):
-        return False
-    board.conn = {key: body[key] for key in ("online", "session", "connection", "boot_id", "ts") if key in body}
-    return True
 
 
 def _connection(body: Mapping[str, object]) -> tuple[float, float]:
@@ -193,7 +216,17 @@ def _cut(value: object, depth: int) -> object:
         return {key[:MAX_TEXT]: _cut(item, depth - 1) for key, item in list(value.items())[:MAX_KEYS]} if depth else {}
     if isinstance(value, list):
         return [_cut(item, depth - 1) for item in value[:MAX_KEYS]] if depth else []
-    return value
+    return None if isinstance(value, int) and abs(value) > MAX_NUMBER else value
+
+
+def _weight(value: object) -> int:
+    """Bytes that a value of messages takes in memory."""
+    inner: Iterable[object] = ()
+    if isinstance(value, dict):
+        inner = (part for item in value.items() for part in item)
+    elif isinstance(value, list | tuple):
+        inner = value
+    return (sys.getsizeof(value) if value else 0) + sum(map(_weight, inner))
 
 
 def is_final(status: Mapping[str, object]) -> bool:

@@ -18,6 +18,7 @@ from service.fleet.tables import HEADS, aligned, board_cells, detail_lines
 ROOT = "temper/v1/default/pi/"
 ID = "0192f0c1-0000-7000-8000-00000000000{}"
 NOW = 1_790_000_000.0
+OF_MESSAGES = ("agent", "board", "policy", "online", "boot_id", "reason", "severity", "until", "status", "step")
 
 
 def say(boards: Boards, topic: str, *, retained: bool = True, **body: object) -> str:
@@ -168,3 +169,34 @@ def test_no_control_character_and_no_mark_of_direction_reaches_a_terminal() -> N
     assert plain("\x1b]0;title\x07grün") == "?]0;title?grün"
     assert plain("x" * 500, 10) == "x" * 9 + "…"
     assert plain(None) == ""
+
+
+def test_what_hostile_boards_say_is_kept_up_to_a_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = {f"{n}" + "k" * 300: {"inner" * 90: ["v" * 300] * 99} for n in range(99)}
+    monkeypatch.setattr(limits_of, "MAX_KEPT_BYTES", 100_000)
+    boards = Boards("default")
+
+    def say_all(board: str) -> None:
+        root = f"temper/v1/default/{board}/"
+        topics = ("conn", "birth", *(f"a/alarm-{n}" for n in range(9)), f"cmd/scrub/{ID.format(1)}/sts")
+        for topic in topics:
+            body = {"schema": 1, "version": 1, "session": 1, "ts": 10**4000, **dict.fromkeys(OF_MESSAGES, large)}
+            boards.take(root + topic, body, now=NOW, retained=True)
+
+    for n in range(40):
+        say_all(f"pi-{n}")
+    assert boards.left_out > 0
+    assert len(repr([details(board) for board in boards.boards.values()])) < 4 * 100_000
+    before = boards.left_out
+    say(boards, "birth", schema=1, agent="x" * 100_000)
+    say(boards, "birth", schema=2)  # what goes makes room, once
+    for name in [*boards.boards]:
+        for alarm in [*boards.boards[name].alarms]:
+            for _ in range(3):
+                boards.take(f"temper/v1/default/{name}/a/{alarm}", None, now=NOW, retained=False)
+        boards.take(f"temper/v1/default/{name}/birth", {"schema": 2}, now=NOW, retained=False)
+        boards.take(f"temper/v1/default/{name}/birth", {"schema": 2}, now=NOW, retained=False)
+    assert boards.take(ROOT + "birth", {"schema": 1, "agent": "0.1"}, now=NOW, retained=True) == "pi"
+    for n in range(40):
+        say_all(f"pi-{n}")
+    assert boards.left_out > before
