@@ -18,7 +18,7 @@ from service.cli import say_json
 from service.cli_fleet import show
 from service.commands import COMMAND_ID
 from service.fleet.access import Access, find_access
-from service.fleet.boards import Boards, details, summary
+from service.fleet.boards import Boards, details, number, summary
 from service.fleet.fleet_link import ALL, EVERYTHING, FOR_A_LIST, MOST_LOOK_S, FleetLink
 from service.fleet.follow import MAX_COMMANDS, Follow
 from service.fleet.outcome import DONE, FAILED, exit_code
@@ -119,10 +119,8 @@ def _merged(state: FleetState, tenant: str, boards: Boards, wanted: frozenset[st
     views: dict[str, dict[str, object]] = {}
     for name, board in boards.boards.items():
         view, old = summary(board), before.get(name, {})
-        if board.online:
-            view["last_seen"] = now
-        elif isinstance(kept := old.get("last_seen"), int | float):
-            view["last_seen"] = max(kept, board.last_seen)
+        kept = number(old.get("last_seen")) or 0.0
+        view["last_seen"] = now if board.online else min(now, max(kept, board.last_seen)) or None
         if view["temperature_celsius"] is None:
             view |= {key: old.get(key) for key in ("temperature_celsius", "temperature_at")}
         views[name] = view | {"on_broker": True}

@@ -22,6 +22,7 @@ SCHEMA_VERSION = 1
 BUSY_S = 5.0  # another `temperd fleet` may be writing
 MAX_GROUPS = 1000  # of one tenant
 MAX_MEMBERS = 20_000  # of one group, as many as one tenant's boards
+MAX_REMEMBERED = 40_000  # boards of one tenant: twice what a broker shows, and a broker may invent others each time
 MAX_VIEW_BYTES = 16 << 10  # of one board; a summary has about 1 KB
 FILE_NAME = "fleet.sqlite"
 
@@ -45,6 +46,12 @@ CREATE TABLE commands (
     PRIMARY KEY (roll_out, place)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX commands_by_board ON commands (roll_out, board);
+"""
+_FORGET = """
+DELETE FROM boards WHERE tenant = :tenant AND board IN (
+    SELECT b.board FROM boards b WHERE b.tenant = :tenant
+    ORDER BY b.board IN (SELECT board FROM members WHERE tenant = :tenant) DESC, b.seen DESC, b.board
+    LIMIT -1 OFFSET :most)
 """
 
 
@@ -127,11 +134,15 @@ class FleetState:
     # --- boards ------------------------------------------------------------------------------------------------------
 
     def remember_boards(self, tenant: str, views: Iterable[Mapping[str, object]]) -> None:
-        """Keep what is known of boards, each as `boards.summary` gives it."""
+        """Keep what is known of boards, each as `boards.summary` gives it.
+
+        Beyond `MAX_REMEMBERED` those go that are in no group and were not seen for longest.
+        """
         rows = [(tenant, view["board"], view.get("last_seen") or 0.0, json.dumps(view)) for view in views]
         rows = [row for row in rows if len(str(row[3])) <= MAX_VIEW_BYTES]
         with self._using(), self._writing():
             self._database.executemany("INSERT OR REPLACE INTO boards VALUES (?, ?, ?, ?)", rows)
+            self._database.execute(_FORGET, {"tenant": tenant, "most": MAX_REMEMBERED})
 
     def known_boards(self, tenant: str) -> dict[str, dict[str, object]]:
         """The last view of every board ever seen, by name."""

@@ -17,8 +17,10 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.keys import create_console_key
+from service.fleet import state
 from service.fleet.follow import Follow
 from service.fleet.outcome import Outcome
+from service.fleet.state import FleetState
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (make tools)")
@@ -143,3 +145,17 @@ def test_where_the_board_is_not_known_the_first_that_speaks_has_the_word() -> No
     take(follow, "pi-1", {"status": "running", "version": 1})
     take(follow, "pi-2", {"status": "succeeded", "version": 9})
     assert follow.outcomes[ID] is Outcome.OPEN
+
+
+def test_boards_that_a_broker_invents_anew_each_time_do_not_fill_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "MAX_REMEMBERED", 4)
+    with FleetState(tmp_path / "fleet.sqlite") as kept:
+        kept.add_members("default", "plant", ["mine"])
+        kept.remember_boards("other", [{"board": "theirs", "last_seen": 1.0}])
+        kept.remember_boards("default", [{"board": "mine", "last_seen": 1.0}, {"board": "old", "last_seen": 2.0}])
+        for n in range(9):
+            kept.remember_boards("default", [{"board": f"evil-{n}", "last_seen": 1e300}])
+        assert sorted(kept.known_boards("default")) == ["evil-0", "evil-1", "evil-2", "mine"]
+        assert sorted(kept.known_boards("other")) == ["theirs"]
