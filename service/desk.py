@@ -172,6 +172,7 @@ class Desk:
         self.commands.answers.broker_lost()
         self.scrubs.broker_lost()
         self.qualifications.broker_lost()
+        self.models.broker_lost()
         self._tell_again()
 
     def broker_was_away(self) -> None:
@@ -185,6 +186,7 @@ class Desk:
         self.commands.answers.broker_lost(UNSAVED_ANSWERS)
         self.scrubs.broker_lost()
         self.qualifications.broker_lost()
+        self.models.broker_lost()
         self._tell_again()
 
     def _tell_again(self) -> None:

@@ -21,6 +21,7 @@ from agent.switch import Way, way_back, way_on
 from policies.reading import Action
 from policies.strict import build
 from service.asked import RUNNING, WAITING
+from service.asked_told import Teller
 from service.commands import EVALUATE, PROMOTE, ROLLBACK, Command
 from service.endings import CANCELED, END_GRACE_S, MOST_TIME, STOPPING
 from service.job import MAX_ATTEMPTS, State
@@ -71,10 +72,10 @@ class ModelCommands:
     """
 
     def __init__(self, journal: Journal, statuses: Statuses, steering: Steering, clock: Clock, shop: ModelShop) -> None:
-        self._journal, self._statuses, self._steering = journal, statuses, steering
+        self._journal, self._steering = journal, steering
         self._clock, self._shop = clock, shop
         self._asked = recall(journal)
-        self._in_flight: set[str] = set()
+        self._teller = Teller(statuses, self._confirmed)
         self._canceled: set[str] = set()
         self._stopping = False
         self._current: ModelAsked | None = None
@@ -150,10 +151,13 @@ class ModelCommands:
         return known is not None
 
     def publish_pending(self) -> None:
-        """Publish the ends that the broker has not confirmed."""
+        """Publish what the broker has not confirmed."""
         for asked in list(self._asked.values()):
-            if asked.ended and asked.id not in self._in_flight:
-                self._publish(asked)
+            self._teller.tell_new(asked.type, asked.id, asked)
+
+    def broker_lost(self) -> None:
+        """The broker lost what it kept: open commands are told once more."""
+        self._teller.broker_lost()
 
     def recover(self) -> None:
         """After a start: what was cut short is due once more, so many times.
@@ -334,16 +338,10 @@ class ModelCommands:
         self._asked = kept
 
     def _publish(self, now: ModelAsked) -> None:
-        done = self._statuses.publish_plain(
-            now.type, now.id, now.status, now.code, now.reason, version=now.version, result=now.result
-        )
-        if done is not None and now.ended:
-            self._in_flight.add(now.id)
-            done.add_done_callback(lambda future: self._answered(now.id, confirmed=future.result()))
+        self._teller.tell(now.type, now.id, now)
 
-    def _answered(self, command_id: str, *, confirmed: bool) -> None:
-        self._in_flight.discard(command_id)
-        if confirmed and command_id in self._asked:
+    def _confirmed(self, command_id: str) -> None:
+        if command_id in self._asked:
             left = {name: one for name, one in self._asked.items() if name != command_id}
             with contextlib.suppress(BoardError):  # published once more when the disk takes writes again
                 self._journal.remember(KEPT, text(left))

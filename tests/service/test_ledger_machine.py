@@ -484,7 +484,8 @@ def test_a_broker_that_lost_all_is_told_of_what_waits() -> None:
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         world = in_a_world(folder)
         world.heat(hot=True)
-        waiting = {(kind, world.send(kind, {})) for kind in ("scrub", "qualify")}
+        asked: dict[str, dict[str, object]] = {"scrub": {}, "qualify": {}, "evaluate": {"data": "/data"}}
+        waiting = {(kind, world.send(kind, args)) for kind, args in asked.items()}
         while world.inbox:
             world.deliver()
         world.confirm(1000)
