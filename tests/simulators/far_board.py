@@ -11,6 +11,8 @@ from typing import Any, Self
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from agent.errors import TemperdError
 from service.commands import Request, sign_command
@@ -26,7 +28,7 @@ NO_JOB = "01a22c9f-6dd9-7cf1-86fb-2ab4c0be8330"
 
 
 class Anybody:
-    """A plain client of the broker, for what no console of ours does."""
+    """A plain client of the broker, for what no console of ours does; `keeps`: it takes up a session and leaves it."""
 
     def __init__(self, port: int, client_id: str = "", *, keeps: bool = False, **user: str) -> None:
         version = CallbackAPIVersion.VERSION2
@@ -36,7 +38,9 @@ class Anybody:
         if user:
             self._client.username_pw_set(user["name"], user["password"])
         self._client.on_message = lambda _client, _data, message: self.heard.append(message)
-        self._client.connect("127.0.0.1", port, clean_start=not keeps)
+        session = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho left it untyped
+        session.SessionExpiryInterval = 3600 if keeps else 0
+        self._client.connect("127.0.0.1", port, clean_start=not keeps, properties=session)
         self._client.loop_start()
 
     def __enter__(self) -> Self:
