@@ -209,10 +209,7 @@ class Journal:
     def mark_published(self, job_id: str, version: int) -> None:
         """The broker confirmed the status of `version`; without effect when the job changed since."""
         with self._writing() as db:
-            db.execute(  # a running job's status is confirmed each second: without a change the disk writes nothing
-                "UPDATE jobs SET status_published = 1 WHERE id = ? AND version = ? AND status_published = 0",
-                (job_id, version),
-            )
+            db.execute("UPDATE jobs SET status_published = 1 WHERE id = ? AND version = ?", (job_id, version))
 
     def forget_published(self, since: float = 0.0) -> None:
         """Publish open jobs and the last `ENDED_AGAIN` others again: the broker lost them, or what changed `since`."""

@@ -111,15 +111,6 @@ def test_only_the_confirmed_version_counts_as_published(journal: Journal) -> Non
     assert [item.id for item in journal.unpublished()] == [job.id]
 
 
-def test_a_status_that_is_confirmed_each_second_wears_no_flash(journal: Journal, path: Path) -> None:
-    job = journal.add_job(an_id(1), "d", "fine-tune", {}, NOW)
-    journal.mark_published(job.id, job.version)
-    log = path.with_name(path.name + "-wal")
-    before = log.stat().st_size
-    journal.mark_published(job.id, job.version)
-    assert log.stat().st_size == before
-
-
 def test_a_broker_that_lost_all_is_told_of_open_jobs_and_the_last_that_ended(journal: Journal) -> None:
     ended = module.ENDED_AGAIN + 3
     for number in range(ended + 2):
