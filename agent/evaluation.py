@@ -52,7 +52,7 @@ def switch(order: SwitchOrder, emit: Emit) -> Finished:
     store = _open_store(state)
     way = (order.before, order.after)
     slot = change_over(
-        store, state / "store", way, order.threads, lambda what: emit(Warned(what)), on=order.promotes
+        store, way, order.threads, lambda what: emit(Warned(what)), on=order.promotes
     )  # fmt: skip
     return Finished("SUCCEEDED", "", {"slot": slot})
 

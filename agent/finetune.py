@@ -51,6 +51,7 @@ from agent.slices import choose_slices
 from agent.spec import FineTuneSpec, parse_spec
 from agent.store import Store
 from agent.study import Study, optimizer
+from agent.switch import staged_by
 from agent.task import Task, load_task
 from agent.trainer import Seen, Trainer, World
 from agent.trust import ModelRepository
@@ -95,6 +96,9 @@ class FineTune:
         done = settle(store, self._order.job_id, self._warn)
         if done is not None:
             result = {"model_sha256": done.plaintext_sha256, "slot": done.slot, "recovered": True}
+            return Finished("SUCCEEDED", "", result)
+        if waiting := staged_by(store.folder, self._order.job_id):
+            result = {"model_sha256": waiting[1], "slot": waiting[0], "recovered": True, "staged": True}
             return Finished("SUCCEEDED", "", result)
         target, plaintext = self._pull(identity)
         self._obedience.enter("PLANNING", "")
@@ -272,12 +276,13 @@ class FineTune:
         result |= {"model_sha256": manifest["model_sha256"], "base_sha256": target.sealed_sha256}
         samples = task.test_inputs(0, SELF_TEST_SAMPLES)
         trainer.wait_or_end()
+        hold = self._spec.promote == "ask"
         slot, problem = promote(
             store, model, manifest, samples, run.outputs(samples), self._order.threads,
             lambda slot: self._ask("PROMOTING", f"slot {slot}"),
-            guard.never_learn if self._policy().store.form == "delta" else (),
+            guard.never_learn if self._policy().store.form == "delta" else (), hold=hold,
         )  # fmt: skip
-        result["slot"] = slot
+        result |= {"slot": slot, "staged": hold and not problem}
         if problem:
             return Finished("ROLLED_BACK", problem, result)
         store.drop_checkpoint(job_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from agent.engine.ir import parse
 from agent.errors import EngineError, SealedFileError, SpecError
 from agent.slots import SlotView, read_status
 from agent.store import Store
-from agent.switch import WRONG_STATE, slot_of, switch_back, switch_on
+from agent.switch import WRONG_STATE, slot_of, stage, switch_back, switch_on
 
 SELF_TEST = "self-test"
 SELF_TEST_INPUTS = 4  # of no meaning: a model that answers them with numbers answers
@@ -78,6 +77,8 @@ def promote(
     threads: int,
     enter: Callable[[str], None],
     shared: Container[str] = (),
+    *,
+    hold: bool = False,
 ) -> tuple[str, str]:
     """Seal a tuned model into the free slot, activate it, and keep it only if it answers as it did in training.
 
@@ -90,37 +91,46 @@ def promote(
         threads: intra-op threads.
         enter: called with the slot once it is staged, before it becomes active.
         shared: names of frozen weights to be kept once for both slots.
+        hold: test it all the same, but leave it staged until somebody says so.
 
     Returns:
-        The slot, and what was wrong: empty when the model stays, else the one before is active again.
+        The slot, and what was wrong: empty when the model stays, else the one before is active again, or still.
     """
     frozen = (value.tobytes() for name, value in parse(model).initializers.items() if name in shared) if shared else ()
     slot = store.stage(model, manifest, frozen)
     enter(slot)
+    if hold:
+        problem = _self_test(store.load(slot)[0], samples, expected, threads)
+        if not problem:
+            stage(store.folder, slot)
+        return slot, problem
     store.activate(slot)
     try:
-        file, _ = store.load_active()
-        found = Inference(parse(file), threads).run(samples)
-        worst = float(np.abs(expected - found).max() / max(1.0, float(np.abs(expected).max())))
-        if worst <= SELF_TEST_TOLERANCE:
+        problem = _self_test(store.load_active()[0], samples, expected, threads)
+        if not problem:
             store.mark_good()
             return slot, ""
     except BaseException:
         store.roll_back("the self-test could not be finished")
         raise
-    problem = f"self-test: outputs differ by {worst:.2g}"
     store.roll_back(problem)
     return slot, problem
 
 
+def _self_test(model: bytes, samples: Float32, expected: Float32, threads: int) -> str:
+    """What is wrong with a model that should answer as the run that trained it did; empty: nothing."""
+    found = Inference(parse(model), threads).run(samples)
+    worst = float(np.abs(expected - found).max() / max(1.0, float(np.abs(expected).max())))
+    return "" if worst <= SELF_TEST_TOLERANCE else f"self-test: outputs differ by {worst:.2g}"
+
+
 def change_over(
-    store: Store, folder: Path, way: tuple[str | None, str], threads: int, warn: Callable[[str], None], *, on: bool
+    store: Store, way: tuple[str | None, str], threads: int, warn: Callable[[str], None], *, on: bool
 ) -> str:
     """Make another model active, once it was opened, is whole and answers. Done already, it is not done again.
 
     Args:
         store: the board's slots.
-        folder: of the store.
         way: hash of the model that is left, `None` for a broken one, and of the one that is to run; empty: the base.
         threads: intra-op threads.
         warn: told what had to be mended.
@@ -145,7 +155,7 @@ def change_over(
         return active.slot if active else ""
     if before is not None and found != before:
         raise SpecError("another model became active meanwhile", where=found[:16] or "base", reason=WRONG_STATE)
-    status = read_status(folder)
+    folder, status = store.folder, read_status(store.folder)
     slot = slot_of(folder, after, (status.staged,) if on else (status.previous, status.left)) if after else ""
     if slot:
         answers(store.load(slot)[0], threads)

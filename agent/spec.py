@@ -81,6 +81,8 @@ class FineTuneSpec:
     least_gain: float = field(default=0.0, metadata=limits(-1.0, 1.0))
     """Promote only when the held-out score beats that of the base and of the running model by at least this much:
     points of accuracy or AUC, or the share of an error that must go."""
+    promote: str = field(default="auto", metadata=limits(choices=("auto", "ask")))
+    """`ask`: a model that passes the gate waits in its slot for the command `promote`."""
     most_samples: int = field(default=20_000, metadata=limits(2, 1_000_000))
     seed: int = field(default=0, metadata=limits(0, 2**31 - 1))
     columns: tuple[str, ...] = field(default=(), metadata=limits(longest=MAX_COLUMNS))

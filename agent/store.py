@@ -88,6 +88,11 @@ class Store:
         for path in (*(self._slots / slot for slot in SLOTS), self._checkpoints):
             make_folder(path)
 
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
+
     def recover(self) -> tuple[str, ...]:
         """Clear what a crash left; to be called once before anything else.
 

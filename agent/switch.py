@@ -80,12 +80,25 @@ def way_on(folder: Path, job: str) -> Way:
         SealedFileError, BoardError: see `agent.slots.read_status`.
     """
     status = read_status(folder)
-    if status.staged and _job(folder, status.staged) == job:
-        return Way(_before(folder, status), _sha256(folder, status.staged))
+    if staged := staged_by(folder, job):
+        return Way(_before(folder, status), staged[1])
     if status.active and _job(folder, status.active) == job:
         raise SpecError(f"the model of job {job} is active", reason=WRONG_STATE)
     what = f"no model of job {job} waits to be promoted"
     raise SpecError(what, fix="A later job may have taken its slot", reason=NO_SLOT)
+
+
+def staged_by(folder: Path, job: str) -> tuple[str, str] | None:
+    """Slot and hash of the model of `job` that is staged; `None`: there is none.
+
+    Raises:
+        BoardError: see `agent.slots.read_status`.
+    """
+    slot = read_status(folder).staged
+    with suppress(SealedFileError):
+        if slot and _job(folder, slot) == job:
+            return slot, _sha256(folder, slot)
+    return None
 
 
 def slot_of(folder: Path, sha256: str, among: Iterable[str]) -> str:

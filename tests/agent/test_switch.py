@@ -44,7 +44,7 @@ class Board:
         return slot
 
     def change(self, way: Way, *, on: bool = False) -> str:
-        return change_over(self.store, self.folder, (way.before, way.after), 1, self.told.append, on=on)
+        return change_over(self.store, (way.before, way.after), 1, self.told.append, on=on)
 
     def active(self) -> str:
         view = self.store.active()

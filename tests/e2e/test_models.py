@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from agent.slots import read_active
 from service.commands import sign_command
 from service.job import State
-from tests.simulators.fleet import World, as_json
+from tests.simulators.fleet import ENDED, World, as_json
 
 pytestmark = pytest.mark.e2e
 
@@ -84,4 +86,47 @@ def test_an_operator_scores_models_and_goes_back_while_a_job_trains(fleet: World
     assert (nothing.returncode, as_json(nothing.stdout)["error"]) == (3, "no-active-model")
     assert fleet.cli("rollback", "--to", "nonsense").returncode == 2
     assert fleet.cli("rollback", "--to", one).returncode == 0
+    assert active(fleet) == one
+
+
+def told(world: World, command_id: str) -> str:
+    """How a command ended."""
+
+    def ended() -> str:
+        topic = f"/{command_id}/sts"
+        words = [as_json(heard.payload)["status"] for heard in world.tap.heard if heard.topic.endswith(topic)]
+        return words[-1] if words and words[-1] in ENDED else ""
+
+    return str(world.wait(ended))
+
+
+def test_a_model_waits_for_a_word_and_the_change_outlives_kills(fleet: World) -> None:
+    data = fleet.images()
+    one = tuned(fleet, data, 0)
+    job = begin(fleet, "fine-tune", fleet.job(data, epochs=12, seed=1, least_gain=-1.0, promote="ask"), "succeeded")
+    result = fleet.record(job).result
+    two = result["model_sha256"]
+    assert result["staged"] is True
+    assert active(fleet) == one
+    assert fleet.send("promote", {"job": fleet.request("scrub", {}).id})["reason_code"] == "no-such-slot"
+
+    promotion = begin(fleet, "promote", {"job": job}, "running")
+    fleet.kill()
+    assert active(fleet) in (one, two)
+    fleet.start()
+    assert told(fleet, promotion) == "succeeded"
+    assert active(fleet) == two
+    assert fleet.send("promote", {"job": job})["reason_code"] == "wrong-state"
+
+    model = fleet.state / "store" / "slots" / "a" / "model.sealed"
+    whole = model.read_bytes()
+    model.write_bytes(bytes(len(whole)))
+    status = fleet.send("rollback", {"to": one})
+    assert (status["status"], status["reason_code"]) == ("failed", "sealed-header")
+    assert active(fleet) == two
+    model.write_bytes(whole)
+    back = begin(fleet, "rollback", {}, "running")
+    if pid := fleet.worker_pid():  # it may have come through
+        os.kill(pid, signal.SIGKILL)
+    assert told(fleet, back) == "succeeded"
     assert active(fleet) == one
