@@ -181,9 +181,16 @@ class Link:
     def publish_status(
         self, command_type: str, command_id: str, status: Mapping[str, object], *, retained: bool = True
     ) -> asyncio.Future[bool]:
-        """Publish a status; the future gives True once the broker confirmed it, and never raises."""
+        """Publish a status; the future gives True once the broker confirmed it, and never raises.
+
+        One that is too long for the broker goes without its result and says so: it could never be told otherwise.
+        """
         topic = self._address.topic("cmd", command_type, command_id, "sts")
-        return self._connection.publish(topic, _encode(status), retain=retained)
+        payload = _encode(status)
+        if len(payload) > self.most_bytes and status.get("result") is not None:
+            told = f"the result is left out: {len(payload)} bytes, the broker takes {self.most_bytes}"
+            payload = _encode({**status, "result": None, "reason": status.get("reason") or told})
+        return self._connection.publish(topic, payload, retain=retained)
 
     def publish_alarm(self, kind: str, alarm: Mapping[str, object] | None) -> asyncio.Future[bool] | None:
         """Publish a retained alarm, or clear it (`None`); as `publish_status`, but `None` while there is no broker."""

@@ -111,7 +111,7 @@ class Connection:
         self.connections, self.losses, self.takeovers = 0, 0, 0
         """Made; lost; of these to another client with our id."""
         self.refusals = 0
-        """Publications and subscriptions that the broker did not allow."""
+        """Publications and subscriptions that the broker did not allow, or that were longer than it takes."""
         self._unconfirmed: dict[int, asyncio.Future[bool]] = {}
         self._unsent: set[int] = set()
         self._most_bytes = MAX_PUBLISH_BYTES
@@ -201,7 +201,7 @@ class Connection:
             return done
         if not self.connected or len(payload) > self._most_bytes:
             if self.connected:
-                log.error("publication too large", topic=topic, bytes=len(payload))
+                self._refuse("publication", f"{len(payload)} bytes for {topic}, at most {self._most_bytes} are taken")
             done.set_result(False)
             return done
         properties = properties_of_publication(expires_s, content_type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from service.config import Mqtt
 from service.device_link import Address, Connected, Incoming, Link
+from service.link import Message
 from service.link_secrets import tls_context
 from tests.simulators.certificates import HOUR, certificate, listener_lines
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto, free_port
@@ -264,6 +266,28 @@ def test_a_limit_of_the_broker_on_packets_is_kept(tmp_path: Path) -> None:
 
     with a_broker(tmp_path, "max_packet_size 4000") as broker:
         run(lambda: story(at(broker)))
+
+
+def test_a_status_whose_result_the_broker_does_not_take_is_told_without(tmp_path: Path) -> None:
+    status = {"id": ID, "status": "succeeded", "reason": "", "result": {"log": "x" * 4000}}
+
+    async def story(mqtt: Mqtt) -> Message:
+        about = {"session": 1, "boot_id": "", "capabilities": {}, "birth": {}}
+        link = Link(mqtt, Address("default", "pi-7"), now=lambda: 1000.0, **about)  # type: ignore[arg-type]
+        async with connected(mqtt, "console") as (console, heard):
+            console.subscribe("temper/v1/default/pi-7/cmd/#")
+            link.start()
+            try:
+                assert await link.receive() == Connected(session_present=False)
+                assert await link.publish_status("collect-report", ID, status) is True
+                return await heard.messages.get()
+            finally:
+                await link.stop()
+
+    with a_broker(tmp_path, "max_packet_size 4000") as broker:
+        told = json.loads(run(lambda: story(at(broker))).payload)
+    assert (told["id"], told["status"], told["result"]) == (ID, "succeeded", None)
+    assert "the broker takes" in told["reason"]
 
 
 def test_limits_of_the_broker_on_time_and_on_what_is_unconfirmed_are_kept(tmp_path: Path) -> None:
