@@ -23,7 +23,7 @@ from service.alarms_kinds import KINDS, MAX_LISTED, Facts
 from service.job import TERMINAL, State
 from service.journal import Journal
 from service.logs import logger
-from service.statuses import Clock
+from service.statuses import UNSAVED_S, Clock
 from service.steering import Steering
 
 KEPT = "alarms"
@@ -81,6 +81,7 @@ class Alarms:
         self._unconfirmed = set(kept.raised) | self._clears
         self._in_flight: dict[str, int] = {}
         self._messages = 0
+        self._ended_s: dict[str, float] = {}
         self._dirty, self._tried_s = False, clock.mono()
         self._jobs, self._jobs_known = (0, ""), False
         self._counted = (0, sources.takeovers())
@@ -107,9 +108,14 @@ class Alarms:
             self._sources.told()
 
     def connected(self) -> None:
-        """There is a broker again, perhaps another or an emptied one: everything that is raised is told again."""
+        """There is a broker again: another, an emptied one, or one with an old save.
+
+        What is raised is told again, and what ended a short while ago is cleared again.
+        """
         self._in_flight.clear()
-        self._unconfirmed |= set(self._state.raised)
+        now = self._clock.mono()
+        self._ended_s = {kind: ended for kind, ended in self._ended_s.items() if now - ended < UNSAVED_S}
+        self._unconfirmed |= self._state.raised.keys() | self._ended_s.keys()
 
     def jobs_changed(self) -> None:
         """A job has ended: whether jobs fail is looked at anew."""
@@ -183,9 +189,11 @@ class Alarms:
             alarm = self._state.raised.get(kind)
             if alarm is None:
                 self._clears.add(kind)
+                self._ended_s[kind] = self._clock.mono()
                 log.info("alarm cleared", type=kind)
                 continue
             self._clears.discard(kind)
+            self._ended_s.pop(kind, None)
             if kind not in before.raised:
                 log.warning("alarm", type=kind, severity=str(KINDS[kind].severity), evidence=dict(alarm.evidence))
 

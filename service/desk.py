@@ -27,11 +27,10 @@ from service.report import no_report, report_of
 from service.runner import Runner, Workshop
 from service.scrub import Scrubs, ScrubShop
 from service.state_version import BoardState
-from service.statuses import Clock, Statuses, Uplink
+from service.statuses import UNSAVED_S, Clock, Statuses, Uplink
 from service.steering import Steering
 from service.waiting import WaitingLine
 
-UNSAVED_S = 3600.0  # mosquitto saves what it keeps each half hour
 UNSAVED_ANSWERS = 5  # told once more after each connect: 2 KB
 RETRY_DISK_S = 5.0  # a full disk is usually emptied by a person or a log rotation
 

@@ -16,6 +16,7 @@ from service.logs import logger
 from service.until import Hour
 
 MAX_REASON = 500
+UNSAVED_S = 3600.0  # what is older, a broker that crashed has on its disk: mosquitto saves each half hour
 UNSYNCHRONISED = "unsynchronised"
 AT_ONCE = 50  # statuses on their way: the client queues a hundred and refuses what is beyond
 

@@ -18,7 +18,7 @@ from service.alarms_kinds import FAILURES, KINDS
 from service.alarms_room import KEPT, LOOK_S, RETRY_S, Alarms, Sources
 from service.job import Standing, State
 from service.journal import Journal
-from service.statuses import Clock
+from service.statuses import UNSAVED_S, Clock
 from service.steering import Steering
 
 HEAT = Decision(rule="thermal.critical")
@@ -256,6 +256,27 @@ def test_an_alarm_of_another_version_is_cleared(tmp_path: Path) -> None:
         bench.broker.retained["of-the-future"] = {}
         await bench.pass_s(2)
         assert bench.broker.messages == [("of-the-future", None)]
+
+    played(tmp_path, play)
+
+
+def test_a_broker_that_comes_back_with_an_old_save_is_told_of_what_ended_since(tmp_path: Path) -> None:
+    async def play(bench: Bench) -> None:
+        bench.steering.decision = HEAT
+        await bench.pass_s(2)
+        saved = dict(bench.broker.retained)
+        bench.steering.decision = Decision()
+        await bench.pass_s(70)
+        assert bench.broker.retained == {}
+        bench.broker.retained = saved
+        bench.up()
+        await bench.pass_s(2)
+        assert bench.broker.retained == {}
+        bench.mono += UNSAVED_S
+        bench.broker.messages.clear()
+        bench.up()
+        await bench.pass_s(2)
+        assert bench.broker.messages == [], "every broker has saved that by now"
 
     played(tmp_path, play)
 
