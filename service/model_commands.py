@@ -167,7 +167,7 @@ class ModelCommands:
         """
         for asked in [one for one in self._open() if one.status == RUNNING]:
             if asked.attempt < MAX_ATTEMPTS:
-                self._advance(dataclasses.replace(asked, status=WAITING, attempt=asked.attempt + 1))
+                self._keep(dataclasses.replace(asked, attempt=asked.attempt + 1))
             else:
                 self._close(asked, "failed", "too-many-attempts", "the daemon or the board went down in each attempt")
 
@@ -266,7 +266,7 @@ class ModelCommands:
 
     def _conclude(self, asked: ModelAsked, last: Finished | Failed) -> None:
         if asked.type in SWITCHES and _broke_off(last) and asked.attempt < MAX_ATTEMPTS:
-            self._advance(dataclasses.replace(asked, status=WAITING, attempt=asked.attempt + 1))
+            self._keep(dataclasses.replace(asked, attempt=asked.attempt + 1))
         elif asked.type == EVALUATE and self._ending == CANCELED:
             self._close(asked, CANCELED, CANCELED, "canceled by an operator")
         elif isinstance(last, Finished):

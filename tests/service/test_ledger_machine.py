@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from agent.errors import BoardError
+from agent.store import Store
+from agent.switch import BASE, way_back
 from service.command_desk import MAX_UNFINISHED, STRANGERS_AT_ONCE
 from service.commands import MAX_ENVELOPE_BYTES, Refusal, sign_command
 from service.job import State
@@ -29,7 +31,7 @@ RUNS, STEPS = int(os.environ.get("TEMPERD_LEDGER_RUNS", "40")), 50
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - the power fails in the simulator only
 JOB: dict[str, object] = {"model": "net", "data": "/srv/photos"}
 COLD, WARM = 'name = "cold"\n[thermal.slow]\nduty = 0.6\n', 'name = "warm"\n'
-DECIDED_LATER = {"wrong-state", "superseded", "busy", "bad-policy", "policy-fixed"}
+DECIDED_LATER = {"wrong-state", "superseded", "busy", "bad-policy", "policy-fixed", "no-active-model"}
 """Refusals that are no `Refusal`: of commands that were judged good, by who carries them out."""
 NEVER = {State.REJECTED}
 """A command that is refused makes no job."""
@@ -95,6 +97,15 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(["scrub", "qualify"]))
     def other_work(self, kind: str) -> None:
         self.world.send(kind, {})
+
+    @rule(kind=st.sampled_from(["evaluate", "rollback", "cancel"]), pick=st.integers(0, 9))
+    def models(self, kind: str, pick: int) -> None:
+        known = [key for key, mail in self.world.requests.items() if mail.kind in ("evaluate", "rollback")]
+        if kind == "cancel":
+            if known:
+                self.world.send(kind, {"job": known[pick % len(known)]})
+            return
+        self.world.send(kind, {"data": "/srv/photos"} if kind == "evaluate" else {"to": ("", "base")[pick % 2]})
 
     @rule(args=st.sampled_from([{"text": COLD}, {"text": WARM}, {"reset": True}, {"text": "[broken"}]))
     def set_policy(self, args: dict[str, object]) -> None:
@@ -299,7 +310,9 @@ def after_pruning(world: LedgerWorld) -> None:
 
 
 def too_much(world: LedgerWorld) -> None:
-    """More jobs, scrubs and stress runs than are taken."""
+    """More jobs, scrubs and stress runs than are taken; a way back from nothing."""
+    world.send("rollback", {})
+    world.deliver()
     world.heat(hot=True)
     for _ in range(MAX_UNFINISHED + 1):
         world.send("fine-tune", {**JOB, "most_wait_s": 5})
@@ -387,6 +400,40 @@ def full_disk(world: LedgerWorld) -> None:
         assert world.journal.outcome(command) is not None
 
 
+def changes(world: LedgerWorld) -> None:
+    """Another model while a job is at work, with a cut at each commit: the job goes on, the model changes once."""
+    store, asked = Store(world.folder / "store", bytes(32)), []
+    for model in (b"one", b"two"):
+        store.activate(store.stage(model, {}))
+        store.mark_good()
+    for after in (False, True):
+        for commits in range(1, 7):
+            world.send("fine-tune", JOB)
+            world.deliver()
+            world.work_until(State.TRAINING)
+            ways = way_back(store.folder), way_back(store.folder, BASE)
+            wanted = ways[commits % 2].after
+            asked.append(world.send("rollback", {"to": wanted or BASE}, expect={"active_model": ways[0].before}))
+            world.cut(commits, after=after)
+            world.deliver()
+            for act in ("vanish", "next", "next", "next", "next"):
+                world.tick()
+                world.work_on(act)
+            world.journal.cut_in = 0
+            world.deliver()
+            for _ in range(4):
+                world.tick()
+                world.work_on("next")
+            assert world.journal.outcome(asked[-1]) == "succeeded"
+            active = store.active()
+            assert (active.plaintext_sha256 if active else "") == wanted
+            store.activate(store.stage(b"%d" % len(asked), {}))
+            store.mark_good()
+    assert world.switches == len(asked)
+    world.send("evaluate", {"data": "/srv/photos"})
+    world.deliver()
+
+
 def fixed_policy(world: LedgerWorld) -> None:
     world.send("set-policy", {"reset": True})
     world.deliver()
@@ -403,6 +450,7 @@ TOURS: list[tuple[Tour, dict[str, Any]]] = [
     (power_cuts, {}),
     (lost_ends, {}),
     (full_disk, {}),
+    (changes, {}),
     (fixed_policy, {"by_command": False}),
 ]
 

@@ -34,8 +34,11 @@ from agent.messages import (
     ScrubOrder,
     Stage,
     Steer,
+    SwitchOrder,
     Waits,
 )
+from agent.slots import read_manifest, read_status
+from agent.switch import slot_of, switch_back
 from policies.reading import Action, Decision
 from service.answers import RESULTS_KEPT
 from service.asked import RUNNING
@@ -163,6 +166,8 @@ class LedgerWorld:
         self.made = 0
         self.states: Counter[str] = Counter()
         self.codes: Counter[str] = Counter()
+        self.switches = 0
+        """How often another model became active."""
         self.counted: set[tuple[str, int]] = set()
         self.faults: list[str] = []
         # The broker.
@@ -195,6 +200,7 @@ class LedgerWorld:
         self.steering = Steering(board, self.policies.policy)
         clock = Clock(lambda: self.board_now, lambda: self.mono_s, lambda: self.board_now >= floor)
         self.worker: SimulatedWorker | None = None
+        self.order: Message | None = None
         self.job: str = ""
         self.desk = Desk(
             *(self.journal, self.steering, self.policies, self, lambda: self.trusted, DEVICE, clock),
@@ -220,8 +226,8 @@ class LedgerWorld:
     def board_now(self) -> float:
         return max(0.0, self.now_s + self.board_ahead_s)
 
-    async def _start(self, _order: Message, _nice: int, _on_log: Callable[[str], None], _module: str = "") -> Any:
-        self.worker = SimulatedWorker()
+    async def _start(self, order: Message, _nice: int, _on_log: Callable[[str], None], _module: str = "") -> Any:
+        self.worker, self.order = SimulatedWorker(), order
         return self.worker
 
     def _job_order(self, record: JobRecord) -> Order:
@@ -293,6 +299,7 @@ class LedgerWorld:
         with self._powered():
             self.desk.runner.tick()
             self.desk.scrubs.steer()
+            self.desk.models.steer()
             self.desk.wake()
             if self.connected:
                 self.desk.catch_up()
@@ -342,7 +349,9 @@ class LedgerWorld:
             return
         with self._powered():
             current = self.desk.runner.current
-            if self.desk.scrubs.running:
+            if self.desk.models.running:
+                worker.said.put_nowait(self._model_word(act, worker.order))
+            elif self.desk.scrubs.running:
                 worker.said.put_nowait(_scrub_word(act))
             elif current is not None:
                 for message in self._words(act, current, worker.order):
@@ -528,8 +537,9 @@ class LedgerWorld:
 
     def _unfinished(self) -> bool:
         asked = self.desk.qualifications._asked
-        scrubs = [one for one in self.desk.scrubs._asked.values() if not one.ended]
-        return bool(self.journal.unfinished() or scrubs or (asked is not None and not asked.ended))
+        rooms = (self.desk.scrubs, self.desk.models)
+        open_ones = [one for room in rooms for one in room._asked.values() if not one.ended]
+        return bool(self.journal.unfinished() or open_ones or (asked is not None and not asked.ended))
 
     # --- details -----------------------------------------------------------------------------------------------------
 
@@ -561,7 +571,7 @@ class LedgerWorld:
         db = self.journal._db
         marks = [tuple(row) for row in db.execute("SELECT * FROM marks").fetchall() if row["name"] not in BOOKKEEPING]
         jobs = [{**dict(row), "status_published": 0} for row in db.execute("SELECT * FROM jobs").fetchall()]
-        return jobs, marks, self.policies.now.sha256, dict(self.desk.scrubs._asked)
+        return jobs, marks, self.policies.now.sha256, dict(self.desk.scrubs._asked), dict(self.desk.models._asked)
 
     def _words(self, act: str, record: JobRecord, order: Steer | None) -> list[Message | int]:  # noqa: PLR0911 - one for each thing it may say
         """What a worker says that does `act` next, and obeys the order it has."""
@@ -582,11 +592,38 @@ class LedgerWorld:
             return [Waits(resting=False, rule="")]
         return [Stage(STAGES[(STAGES.index(state) + 1) if state in STAGES else 0])]
 
+    def _model_word(self, act: str, order: Steer | None) -> Message | int:
+        """What a worker says of a model: a change is made on the disk before it is told."""
+        what, current = self.order, self.desk.models._current
+        assert current is None or current.id not in self.ended, "no command runs twice: this one has ended"
+        if isinstance(what, SwitchOrder) and act != "fail":
+            self.switches += change_over(self.folder / "store", what)
+        if act == "vanish":
+            return -11
+        if order is not None and order.action == "ABORT":
+            return Failed(order.rule, "ended as ordered")
+        return Failed("bad-data", "no images") if act == "fail" else Finished("SUCCEEDED", "", {"slot": ""})
+
     def _promotes(self, act: str, record: JobRecord) -> list[Message | int]:
         if act == "roll back" and record.id not in self.promoted:
             return [Finished("ROLLED_BACK", "the self-test failed", {})]
         self.promoted.add(record.id)
         return [Finished("SUCCEEDED", "", {})]
+
+
+def change_over(store: Path, order: SwitchOrder) -> int:
+    """What the real one does to a status, without models; 1 where something changed."""
+    status = read_status(store)
+    if _held(store, status.active) == order.after:
+        return 0
+    assert _held(store, status.active) == order.before, "no job changed the model meanwhile"
+    slot = slot_of(store, order.after, status.in_use()) if order.after else ""
+    switch_back(store, slot, "by an operator")
+    return 1
+
+
+def _held(store: Path, slot: str) -> str:
+    return read_manifest(store, slot).core.plaintext_sha256 if slot else ""
 
 
 def _scrub_word(act: str) -> Message | int:
