@@ -44,7 +44,6 @@ SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, 
 MAX_SPEC_BYTES = 64 << 10
 MAX_REASON = 600  # characters of a line that a board wrote; reasons have 500
 AT_ONCE = 50  # publications on their way; the link takes a hundred
-ENDED = {"succeeded": 0, "rejected": 3, "failed": 1, "canceled": 1, "timed_out": 1, "rolled_back": 1}
 
 
 def read_spec(path: Path) -> dict[str, object]:
@@ -181,25 +180,37 @@ async def _send(options: argparse.Namespace, access: Access, envelopes: Sequence
             for board in boards:
                 link.listen(board, "conn")
         await link.wait_connected(CONNECT_S)
-        for start in range(0, len(envelopes), AT_ONCE):
-            batch = envelopes[start : start + AT_ONCE]
-            sending = (
-                link.send(request.device, request.type, request.id, envelope, expires_s=options.valid)
-                for request, envelope in batch
-            )
-            await asyncio.gather(*sending)
-        _say_sent(options, [request for request, _ in envelopes])
+        await _send_all(options, link, envelopes)
         return await _watch(options, follow, boards) if options.watch else 0
 
 
-def _say_sent(options: argparse.Namespace, requests: Sequence[Request]) -> None:
-    alone = len(requests) == 1
+async def _send_all(options: argparse.Namespace, link: FleetLink, envelopes: Sequence[tuple[Request, bytes]]) -> None:
+    """Send, and tell what was sent, also where the broker does not take all of it."""
+    sent: list[Request] = []
+    failures: list[BaseException] = []
+    for start in range(0, len(envelopes), AT_ONCE):
+        batch = envelopes[start : start + AT_ONCE]
+        sending = (
+            link.send(request.device, request.type, request.id, envelope, expires_s=options.valid)
+            for request, envelope in batch
+        )
+        done = await asyncio.gather(*sending, return_exceptions=True)
+        failures = [outcome for outcome in done if outcome is not None]
+        sent += [request for (request, _), outcome in zip(batch, done, strict=True) if outcome is None]
+        if failures:
+            break
+    _say_sent(options, sent, alone=len(envelopes) == 1)
+    for failure in failures:
+        raise failure
+
+
+def _say_sent(options: argparse.Namespace, requests: Sequence[Request], *, alone: bool) -> None:
     if not options.json:
         for request in requests:
             print(request.id if alone else f"{request.device} {request.id}", flush=True)
     elif not options.watch:
         ids = [{"board": request.device, "id": request.id} for request in requests]
-        say_json({"id": requests[0].id} if alone else ids)
+        say_json(ids if not alone else {"id": requests[0].id} if requests else {})
 
 
 async def _watch(options: argparse.Namespace, follow: Follow, boards: set[str]) -> int:

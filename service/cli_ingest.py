@@ -20,7 +20,6 @@ from service.fleet.ingest import RECEIVE_MAXIMUM, Counts, Ingest, Plan
 from service.fleet.store import open_store
 from service.logs import configure
 
-DEFAULT_STORE = "temperd-fleet.sqlite"
 DAY_S = 86400.0
 MAX_DAYS, MAX_GIB = 3650, 65536
 

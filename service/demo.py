@@ -22,7 +22,7 @@ from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
 from service.broker import LOOPBACK, Broker, cache_folder, find_mosquitto, start_broker
 from service.cli import say_json
-from service.cli_fleet import ENDED, make_request
+from service.cli_fleet import make_request
 from service.commands import FINE_TUNE, sign_command
 from service.config import Mqtt
 from service.console_link import ConsoleLink, Seen
@@ -38,6 +38,7 @@ from service.demo_setup import (
 )
 from service.demo_story import Story, chart_of, table_of
 from service.device_link import Address
+from service.fleet.outcome import NOT_ENDED, exit_code, of_status
 from service.live import runtime_folder
 from service.logs import configure
 from service.worker_process import environment
@@ -158,7 +159,7 @@ async def _watch(story: Story, link: ConsoleLink, scene: Scene) -> None:
         _follow(story, seen)
         if story.share >= HEAT_AFTER and story.heat_at is None:
             _heat(scene, story)
-        if story.status in ENDED:
+        if of_status(story.status) not in NOT_ENDED:
             return
 
 
@@ -199,7 +200,7 @@ def _finish(options: argparse.Namespace, console: Console, scene: Scene, story: 
     picture = scene.folder / "job.svg"
     write_atomic(picture, chart_of(story).encode(), 0o644)
     write_atomic(scene.folder / "result.json", json.dumps(story.status_body, indent=2).encode() + b"\n", 0o644)
-    code = ENDED.get(story.status, 1)
+    code = exit_code([of_status(story.status)])
     if options.json:
         say_json({**story.status_body, "wall_s": wall_s, "chart": str(picture)})
         return code

@@ -23,6 +23,7 @@ BUSY_S = 5.0  # another `temperd fleet` may be writing
 MAX_GROUPS = 1000  # of one tenant
 MAX_MEMBERS = 20_000  # of one group, as many as one tenant's boards
 MAX_REMEMBERED = 40_000  # boards of one tenant: twice what a broker shows, and a broker may invent others each time
+MAX_OVER = 100  # roll-outs of one tenant that are over: each keeps a command for every board
 MAX_VIEW_BYTES = 16 << 10  # of one board; a summary has about 1 KB
 FILE_NAME = "fleet.sqlite"
 
@@ -52,6 +53,10 @@ DELETE FROM boards WHERE tenant = :tenant AND board IN (
     SELECT b.board FROM boards b WHERE b.tenant = :tenant
     ORDER BY b.board IN (SELECT board FROM members WHERE tenant = :tenant) DESC, b.seen DESC, b.board
     LIMIT -1 OFFSET :most)
+"""
+
+_OVER = """
+SELECT id FROM roll_outs WHERE tenant = :tenant AND state IN ('done', 'aborted') ORDER BY id DESC LIMIT -1 OFFSET :most
 """
 
 
@@ -212,7 +217,7 @@ class FleetState:
     # --- roll-outs ---------------------------------------------------------------------------------------------------
 
     def begin(self, roll_out: RollOut, boards: Sequence[str]) -> None:
-        """Journal a roll-out over boards, in its order, before anything is sent."""
+        """Journal a roll-out over boards, in its order, before anything is sent. The oldest that are over go."""
         row = (
             *(roll_out.id, roll_out.tenant, roll_out.type, json.dumps(roll_out.terms)),
             *(roll_out.created, roll_out.state, roll_out.why),
@@ -223,6 +228,9 @@ class FleetState:
                 "INSERT INTO commands VALUES (?, ?, ?, '', x'', 0, 0, 'waiting', 'null', '', x'')",
                 [(roll_out.id, place, board) for place, board in enumerate(boards)],
             )
+            over = self._database.execute(_OVER, {"tenant": roll_out.tenant, "most": MAX_OVER}).fetchall()
+            self._database.executemany("DELETE FROM commands WHERE roll_out = ?", map(tuple, over))
+            self._database.executemany("DELETE FROM roll_outs WHERE id = ?", map(tuple, over))
 
     def roll_out(self, wanted: str) -> RollOut:
         """A roll-out by its id.

@@ -21,6 +21,7 @@ from service.cli import _parser, main
 from service.cli_fleet_view import live_table
 from service.commands import sign_command
 from service.config import Mqtt
+from service.fleet import state as state_file
 from service.fleet.access import find_access
 from service.fleet.boards import Boards
 from service.fleet.fleet_link import FleetLink
@@ -171,6 +172,22 @@ def test_one_command_goes_to_several_boards_and_the_exit_code_tells_the_worst(pl
         assert code == 3
         assert "rejected (not-permitted): a viewer may not fine-tune?[2J" in out  # no escape sequence of a board's
         assert len({line.split()[1] for line in place.done()}) == len(place.done())
+
+
+def test_what_was_sent_is_told_also_where_the_broker_does_not_take_all(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = FleetLink.send
+
+    async def choosy(link: FleetLink, device: str, *words: Any, **options: Any) -> None:
+        if device == "pi-2":
+            raise NetworkError("the broker did not confirm the command")
+        await send(link, device, *words, **options)
+
+    monkeypatch.setattr(FleetLink, "send", choosy)
+    code, out, told = place.fleet("send", "pi-1", "pi-2", "pi-3", "scrub", "--key", place.key)
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (1, ["pi-1", "pi-3"])
+    assert "did not confirm" in told
 
 
 def test_waiting_ends_by_outcome_or_by_time(place: Place) -> None:
@@ -380,6 +397,20 @@ def test_limits_may_change_on_the_way_and_wrong_ones_leave_a_roll_out_as_it_was(
     assert rules() == replace(begun, least_ended=7, parallel=3)
     assert place.fleet(*resume, "--stop-at", "50%")[0] == 0
     assert rules() == replace(begun, least_ended=7, parallel=3, stop_at=0.5, canary=0)
+
+
+def test_roll_outs_that_are_over_go_when_there_are_many(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_file, "MAX_OVER", 2)
+    made = [f"{ID[:-1]}{number}" for number in range(5)]
+    with FleetState(place.state) as state:
+        for roll_out, end in zip(made, ("done", "stopped", "aborted", "done", "done"), strict=True):
+            state.begin(RollOut(roll_out, "default", "scrub", {}, 0.0, "running", ""), ["pi-1", "pi-2"])
+            state.stand(roll_out, end)
+        state.begin(RollOut(f"{ID[:-1]}7", "other", "scrub", {}, 0.0, "done", ""), ["pi-1"])
+        state.begin(RollOut(f"{ID[:-1]}9", "default", "scrub", {}, 0.0, "running", ""), ["pi-1"])
+        assert [known.id[-1] for known in state.roll_outs("default")] == ["9", "4", "3", "1"]
+        assert state.commands(made[0]) == []
+        assert len(state.commands(made[1])) == 2
 
 
 def test_a_state_file_that_is_none_is_told_and_left_as_it_is(place: Place) -> None:
