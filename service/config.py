@@ -35,6 +35,13 @@ def _check_name(key: str, value: str) -> None:
         raise TableError(key, f"{value!r} is no name: 1 to 63 of a-z, 0-9 and dash")
 
 
+def _check_host(key: str, value: str) -> None:
+    """Refuse what no resolver can read: Python's own raises no OSError at it."""
+    labels = value.split(".")
+    if not _HOST.fullmatch(value) or any(not 1 <= len(label) <= _HOST_LABEL for label in labels):
+        raise TableError(key, f"{value!r} is neither a host name nor an address")
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """Who this board is, and where it keeps its state."""
@@ -77,9 +84,7 @@ class Mqtt:
 
     def __post_init__(self) -> None:
         """Refuse halves of a pair, and hosts that no resolver can read."""
-        labels = self.host.split(".")
-        if not _HOST.fullmatch(self.host) or any(not 1 <= len(label) <= _HOST_LABEL for label in labels):
-            raise TableError("host", f"{self.host!r} is neither a host name nor an address")
+        _check_host("host", self.host)
         if bool(self.cert_file) != bool(self.key_file):
             missing = "key_file" if self.cert_file else "cert_file"
             raise TableError(missing, "missing: cert_file and key_file go together")
@@ -200,8 +205,7 @@ def split_address(listen: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
     if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= _MOST_PORT:
         raise TableError("listen", f"{listen!r} is no address: host:port, or :port for the loopback")
-    if not _HOST.fullmatch(host):
-        raise TableError("listen", f"{host!r} is neither a host name nor an address")
+    _check_host("listen", host)
     return host, int(port)
 
 
