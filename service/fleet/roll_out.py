@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from agent.errors import NetworkError
 from policies.strict import build, limits
 from service.commands import CANCEL, FINE_TUNE, MAX_LIFETIME_S, QUALIFY, Request, new_id
-from service.fleet.boards import is_newer
+from service.fleet.boards import MAX_BOARDS, is_newer
 from service.fleet.fleet_link import FleetLink
 from service.fleet.outcome import NOT_ENDED, WITHOUT_WORD, Outcome, of_status
 from service.fleet.roll_out_plan import Move, Rules, Step, next_step
@@ -26,8 +26,10 @@ LATE_S = 60.0  # a board may have taken a command in its last second; its status
 TICK_S = 1.0  # how often expiry and canaries' time are looked at when nothing comes in
 AT_ONCE = 20  # publications on their way; the link takes a hundred
 LEAST_CANCEL_S = 3600  # how long a cancel stays at the broker at least
+MAX_NEWS = 2 * MAX_BOARDS  # between two looks: of each board its command and the cancel of it
 MAX_STATUS_CHARACTERS = 500  # of a reason that is kept
 CANCELABLE = frozenset((FINE_TUNE, QUALIFY))
+UNKNOWN_JOB = "wrong-state"  # the answer to a cancel of what the board does not have; other refusals tell nothing of it
 _KEPT = ("status", "step", "version", "reason_code", "reason", "progress", "eta_s", "ts")
 
 log = logger("roll-out")
@@ -60,8 +62,8 @@ class Inbox:
     """What came in since the last look; filled by the link, emptied by the roll-out."""
 
     online: dict[str, bool] = field(default_factory=dict)
-    statuses: dict[str, Mapping[str, object]] = field(default_factory=dict)
-    """The newest by command id."""
+    statuses: dict[tuple[str, str], Mapping[str, object]] = field(default_factory=dict)
+    """The newest by board and command id: a board may write below its own root what it likes."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, topic: str, body: Mapping[str, object] | None, _retained: bool) -> None:  # noqa: FBT001 - a callback
@@ -70,12 +72,13 @@ class Inbox:
         if body is None:
             return
         match levels[3:]:
-            case [board, "conn"]:
+            case [board, "conn"] if board in self.online or len(self.online) < MAX_BOARDS:
                 self.online[board] = body.get("online") is True
-            case [_, "cmd", _, command_id, "sts"]:
-                before = self.statuses.get(command_id)
-                if before is None or is_newer(body, before):
-                    self.statuses[command_id] = body
+            case [board, "cmd", _, command_id, "sts"]:
+                before = self.statuses.get((board, command_id))
+                fits = before is not None or len(self.statuses) < MAX_NEWS
+                if fits and (before is None or is_newer(body, before)):
+                    self.statuses[board, command_id] = body
             case _:
                 return
         self.arrived.set()
@@ -204,9 +207,11 @@ class RollOutRun:
     def _look(self) -> None:
         """Journal what came in, and what expired without an answer."""
         changed: list[Sent] = []
-        for command_id, body in self._inbox.statuses.items():
+        for (board, command_id), body in self._inbox.statuses.items():
             place = self._by_id.get(command_id)
-            if place is not None and (fresh := _with_status(self.commands[place], body)):
+            if place is None or self.commands[place].board != board:
+                continue
+            if fresh := _with_status(self.commands[place], body):
                 changed.append(fresh)
         self._keep(changed)
         self._keep([command for command in self.commands if self._is_unknown(command)], outcome=Outcome.TAKEN_BACK)
@@ -216,10 +221,10 @@ class RollOutRun:
         self._keep([command for command in silent if now > command.not_after + LATE_S], outcome=Outcome.EXPIRED)
 
     def _is_unknown(self, command: Sent) -> bool:
-        """Whether the board refused to cancel what it never told of: it does not have it."""
-        answer = self._inbox.statuses.get(command.cancel_id) if command.cancel_id else None
+        """Whether the board knows no job of that id to cancel, and never told of one: it does not have it."""
+        answer = self._inbox.statuses.get((command.board, command.cancel_id)) if command.cancel_id else None
         silent = command.outcome == Outcome.OPEN and command.status is None
-        return silent and answer is not None and of_status(answer.get("status")) is Outcome.REFUSED
+        return silent and answer is not None and answer.get("reason_code") == UNKNOWN_JOB
 
     def _keep(self, changed: Sequence[Sent], outcome: Outcome | None = None) -> None:
         """In the file, then in memory; with another outcome, if one is given."""

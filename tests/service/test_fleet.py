@@ -413,6 +413,23 @@ def test_roll_outs_that_are_over_go_when_there_are_many(place: Place, monkeypatc
         assert len(state.commands(made[1])) == 2
 
 
+@pytest.mark.parametrize(("code", "outcome"), [("expired", "open"), ("wrong-state", "taken-back")])
+def test_a_board_that_refuses_a_cancel_for_another_reason_may_have_the_job(
+    tmp_path: Path, code: str, outcome: str
+) -> None:
+    cancel, inbox = f"{ID[:-1]}2", Inbox()
+    made = RollOut(ID, "default", "fine-tune", Terms(Rules(), {}).to_table(), 0.0, "aborted", "")
+    open_one = Sent(0, "pi-1", id=ID, envelope=b"x", not_after=600, outcome="open", cancel_id=cancel, cancel=b"y")
+    with FleetState(tmp_path / "fleet.sqlite") as state:
+        state.begin(made, ["pi-1"])
+        state.write(ID, [open_one])
+        run = RollOutRun(state, made, lambda _request: b"", inbox, now=lambda: 0.0)
+        answer = {"id": cancel, "status": "rejected", "reason_code": code, "version": 1}
+        inbox.take(f"temper/v1/default/pi-1/cmd/cancel/{cancel}/sts", answer, False)
+        run._look()
+        assert [command.outcome for command in state.commands(ID)] == [outcome]
+
+
 def test_a_state_file_that_is_none_is_told_and_left_as_it_is(place: Place) -> None:
     place.state.parent.mkdir()
     place.state.write_bytes(b"no database" * 1000)
