@@ -159,6 +159,7 @@ class Client(mqtt.Client):
         settings = self._settings
         if settings.username:
             self.username_pw_set(settings.username, password(settings.password_file))
+        self._ssl_context = None  # the one before holds authorities too
         self._ssl_context = tls_context(settings)
         self._ssl = self._ssl_context is not None
 

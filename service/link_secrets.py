@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 from agent.errors import BoardError, ConfigError
@@ -10,6 +13,7 @@ from agent.keys_files import OPEN_TO_ALL, check_mode
 from service.config import Mqtt
 
 MAX_PASSWORD_BYTES = 4096
+_BY_HASH = re.compile(r"[0-9a-f]{8}\.[0-9]+")  # openssl-rehash(1)
 
 
 def password(path: str) -> str | None:
@@ -43,7 +47,8 @@ def tls_context(settings: Mqtt) -> ssl.SSLContext | None:
     if settings.key_file:
         _check_private(settings.key_file)
     try:
-        context = ssl.create_default_context(cafile=settings.ca_file or None)
+        folder = None if settings.ca_file else _folder_of_authorities(os.environ)
+        context = ssl.create_default_context(cafile=settings.ca_file or None, capath=folder)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if settings.cert_file:
             context.load_cert_chain(
@@ -53,6 +58,18 @@ def tls_context(settings: Mqtt) -> ssl.SSLContext | None:
         where = ", ".join(filter(None, (settings.ca_file, settings.cert_file, settings.key_file)))
         raise ConfigError(f"the TLS files cannot be used: {error}", where=where) from error
     return context
+
+
+def _folder_of_authorities(environ: Mapping[str, str]) -> str | None:
+    """The system's authorities as a folder in which OpenSSL finds the one that it needs; `None` where there is none.
+
+    The file with all of them would be 2.3 MB in an idle daemon's memory, and be read at each attempt to connect.
+    """
+    places = ssl.get_default_verify_paths()
+    if places.openssl_cafile_env in environ or places.capath is None:
+        return None
+    there = any(_BY_HASH.fullmatch(name) for name in os.listdir(places.capath))  # noqa: PTH208 - names, not paths
+    return places.capath if there else None
 
 
 def _check_private(path: str) -> None:

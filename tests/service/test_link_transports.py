@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import json
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from service.config import Mqtt
 from service.device_link import Address, Connected, Incoming, Link
@@ -96,12 +98,40 @@ def test_websockets_without_tls(tmp_path: Path) -> None:
         run(lambda: goes_there_and_back(at(broker, port=port, transport="websockets"), bytes(100_000)))
 
 
-def test_authorities_of_the_system(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kept_as", ["file", "folder"])
+def test_authorities_of_the_system(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, kept_as: str) -> None:
+    places = ssl.get_default_verify_paths()
+    monkeypatch.delenv(places.openssl_cafile_env, raising=False)
+    authority = (place / "authority.crt").read_bytes()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / hash_name(authority)).write_bytes(authority)
+    (tmp_path / "file").write_bytes(authority)
     with a_broker(tmp_path, listener_lines(place, "broker")) as broker:
         mqtt = at(broker, tls=True)
         assert "not signed by an authority that we trust" in run(lambda: first_trouble(mqtt))
-        monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(place / "authority.crt"))
+        variable = places.openssl_cafile_env if kept_as == "file" else places.openssl_capath_env
+        monkeypatch.setenv(variable, str(tmp_path / kept_as))
         run(lambda: goes_there_and_back(mqtt))
+
+
+def hash_name(pem: bytes) -> str:
+    """As openssl-rehash(1) calls the file of an authority whose name is one short word in small letters."""
+    name = x509.load_pem_x509_certificate(pem).subject.public_bytes()
+    return f"{int.from_bytes(hashlib.sha1(name[2:]).digest()[:4], 'little'):08x}.0"  # noqa: S324 - OpenSSL's choice
+
+
+def test_a_folder_of_authorities_is_not_read_whole(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = (place / "authority.crt").read_bytes()
+    places = ssl.get_default_verify_paths()
+    monkeypatch.delenv(places.openssl_cafile_env, raising=False)
+    monkeypatch.setenv(places.openssl_capath_env, str(tmp_path))
+    (tmp_path / hash_name(authority)).write_bytes(authority)
+    context = tls_context(Mqtt(tls=True))
+    assert context is not None
+    assert context.cert_store_stats()["x509"] == 0
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
 @pytest.mark.parametrize(
