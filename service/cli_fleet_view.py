@@ -105,7 +105,10 @@ async def _look(access: Access, boards: Boards, names: Collection[str], least_s:
     async with FleetLink(access.mqtt, access.tenant, client_id, take, boards=names, topics=topics, paced=True) as link:
         await link.wait_connected()
         if not await link.wait_quiet(least_s, least_s + MOST_LOOK_S):
-            print(f"the broker still sends after {least_s + MOST_LOOK_S:g} s: not all is shown", file=sys.stderr)
+            print(
+                f"the broker still sends after {least_s + MOST_LOOK_S:g} s, or is gone: not all is shown",
+                file=sys.stderr,
+            )
         return link.refused
 
 

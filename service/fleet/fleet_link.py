@@ -121,19 +121,19 @@ class FleetLink:
                 self._connection.subscribe(topic_filter)
 
     async def wait_quiet(self, least_s: float = 0.0, most_s: float = MOST_LOOK_S) -> bool:
-        """Return once the retained messages are here: none came for `QUIET_S` and what connecting took.
+        """Return once the retained messages are here: connected, none came for `QUIET_S` and what connecting took.
 
         Args:
             least_s: not before.
             most_s: not after, whatever comes.
 
         Returns:
-            False where messages still came after `most_s`.
+            False where messages still came after `most_s`, or the broker was gone.
         """
         start = self._latest = time.monotonic()
         quiet = QUIET_S + self._connect_s  # connecting took two round trips or more: the first message takes one
         while (now := time.monotonic()) < start + most_s:
-            asked = self._pace is None or not self._pace.asks
+            asked = self._up.is_set() and (self._pace is None or not self._pace.asks)
             if now >= start + least_s and now >= self._latest + quiet and asked:
                 return True
             await asyncio.sleep(QUIET_S / 10)

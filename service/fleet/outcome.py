@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
-DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3  # exit codes of every verb
+DONE, FAILED, REFUSED = 0, 1, 3  # exit codes of every verb; 2: wrong words or files
 
 
 class Outcome(StrEnum):

@@ -209,6 +209,18 @@ class Filter:
     after: tuple[str, str] = ("", "")
     limit: int = MAX_PAGE
 
+    def values(self) -> dict[str, object]:
+        """The named values of both databases' statement for a list."""
+        return {
+            "tenant": self.tenant,
+            "prefix": self.prefix,
+            "online": self.online,
+            "alarmed": self.alarmed,
+            "tenant_after": self.after[0],
+            "name_after": self.after[1],
+            "limit": min(self.limit, MAX_PAGE),
+        }
+
 
 class Store(Protocol):
     """A database of what a fleet said.

@@ -135,19 +135,12 @@ class PostgresStore:
 
     def devices(self, wanted: Filter, now: float) -> list[DeviceRow]:
         """See `Store.devices`."""
-        values = {
+        span = {
             "newest": datetime.fromtimestamp(now, UTC) + DAY,
             "oldest": datetime.fromtimestamp(now - RECENT_S, UTC),
-            "tenant": wanted.tenant,
-            "prefix": wanted.prefix,
-            "online": wanted.online,
-            "alarmed": wanted.alarmed,
-            "tenant_after": wanted.after[0],
-            "name_after": wanted.after[1],
-            "limit": min(wanted.limit, MAX_PAGE),
         }
         with self._storing() as connection:
-            return [device_row(row) for row in connection.execute(statements.DEVICES, values)]
+            return [device_row(row) for row in connection.execute(statements.DEVICES, wanted.values() | span)]
 
     def latest(self, tenant: str, device: str, now: float) -> dict[str, tuple[float, str]]:
         """See `Store.latest`."""

@@ -182,19 +182,9 @@ class SqliteStore:
 
     def devices(self, wanted: Filter, now: float) -> list[DeviceRow]:
         """See `Store.devices`."""
-        values = {
-            "newest": int(now * 1000) + DAY_MS,
-            "oldest": int((now - RECENT_S) * 1000),
-            "tenant": wanted.tenant,
-            "prefix": wanted.prefix,
-            "online": wanted.online,
-            "alarmed": wanted.alarmed,
-            "tenant_after": wanted.after[0],
-            "name_after": wanted.after[1],
-            "limit": min(wanted.limit, MAX_PAGE),
-        }
+        span = {"newest": int(now * 1000) + DAY_MS, "oldest": int((now - RECENT_S) * 1000)}
         with self._storing():
-            return [device_row(row) for row in self._database.execute(_DEVICES, values)]
+            return [device_row(row) for row in self._database.execute(_DEVICES, wanted.values() | span)]
 
     def latest(self, tenant: str, device: str, now: float) -> dict[str, tuple[float, str]]:
         """See `Store.latest`."""

@@ -377,6 +377,20 @@ def test_a_request_is_taken_back_also_when_the_connection_breaks(place: Place) -
     assert list(seen) == [f"temper/v1/default/pi-2/cmd/scrub/{ID}/req"]
 
 
+def test_a_broker_that_goes_while_a_list_is_read_is_not_taken_for_one_that_has_said_all(place: Place) -> None:
+    async def play() -> bool:
+        settings = Mqtt(host="127.0.0.1", port=place.broker.port)
+        async with FleetLink(settings, "default", "one", lambda *_: None, paced=True) as link:
+            await link.wait_connected(WAIT_S)
+            assert await link.wait_quiet()
+            place.broker.kill()
+            while link.connected:  # noqa: ASYNC110 - the broker's end
+                await asyncio.sleep(0.01)
+            return await link.wait_quiet(most_s=2.0)
+
+    assert not asyncio.run(play())
+
+
 def test_limits_may_change_on_the_way_and_wrong_ones_leave_a_roll_out_as_it_was(place: Place) -> None:
     begun = Rules(canary=1, least_ended=50, wait_canary_s=9.0)
     made = RollOut(ID, "default", "scrub", Terms(begun, {}).to_table(), time.time(), "stopped", "")
