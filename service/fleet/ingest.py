@@ -36,6 +36,7 @@ BATCH_S = 0.2  # how long the first message of a batch waits for others
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0  # a store that is away
 QUIET_S = 1.0  # a broker that has something queued sends it at once
 TRIM_EVERY_S = 60.0
+AHEAD_S = 86400.0  # a clock that is further ahead is wrong, or a lie
 
 log = logger("ingest")
 
@@ -230,6 +231,7 @@ class Ingest:
                 log.warning("message refused", reason=error.reason, why=str(error), topic=message.topic)
             self.counts.refused[error.reason] += 1
             facts = []
+        facts = [self._sane(fact) for fact in facts]
         if len(self._boards) < MAX_DEVICES:
             self._boards.update(key(fact) for fact in facts if isinstance(fact, Presence))
         weight = len(message.payload) + FACT_BYTES * len(facts)
@@ -240,6 +242,12 @@ class Ingest:
             self._connection.listen(on=False)
         if len(self._waiting) == 1 or self._full:
             self._arrived.set()
+
+    def _sane(self, fact: Fact) -> Fact:
+        """A presence of the far future becomes one of now: the store would take every later one for older."""
+        if isinstance(fact, Presence) and fact.ts > self._now() + AHEAD_S:
+            return fact._replace(ts=self._now())
+        return fact
 
     # Into the store.
 

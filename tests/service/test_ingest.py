@@ -447,6 +447,20 @@ def test_large_messages_wait_with_the_broker_too(
     assert store.count() == 300
 
 
+def test_a_presence_from_the_far_future_does_not_outlast_those_that_are_true(broker: Mosquitto, store: Store) -> None:
+    lie = {"online": False, "session": 2**63 - 1, "connection": 2**63 - 1, "boot_id": "x", "ts": 4_102_444_800}
+    true = {"online": True, "session": 1, "connection": 1, "boot_id": "b", "ts": TS + 1}
+
+    async def story() -> None:
+        async with device(broker.port) as boards, running(consumer(broker.port, store)) as made:
+            await boards.say("pi-1/conn", lie)
+            await boards.say("pi-1/conn", true)
+            await until(lambda: made.counts.truths == 2)
+
+    play(story)
+    assert [row.online for row in store.devices(Filter(), TS)] == [True]
+
+
 def start(port: int, store: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "service.cli", "ingest", "--broker", f"127.0.0.1:{port}", "--tenant", "acme"]
     return subprocess.Popen(
