@@ -20,14 +20,37 @@ def without_web_client() -> Iterator[None]:
     paho asks it for the system's proxies, and only where the package PySocks is installed: there it is loaded. Only
     imports within the block are affected: who imports it later gets the real one.
     """
-    if _WEB_CLIENT in sys.modules or find_spec("socks") is not None:
+    if find_spec("socks") is not None:
         yield
         return
-    sys.modules[_WEB_CLIENT] = ModuleType(_WEB_CLIENT)
+    with _stood_in(_WEB_CLIENT):
+        yield
+
+
+@contextmanager
+def without_pickle_and_uuid() -> Iterator[None]:
+    """The same for structlog: 0.3 MB.
+
+    It refuses to pickle its loggers with an error of `pickle`, and names the thread-local contexts of its early
+    versions by `uuid`. Neither happens here.
+    """
+    with _stood_in("pickle", PicklingError=TypeError), _stood_in("uuid"):
+        yield
+
+
+@contextmanager
+def _stood_in(name: str, **members: object) -> Iterator[None]:
+    """Within the block, a module that was not loaded before is one with these members only."""
+    if name in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(name)
+    vars(stand_in).update(members)
+    sys.modules[name] = stand_in
     try:
         yield
     finally:
-        del sys.modules[_WEB_CLIENT]
+        del sys.modules[name]
 
 
 def give_back() -> None:

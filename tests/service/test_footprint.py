@@ -26,6 +26,16 @@ def test_the_link_loads_no_web_client_and_leaves_the_real_one_to_others() -> Non
     assert said(program).splitlines() == ["[]", "a.example"]
 
 
+def test_the_log_loads_no_pickle_and_leaves_the_real_one_to_others() -> None:
+    program = (
+        "import service.logs\n"
+        "print([name for name in ('pickle', 'uuid', 'platform') if name in sys.modules])\n"
+        "import pickle, uuid\n"
+        "print(pickle.loads(pickle.dumps(uuid.UUID(int=7))).int, issubclass(pickle.PicklingError, TypeError))\n"
+    )
+    assert said(program).splitlines() == ["[]", "7 False"]
+
+
 @pytest.mark.parametrize("first", ["import urllib.request", "pass"])
 def test_where_paho_can_use_proxies_it_has_the_web_client(tmp_path: Path, first: str) -> None:
     (tmp_path / "socks.py").write_text("HTTP = SOCKS4 = SOCKS5 = 0\n")
