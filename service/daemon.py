@@ -210,6 +210,8 @@ class Daemon:
                 else:
                     desk.broker_lost()
             case Wiped():
+                self._parts.alarms.connected()
+                self._parts.home_assistant.connected()
                 desk.broker_lost()
             case Disconnected():
                 pass

@@ -17,6 +17,7 @@ from service.logs import logger
 
 MAX_PRESENCE_BYTES = 1024  # ours have about 150
 CLOCKS_APART_S = 60.0  # of two boards that a time server serves
+CLEARED_REST_S = 5.0  # who clears our presence clears the rest beside it: what is told meanwhile would go too
 MAX_REPAIRS = 5  # of our presence on one connection: who else writes it would go on for ever
 MAX_QUEUED_EVENTS = 100  # not yet looked at by the daemon's loop; beyond it reading stops, until it has seen half
 _COMMAND_LEVELS = 8  # temper/v1/<tenant>/<device>/cmd/<type>/<id>/req
@@ -46,7 +47,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Wiped:
-    """The broker knew our session, but not what it kept for us: publish every status again."""
+    """The broker has our session, but not what it kept for us: publish every status and alarm again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,8 @@ class Link:
             jitter=jitter,
         )
         self._here, self._kept, self._repairs = b"", False, 0
+        self._cleared = False
+        """Somebody cleared our presence, and we have not told all again since."""
         self._announced, self._left = 0, 0  # numbers of this connection and the one before
         self._since = self._here_since = self._since_left = now()
 
@@ -247,9 +250,13 @@ class Link:
         if session_present:
             epoch = connection.epoch
             born.add_done_callback(lambda done: self._judge(epoch, confirmed=done.result()))
+        self._tell_capabilities()
+        self._cleared = self._cleared and session_present
+        self._events.put_nowait(Connected(session_present))
+
+    def _tell_capabilities(self) -> None:
         for command_type, capability in self._capabilities.items():
             self._publish(capability, "cmd", command_type)
-        self._events.put_nowait(Connected(session_present))
 
     def _hear_presence(self, message: Message) -> None:
         """Our own `conn`: as the broker kept it, or as somebody publishes it after us, e.g. a will that comes late."""
@@ -263,6 +270,9 @@ class Link:
         elif message.payload != self._here and self._repairs < MAX_REPAIRS:
             self._repairs += 1
             self._connection.publish(message.topic, self._here)
+            if not message.payload and not self._cleared:
+                self._cleared = True
+                asyncio.get_running_loop().call_later(CLEARED_REST_S, self._tell_again, self._connection.epoch)
 
     def _is_ours(self, kept: Mapping[str, object]) -> bool:
         """Whether it is what we left: by the connection before this one, or by the start of the daemon before."""
@@ -281,9 +291,17 @@ class Link:
 
     def _judge(self, epoch: int, *, confirmed: bool) -> None:
         """The broker works in order: what it kept came before it confirmed what we published after asking for it."""
-        if confirmed and epoch == self._connection.epoch and not self._kept:
+        if confirmed and epoch == self._connection.epoch and (self._cleared or not self._kept):
+            self._cleared = False
             log.warning("the broker lost what it kept for us, it is told again")
             self._events.put_nowait(Wiped())
+
+    def _tell_again(self, epoch: int) -> None:
+        """What the broker kept was cleared while we were connected; a connection that was lost since looks itself."""
+        if self._cleared and epoch == self._connection.epoch:
+            self._publish(self._birth, "birth")
+            self._tell_capabilities()
+            self._judge(epoch, confirmed=True)
 
     def _trouble(self, _why: str) -> None:
         self._since = self._now()
