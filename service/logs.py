@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from service.footprint import without_pickle_and_uuid
+from service.footprint import without_pickle
 from service.report_log import RECENT
 
 MAX_VALUE_CHARACTERS = 2000  # one hostile value must not fill the log; journald splits lines near 48 KB
@@ -40,7 +40,7 @@ def _without_rich() -> Iterator[None]:
             del sys.modules[name]
 
 
-with _without_rich(), without_pickle_and_uuid():
+with _without_rich(), without_pickle():
     import structlog
     from structlog.typing import Processor
 

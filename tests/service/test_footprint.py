@@ -29,11 +29,11 @@ def test_the_link_loads_no_web_client_and_leaves_the_real_one_to_others() -> Non
 def test_the_log_loads_no_pickle_and_leaves_the_real_one_to_others() -> None:
     program = (
         "import service.logs\n"
-        "print([name for name in ('pickle', 'uuid', 'platform') if name in sys.modules])\n"
-        "import pickle, uuid\n"
-        "print(pickle.loads(pickle.dumps(uuid.UUID(int=7))).int, issubclass(pickle.PicklingError, TypeError))\n"
+        "print('pickle' in sys.modules)\n"
+        "import pickle\n"
+        "print(pickle.loads(pickle.dumps(7)), issubclass(pickle.PicklingError, TypeError))\n"
     )
-    assert said(program).splitlines() == ["[]", "7 False"]
+    assert said(program).splitlines() == ["False", "7 False"]
 
 
 @pytest.mark.parametrize("first", ["import urllib.request", "pass"])

@@ -26,7 +26,7 @@ NEEDED_BY_OTHERS = {
     "names beyond ASCII": ("encodings.idna", "stringprep", "unicodedata"),
     "mistakes in tables": ("difflib",),
     "exact medians": ("statistics", "fractions", "decimal"),
-    "loggers that are pickled or named": ("pickle", "uuid", "platform"),
+    "loggers that are pickled": ("pickle",),
     "packages in archives": ("zipfile", "importlib.readers"),
 }
 PROGRAM = """
