@@ -14,7 +14,17 @@ from dataclasses import asdict, dataclass, field, replace
 
 from agent.errors import NetworkError
 from policies.strict import build, limits
-from service.commands import CANCEL, FINE_TUNE, MAX_LIFETIME_S, QUALIFY, Request, new_id
+from service.commands import (
+    CANCEL,
+    EVALUATE,
+    FINE_TUNE,
+    MAX_LIFETIME_S,
+    PROMOTE,
+    QUALIFY,
+    ROLLBACK,
+    Request,
+    new_id,
+)
 from service.fleet.boards import MAX_BOARDS, is_newer
 from service.fleet.fleet_link import FleetLink
 from service.fleet.outcome import NOT_ENDED, WITHOUT_WORD, Outcome, of_status
@@ -28,7 +38,7 @@ AT_ONCE = 20  # publications on their way; the link takes a hundred
 LEAST_CANCEL_S = 3600  # how long a cancel stays at the broker at least
 MAX_NEWS = 2 * MAX_BOARDS  # between two looks: of each board its command and the cancel of it
 MAX_STATUS_CHARACTERS = 500  # of a reason that is kept
-CANCELABLE = frozenset((FINE_TUNE, QUALIFY))
+CANCELABLE = frozenset((FINE_TUNE, QUALIFY, EVALUATE, PROMOTE, ROLLBACK))  # the last two until they have begun
 UNKNOWN_JOB = "wrong-state"  # the answer to a cancel of what the board does not have; other refusals tell nothing of it
 _KEPT = ("status", "step", "version", "reason_code", "reason", "progress", "eta_s", "ts")
 

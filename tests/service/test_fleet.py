@@ -287,11 +287,13 @@ def test_a_roll_out_that_is_refused_or_fails_stops_and_goes_on_when_told(place: 
     assert list(place.state.parent.glob("*.lock")) == []
 
 
-def test_an_aborted_roll_out_cancels_what_is_open_and_cannot_go_on(place: Place) -> None:
+@pytest.mark.parametrize("kind", ["fine-tune", "rollback"])
+def test_an_aborted_roll_out_cancels_what_is_open_and_cannot_go_on(place: Place, kind: str) -> None:
+    asked = (place.job,) if kind == "fine-tune" else (kind,)
     key = ("--key", place.key)
     with place.boards("slow=slow", "good-1"):
         code, lines = place.lines(
-            *("roll-out", place.job, "--board", "slow", "--board", "good-1", "--canary-count", 1, *key),
+            *("roll-out", *asked, "--board", "slow", "--board", "good-1", "--canary-count", 1, *key),
             *("--wait-canary", "1"),
         )
         stopped = lines[-1]
