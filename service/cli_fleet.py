@@ -173,12 +173,13 @@ async def _send(options: argparse.Namespace, access: Access, envelopes: Sequence
     follow = Follow({request.id: request.device for request, _ in envelopes})
     boards = {request.device for request, _ in envelopes}
     client_id = f"console-{envelopes[0][0].id}"
-    topics = tuple(f"cmd/{request.type}/{request.id}/sts" for request, _ in envelopes) if options.watch else ()
-    link = FleetLink(access.mqtt, access.tenant, client_id, follow.take, topics=topics)
+    link = FleetLink(access.mqtt, access.tenant, client_id, follow.take, topics=())
     async with link:
         if options.watch:
             for board in boards:
                 link.listen(board, "conn")
+            for request, _ in envelopes:
+                link.listen(request.device, f"cmd/{request.type}/{request.id}/sts")
         await link.wait_connected(CONNECT_S)
         await _send_all(options, link, envelopes)
         return await _watch(options, follow, boards) if options.watch else 0

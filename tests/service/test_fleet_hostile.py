@@ -114,6 +114,7 @@ def test_another_board_cannot_end_a_command_and_no_word_of_a_board_ends_the_cons
     with fleet(broker, tmp_path, *words) as watching:
         command_id = until(lambda: stranger.ids.get("pi-1"))
         stranger.status("pi-2", command_id, "succeeded", 9)
+        stranger.say(f"pi-2/cmd/scrub/{command_id}/sts", b"\xff what is no status, and would be told as a warning")
         stranger.status("pi-1", command_id, "running", 1, step=ESCAPES, progress=1e308, reason=ESCAPES, result=hostile)
         stranger.status("pi-1", command_id, "failed", 2, reason_code=ESCAPES, reason=ESCAPES * 999, result=hostile)
         code, out, err = ended(watching)
