@@ -15,9 +15,13 @@ from typing import NamedTuple, Protocol
 
 from agent.errors import SpecError
 from service.fleet.boards import number
+from service.fleet.outcome import BY_STATUS
 
 MAX_DEVICES = 100_000  # a store's: ids stay in memory, some 200 bytes each, and a broker may invent names
 RECENT_S = 2 * 86400.0  # a list tells no older telemetry: a temperature of last week is no state, and costs a search
+ENDED = f"({', '.join(map(repr, BY_STATUS))})"  # final statuses, as both databases write them
+NEWER_STATUS = f"""excluded.version > commands.version OR (
+    excluded.version = commands.version AND excluded.ts > commands.ts AND excluded.status NOT IN {ENDED})"""
 MAX_PAGE = 10_000  # devices or points that one question gives back
 _METRIC = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}")  # keys of nested tables, with dots
 
@@ -64,7 +68,7 @@ class Birth(NamedTuple):
 
 
 class Status(NamedTuple):
-    """The status of one command; a higher version is newer."""
+    """The status of one command; a higher version is newer, and so is the same one with later progress."""
 
     tenant: str
     device: str

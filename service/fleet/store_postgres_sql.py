@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from service.fleet.store import ENDED, NEWER_STATUS
+
 SCHEMA = """
 CREATE TABLE temperd_schema (version INTEGER NOT NULL);
 CREATE TABLE devices (
@@ -36,12 +38,12 @@ WHERE id = %(id)s AND ((%(session)s, %(connection)s, NOT %(online)s) > (session,
 """
 BIRTH = "UPDATE devices SET agent = %s, board = %s, model = %s, state_version = %s WHERE id = %s"
 BIRTH_BODY = "INSERT INTO births VALUES (%s, %s) ON CONFLICT (device) DO UPDATE SET body = excluded.body"
-STATUS = """
+STATUS = f"""
 INSERT INTO commands VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (device, id) DO UPDATE SET
     type = excluded.type, version = excluded.version, status = excluded.status, ts = excluded.ts, body = excluded.body,
     seen = excluded.seen
-WHERE excluded.version > commands.version
-"""
+WHERE {NEWER_STATUS}
+"""  # noqa: S608 - a constant of ours
 ALARM = """
 INSERT INTO alarms VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (device, type) DO UPDATE SET
     severity = excluded.severity, ts = excluded.ts, body = excluded.body, seen = excluded.seen
@@ -76,10 +78,9 @@ WHERE (d.tenant, d.name) > (%(tenant_after)s, %(name_after)s) AND (%(tenant)s = 
     AND (%(alarmed)s::boolean IS NULL OR (coalesce(a.number, 0) > 0) = %(alarmed)s)
 ORDER BY d.tenant, d.name LIMIT %(limit)s
 """
-TRIM_COMMANDS = """
-DELETE FROM commands WHERE ctid IN (SELECT ctid FROM commands WHERE seen < %s AND status IN
-    ('succeeded', 'rejected', 'failed', 'canceled', 'timed_out', 'rolled_back') LIMIT %s)
-"""
+TRIM_COMMANDS = f"""
+DELETE FROM commands WHERE ctid IN (SELECT ctid FROM commands WHERE seen < %s AND status IN {ENDED} LIMIT %s)
+"""  # noqa: S608 - a constant of ours
 PARTITIONS = """
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = 'telemetry'::regclass ORDER BY c.relname

@@ -14,8 +14,10 @@ from pathlib import Path
 from agent.errors import BoardError
 from service.fleet.store import (
     DAY_MS,
+    ENDED,
     MAX_DEVICES,
     MAX_PAGE,
+    NEWER_STATUS,
     RECENT_S,
     Alarm,
     Batch,
@@ -67,12 +69,12 @@ AND ((:session, :connection, NOT :online) > (session, connection, NOT online)
   OR (:online AND :session < session AND :since > since))
 """
 _BIRTH = "UPDATE devices SET agent = ?, board = ?, model = ?, state_version = ? WHERE id = ?"
-_STATUS = """
+_STATUS = f"""
 INSERT INTO commands VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, id) DO UPDATE SET
     type = excluded.type, version = excluded.version, status = excluded.status, ts = excluded.ts, body = excluded.body,
     seen = excluded.seen
-WHERE excluded.version > commands.version
-"""
+WHERE {NEWER_STATUS}
+"""  # noqa: S608 - a constant of ours
 _ALARM = """
 INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device, type) DO UPDATE SET
     severity = excluded.severity, ts = excluded.ts, body = excluded.body, seen = excluded.seen
@@ -94,10 +96,9 @@ WHERE (d.tenant, d.name) > (:tenant_after, :name_after) AND (:tenant = '' OR d.t
     AND (:online IS NULL OR d.online = :online) AND (:alarmed IS NULL OR (alarms > 0) = :alarmed)
 ORDER BY d.tenant, d.name LIMIT :limit
 """
-_ENDED = "('succeeded', 'rejected', 'failed', 'canceled', 'timed_out', 'rolled_back')"
 _TRIM_COMMANDS = f"""
 DELETE FROM commands WHERE rowid IN (
-    SELECT rowid FROM commands WHERE seen < ? AND status IN {_ENDED} ORDER BY seen LIMIT {TRIM_ROWS})
+    SELECT rowid FROM commands WHERE seen < ? AND status IN {ENDED} ORDER BY seen LIMIT {TRIM_ROWS})
 """  # noqa: S608 - constants of this module
 _TRIM = f"""
 DELETE FROM telemetry WHERE id IN (SELECT id FROM telemetry ORDER BY id LIMIT {TRIM_ROWS}) AND (:all OR received < :t)

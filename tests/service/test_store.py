@@ -174,14 +174,19 @@ def test_a_board_whose_journal_began_anew_is_believed_when_it_says_that_it_is_he
     assert only(opened, online=True) == ["pi-1"]
 
 
-def test_a_status_is_replaced_by_a_higher_version_only(opened: Store) -> None:
-    def status(version: int, word: str) -> Status:
-        return Status("acme", "pi-1", ID, "scrub", version, word, NOW, json.dumps({"status": word}))
+def test_a_status_is_replaced_by_a_higher_version_or_by_later_progress(opened: Store) -> None:
+    def status(version: int, word: str, later_s: float = 0.0) -> Status:
+        body = json.dumps([word, later_s])
+        return Status("acme", "pi-1", ID, "scrub", version, word, NOW + later_s, body)
 
-    opened.write(batch(status(2, "running")), NOW)
+    opened.write(batch(status(2, "running"), status(2, "running", 60.0)), NOW)
+    opened.write(batch(status(2, "running", 30.0)), NOW)  # by a consumer that is slower
+    assert opened.statuses("acme", "pi-1") == ['["running", 60.0]']
     opened.write(batch(status(5, "succeeded"), status(3, "paused")), NOW)
-    opened.write(batch(status(4, "running")), NOW)
-    assert opened.statuses("acme", "pi-1") == ['{"status": "succeeded"}']
+    opened.write(
+        batch(status(4, "running"), status(5, "succeeded", 90.0)), NOW
+    )  # told again, perhaps without its result
+    assert opened.statuses("acme", "pi-1") == ['["succeeded", 0.0]']
 
 
 def test_alarms_are_raised_and_cleared_also_within_one_batch(opened: Store) -> None:
