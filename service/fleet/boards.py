@@ -148,7 +148,7 @@ class Boards:
         kept, most, keys = places[name]
         if kind not in kept and len(kept) >= most:
             return False
-        value = values if self._whole else _slim(values, keys)
+        value = values if self._whole else slim(values, keys)
         if not self._fits(value, kept.get(kind)):
             return False
         kept[kind] = value
@@ -156,7 +156,7 @@ class Boards:
 
     def _take_conn(self, board: Board, body: Mapping[str, object]) -> bool:
         """The latest presence; a will that comes late carries lower numbers than the connection after it."""
-        conn = _slim(body, _OF_CONN)
+        conn = slim(body, _OF_CONN)
         if _connection(conn) < _connection(board.conn) or not self._fits(conn, board.conn):
             return False
         board.conn = conn
@@ -180,7 +180,7 @@ class Boards:
             self._kept -= _weight(board.birth)
             board.birth = {}
             return True
-        birth = dict(body) if self._whole else _slim(body, _OF_BIRTH)
+        birth = dict(body) if self._whole else slim(body, _OF_BIRTH)
         if not self._fits(birth, board.birth):
             return False
         board.complaint, board.birth = "", birth
@@ -190,7 +190,7 @@ class Boards:
         before = board.statuses.get(command_id)
         if before is not None and not is_newer(body, before[1]):
             return False
-        told = kind, dict(body) if self._whole else _slim(body, _OF_STATUS)
+        told = kind, dict(body) if self._whole else slim(body, _OF_STATUS)
         if not self._fits(told, before):
             return False
         board.statuses[command_id] = told
@@ -204,8 +204,8 @@ def _connection(body: Mapping[str, object]) -> tuple[float, float]:
     return number(body.get("session")) or 0.0, number(body.get("connection")) or 0.0
 
 
-def _slim(body: Mapping[str, object], names: Iterable[str]) -> dict[str, object]:
-    """What a list keeps of a message: some keys, cut to a size, so that 20,000 hostile boards do not fill memory."""
+def slim(body: Mapping[str, object], names: Iterable[str]) -> dict[str, object]:
+    """What is kept of a message: some keys, cut to a size: 20,000 hostile boards fill neither memory nor disk."""
     return {name: _cut(body[name], MAX_DEPTH) for name in names if name in body}
 
 

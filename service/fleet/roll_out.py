@@ -25,7 +25,7 @@ from service.commands import (
     Request,
     new_id,
 )
-from service.fleet.boards import MAX_BOARDS, is_newer
+from service.fleet.boards import MAX_BOARDS, is_newer, slim
 from service.fleet.fleet_link import FleetLink
 from service.fleet.outcome import NOT_ENDED, WITHOUT_WORD, Outcome, of_status
 from service.fleet.roll_out_plan import Move, Rules, Step, next_step
@@ -309,7 +309,7 @@ def _with_status(command: Sent, body: Mapping[str, object]) -> Sent | None:
     outcome = of_status(body.get("status"))
     if Outcome(command.outcome) not in NOT_ENDED | WITHOUT_WORD:
         return None
-    kept = {key: body.get(key) for key in _KEPT}
+    kept = {**dict.fromkeys(_KEPT), **slim(body, _KEPT)}
     kept["reason"] = str(body.get("reason") or "")[:MAX_STATUS_CHARACTERS]
     kept["reason_code"] = str(body.get("reason_code") or "")[:MAX_STATUS_CHARACTERS]
     return replace(command, outcome=str(outcome), status=kept) if kept != command.status else None

@@ -20,7 +20,8 @@ from agent.keys import create_console_key
 from service.fleet import state
 from service.fleet.follow import Follow
 from service.fleet.outcome import Outcome
-from service.fleet.state import FleetState
+from service.fleet.roll_out import _with_status
+from service.fleet.state import FleetState, Sent
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (make tools)")
@@ -160,3 +161,10 @@ def test_boards_that_a_broker_invents_anew_each_time_do_not_fill_the_state(
             kept.remember_boards("default", [{"board": f"evil-{n}", "last_seen": 1e300}])
         assert sorted(kept.known_boards("default")) == ["evil-0", "evil-1", "evil-2", "mine"]
         assert sorted(kept.known_boards("other")) == ["theirs"]
+
+
+def test_what_a_roll_out_keeps_of_a_status_has_a_size() -> None:
+    huge: dict[str, object] = {key: {"k" * 9999: [HUGE, "v" * 9999] * 99} for key in ("step", "progress", "eta_s")}
+    fresh = _with_status(Sent(0, "pi-1", ID, outcome=Outcome.OPEN), {"status": "running", "version": HUGE, **huge})
+    assert fresh is not None
+    assert len(json.dumps(fresh.status)) < 2000
