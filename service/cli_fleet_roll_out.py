@@ -37,6 +37,7 @@ from service.logs import configure
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+_OPTIONS = {"parallel": "--parallel", "stop_at": "--stop-at", "least_ended": "--stop-min"}
 POLL_S = 0.5  # between two looks at a roll-out that another process runs
 BUSY = "busy"
 
@@ -118,7 +119,7 @@ def _checked(rules: Mapping[str, object]) -> Rules:
     try:
         return build(Rules, rules)
     except TableError as error:
-        raise SpecError(error.what, where=f"roll-out: {error.key}") from error
+        raise SpecError(error.what, where=_OPTIONS.get(error.key, error.key)) from error
 
 
 def read_share(text: str, option: str) -> float:
@@ -132,7 +133,7 @@ def read_share(text: str, option: str) -> float:
     except ValueError:
         raise SpecError(f"{text[:40]!r} is no share: say 10% or 0.1", where=option) from None
     if not 0.0 < share <= 1.0:
-        raise SpecError(f"{text[:40]} is outside 0..100 %", where=option)
+        raise SpecError(f"{text[:40]!r} is no share: above 0, at most 100%", where=option)
     return share
 
 

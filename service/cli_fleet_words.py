@@ -66,7 +66,7 @@ def chosen_boards(options: argparse.Namespace, access: Access, named: Sequence[s
         if not NAME.fullmatch(board):
             raise SpecError(f"{board[:80]!r} is no device name: 1 to 63 of a-z, 0-9 and dash")
     if not 1 <= len(boards) <= MAX_COMMANDS:
-        raise SpecError(f"{len(boards)} boards were named, 1 to {MAX_COMMANDS} go")
+        raise SpecError(f"{len(boards)} boards were named, 1 to {MAX_COMMANDS} go", fix="Name boards, or a --group")
     return tuple(boards)
 
 
