@@ -9,7 +9,7 @@ WAITING, RUNNING = "accepted", "running"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The command, kept until its end is confirmed."""
+    """The command and how it stands."""
 
     digest: str
     status: str = WAITING

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from agent.errors import BoardError
 from agent.keys_consoles import TrustedConsole
@@ -199,6 +199,10 @@ class Desk:
         """After a start: jobs that had a worker are due another attempt; a stress run that was cut short has failed."""
         self.qualifications.recover()
         self.models.recover()
+        unfinished = {record.id for record in self._journal.unfinished()}
+        for job_id in {*self._held, *self._canceled} - unfinished:
+            self._held.discard(job_id)
+            self._canceled.discard(job_id)
         for record in self._journal.interrupted():
             moved = self._statuses.move(record, Event.RESTART, "restarted", "the daemon was restarted")
             log.warning("job interrupted", job_id=record.id, was=record.standing.state, now=moved.standing.state)
@@ -256,6 +260,7 @@ class Desk:
             return await self._regain(record)
         self._settle(record)
         self.scrubs.job_ended()
+        self.models.job_ended()
         if record.standing.reason_code in {"network", *PATIENT}:
             self.line.retry_later(record.id)
         return record
@@ -265,9 +270,10 @@ class Desk:
         if record.standing.state in TERMINAL:
             self._ended(record.id)
             self.runner.forget(record.id)
-            self._held.discard(record.id)
-            self._canceled.discard(record.id)
             self.line.forget(record.id)
+            with contextlib.suppress(BoardError):  # on a full disk the next start does it
+                self._held.discard(record.id)
+                self._canceled.discard(record.id)
 
     async def _regain(self, record: JobRecord) -> JobRecord:
         """The journal takes writes again: the job starts over from its checkpoint."""
@@ -304,6 +310,9 @@ class _Names:
 
     def __bool__(self) -> bool:
         return bool(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
 
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._names

@@ -7,6 +7,7 @@ resume one job the one issued last counts.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from policies.strict import build
@@ -30,7 +31,7 @@ class _Hold:
 
 
 class Holds:
-    """See the module; a container of the ids of jobs that rest.
+    """See the module; a container of the ids of jobs that rest, and an iteration over all that were asked to.
 
     Args:
         journal: keeps them.
@@ -39,6 +40,9 @@ class Holds:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._holds = _recall(journal)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._holds)
 
     def __contains__(self, job_id: object) -> bool:
         hold = self._holds.get(job_id) if isinstance(job_id, str) else None

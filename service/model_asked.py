@@ -1,4 +1,4 @@
-"""Commands about models that the journal remembers: those that wait or are at work, and ends not confirmed yet."""
+"""Commands about models that the journal remembers: those that wait or are at work, and the latest ends."""
 
 from __future__ import annotations
 

@@ -7,22 +7,24 @@ What a crash cut short is done again; every step of it is whole, and done twice 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.errors import BoardError, CommandError, SealedFileError, SpecError, TemperdError
+from agent.errors import ArtifactError, BoardError, CommandError, ModelError, SealedFileError, SpecError, TemperdError
 from agent.messages import EvaluateOrder, Failed, Finished, Message, Steer, SwitchOrder, Warned
+from agent.slots import read_status
 from agent.spec import EvaluateSpec
-from agent.switch import Way, way_back, way_on
+from agent.switch import Way, slot_of, way_back, way_on
 from policies.reading import Action
 from policies.strict import build
 from service.asked import RUNNING, WAITING
 from service.asked_told import Teller
 from service.commands import EVALUATE, PROMOTE, ROLLBACK, Command
+from service.conclusion import SELF_TEST
 from service.endings import CANCELED, END_GRACE_S, MOST_TIME, STOPPING
 from service.job import MAX_ATTEMPTS, State
 from service.journal import Journal
@@ -33,8 +35,13 @@ from service.steering import Steering
 from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
 
 MAX_OPEN = 16  # evaluations that wait; a fleet has a few consoles
-MAX_ENDED = 16  # ends that are not confirmed: a result has 500 bytes
+MAX_ENDED = 16  # ends that are remembered: a result has 500 bytes
 SWITCHES = (PROMOTE, ROLLBACK)
+UNUSABLE = "models-unusable"
+"""Name in the journal's memory."""
+BAD_MODEL = (ArtifactError.exit_code, ModelError.exit_code)
+WAY_IS_GONE = ("wrong-state", "no-such-slot")
+"""The slots changed before it was its turn: nothing is wrong with the model."""
 
 log = logger("models")
 
@@ -64,7 +71,7 @@ class ModelCommands:
     """See the module.
 
     Args:
-        journal: remembers commands until their end is confirmed.
+        journal: remembers the latest commands.
         statuses: publishes.
         steering: the governor's present decision.
         clock: see `Clock`.
@@ -75,13 +82,16 @@ class ModelCommands:
         self._journal, self._steering = journal, steering
         self._clock, self._shop = clock, shop
         self._asked = recall(journal)
-        self._teller = Teller(statuses, self._confirmed)
+        self._teller = Teller(statuses)
         self._canceled: set[str] = set()
         self._stopping = False
         self._current: ModelAsked | None = None
         self._worker: WorkerProcess | None = None
         self._sent: Steer | None = None
         self._ending, self._ended_s, self._began_s = "", 0.0, 0.0
+        self.unusable: dict[str, object] = json.loads(journal.recall(UNUSABLE) or "{}")
+        """`code` and `model` (its hash) of the last change that failed by the model itself; empty: none, or since then
+        another was changed to, or its slot was taken."""
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -152,8 +162,7 @@ class ModelCommands:
 
     def publish_pending(self) -> None:
         """Publish what the broker has not confirmed."""
-        for asked in list(self._asked.values()):
-            self._teller.tell_new(asked.type, asked.id, asked)
+        self._teller.tell_new({name: (asked.type, asked) for name, asked in self._asked.items()})
 
     def broker_lost(self) -> None:
         """The broker lost what it kept: open commands are told once more."""
@@ -170,6 +179,21 @@ class ModelCommands:
                 self._keep(dataclasses.replace(asked, attempt=asked.attempt + 1))
             else:
                 self._close(asked, "failed", "too-many-attempts", "the daemon or the board went down in each attempt")
+
+    def job_ended(self) -> None:
+        """A job may have taken the slot of the model that could not be used.
+
+        Raises:
+            BoardError: the disk refuses; it is looked at after the next job.
+        """
+        if not self.unusable:
+            return
+        store = self._shop.state / "store"
+        try:
+            slot_of(store, str(self.unusable["model"]), read_status(store).in_use())
+        except SpecError:
+            self._journal.remember(UNUSABLE, "{}")
+            self.unusable = {}
 
     # --- when --------------------------------------------------------------------------------------------------------
 
@@ -259,10 +283,22 @@ class ModelCommands:
             worker, self._worker = self._worker, None
             code = 0 if worker is None else await worker.end(0.0 if last is None else STOP_GRACE_S)
         if isinstance(order, SwitchOrder):
+            self._judge_model(order, last)
             self._shop.told()
         if isinstance(last, Finished | Failed):
             return last
         return Failed("worker-crashed", f"the worker ended with code {code}")
+
+    def _judge_model(self, order: SwitchOrder, last: Message | None) -> None:
+        """Remember a model that cannot be used."""
+        found = self.unusable
+        if isinstance(last, Finished):
+            found = {}
+        elif isinstance(last, Failed) and _is_of_the_model(last):
+            found = {"code": last.code, "model": order.after}
+        if found != self.unusable:
+            self._journal.remember(UNUSABLE, json.dumps(found))
+            self.unusable = found
 
     def _conclude(self, asked: ModelAsked, last: Finished | Failed) -> None:
         if asked.type in SWITCHES and _broke_off(last) and asked.attempt < MAX_ATTEMPTS:
@@ -333,19 +369,20 @@ class ModelCommands:
         kept = {**self._asked, asked.id: asked}
         ended = [name for name, one in kept.items() if one.ended]
         for name in ended[:-MAX_ENDED]:
-            log.warning("an end that the broker never confirmed is not told", id=name, status=kept.pop(name).status)
+            lost = kept.pop(name)
+            if not self._teller.has(name, lost):
+                log.warning("an end that the broker never confirmed is not told", id=name, status=lost.status)
         self._journal.record(asked.id, asked.digest, asked.outcome, {KEPT: text(kept)})
         self._asked = kept
 
     def _publish(self, now: ModelAsked) -> None:
         self._teller.tell(now.type, now.id, now)
 
-    def _confirmed(self, command_id: str) -> None:
-        if command_id in self._asked:
-            left = {name: one for name, one in self._asked.items() if name != command_id}
-            with contextlib.suppress(BoardError):  # published once more when the disk takes writes again
-                self._journal.remember(KEPT, text(left))
-                self._asked = left
+
+def _is_of_the_model(last: Failed) -> bool:
+    """Whether a change failed because the model cannot be used."""
+    bad = last.code == SELF_TEST or last.result.get("exit_code") in BAD_MODEL
+    return bad and last.code not in WAY_IS_GONE
 
 
 def _broke_off(last: Finished | Failed) -> bool:

@@ -1,4 +1,4 @@
-"""The commands `qualify` that the journal remembers: the one asked for last, and ends that are not confirmed yet."""
+"""The commands `qualify` that the journal remembers: the one asked for last, and earlier ends with their results."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from service.journal import Journal
 from service.logs import logger
 
 LAST = "qualify"
-"""Name in the journal's memory: the command asked for last, until its end is confirmed."""
+"""Name in the journal's memory: the command asked for last."""
 ENDED = "qualify-ended"
-"""The same: earlier ones whose ends are not confirmed yet."""
+"""The same: earlier ones."""
 MAX_ENDED = 8  # a run takes a minute at least and a broker confirms in seconds; a result has a few KB
 
 log = logger("qualify")

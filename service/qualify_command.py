@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.errors import BoardError, CommandError, TemperdError
+from agent.errors import CommandError, TemperdError
 from policies.policy import Policy
 from policies.reading import Action
 from policies.strict import TableError
@@ -46,7 +46,7 @@ class Qualifications:
     """See the module.
 
     Args:
-        journal: remembers the command until its end is confirmed.
+        journal: remembers the latest commands.
         statuses: publishes.
         steering: reads the board, and follows the drill while there is one.
         clock: see `Clock`.
@@ -63,13 +63,13 @@ class Qualifications:
         shop: QualifyShop,
         policy: Callable[[], Policy],
     ) -> None:
-        self._journal, self._statuses, self._steering = journal, statuses, steering
+        self._journal, self._steering = journal, steering
         self._clock, self._shop, self._policy = clock, shop, policy
         self._asked: StressAsked | None = next(iter(recall(journal, LAST)), None)
         self._ended = {ended.id: ended for ended in recall(journal, ENDED)}
         if self._asked is not None:  # a crash may have left it in both places
             self._ended.pop(self._asked.id, None)
-        self._teller = Teller(statuses, self._confirmed)
+        self._teller = Teller(statuses)
         self._canceled = False
         self._owed: StressAsked | None = None
         """An end that the disk did not take."""
@@ -124,8 +124,7 @@ class Qualifications:
             BoardError: the disk refuses still.
         """
         self._write_owed()
-        for asked in self._all():
-            self._teller.tell_new(QUALIFY, asked.id, asked)
+        self._teller.tell_new({asked.id: (QUALIFY, asked) for asked in self._all()})
 
     def broker_lost(self) -> None:
         """The broker lost what it kept: an open command is told once more."""
@@ -245,28 +244,14 @@ class Qualifications:
         self._asked = asked
 
     def _set_aside(self, ended: StressAsked) -> None:
-        """Keep an end that is not confirmed, while another command takes its place."""
+        """Keep an end, while another command takes its place."""
         kept = [*self._ended.values(), ended]
         for lost in kept[:-MAX_ENDED]:
-            log.warning("an end that the broker never confirmed is not told", id=lost.id, status=lost.status)
-        self._keep_ended({one.id: one for one in kept[-MAX_ENDED:]})
-
-    def _keep_ended(self, ended: dict[str, StressAsked]) -> None:
-        self._journal.remember(ENDED, texts([*ended.values()]))
-        self._ended = ended
+            if not self._teller.has(lost.id, lost):
+                log.warning("an end that the broker never confirmed is not told", id=lost.id, status=lost.status)
+        kept = kept[-MAX_ENDED:]
+        self._journal.remember(ENDED, texts(kept))
+        self._ended = {one.id: one for one in kept}
 
     def _publish(self, now: StressAsked) -> None:
         self._teller.tell(QUALIFY, now.id, now)
-
-    def _confirmed(self, command_id: str) -> None:
-        try:
-            self._forget(command_id)
-        except BoardError as error:  # published once more when the disk takes writes again
-            log.warning("the journal cannot be written", why=str(error))
-
-    def _forget(self, command_id: str) -> None:
-        if self._asked is not None and self._asked.id == command_id:
-            self._journal.remember(LAST, text(None))
-            self._asked = None
-        elif command_id in self._ended:
-            self._keep_ended({key: one for key, one in self._ended.items() if key != command_id})

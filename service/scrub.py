@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 
 from agent.board.edac import MemoryErrors
-from agent.errors import BoardError, CommandError, TemperdError
+from agent.errors import CommandError, TemperdError
 from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer
 from policies.policy import Policy
 from policies.reading import Action
@@ -27,7 +27,7 @@ from service.steering import Steering
 from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
 
 RETRY_S = 600.0  # after a scrub that could not be finished
-MAX_ASKED = 16  # commands that wait for one scrub; a fleet has a few consoles
+MAX_ASKED = 16  # commands that wait for one scrub, and ends that are remembered; a fleet has a few consoles
 NICE = 19
 LAST, ASKED = "scrub", "scrub-asked"  # names in the journal's memory
 
@@ -55,7 +55,7 @@ class Scrubs:
     """At most one scrub at a time.
 
     Args:
-        journal: remembers the last scrub, and commands until their end is confirmed.
+        journal: remembers the last scrub, and the latest commands.
         statuses: publishes.
         steering: the governor's present decision.
         policy: how often and how gently.
@@ -66,11 +66,11 @@ class Scrubs:
     def __init__(
         self, journal: Journal, statuses: Statuses, steering: Steering, policy: Policy, clock: Clock, shop: ScrubShop
     ) -> None:
-        self._journal, self._statuses, self._steering = journal, statuses, steering
+        self._journal, self._steering = journal, steering
         self._policy, self._clock, self._shop = policy.scrub, clock, shop
         self._last: dict[str, object] = json.loads(journal.recall(LAST) or "{}")
         self._asked = _recall(journal)
-        self._teller = Teller(statuses, self._confirmed)
+        self._teller = Teller(statuses)
         self._since, self._tried = clock.mono(), False
         self._retry: float | None = None
         self._after_job = self._hurried = self._stopping = False
@@ -135,7 +135,7 @@ class Scrubs:
         Raises:
             CommandError: `busy`; nothing changed.
         """
-        if len(self._asked) >= MAX_ASKED:
+        if len(self._waiting()) >= MAX_ASKED:
             raise CommandError(f"{MAX_ASKED} commands wait for a scrub already", reason="busy")
         self._keep(self._asked | {command.id: Asked(command.digest)}, [command.id])
         self._publish(command.id)
@@ -150,8 +150,7 @@ class Scrubs:
 
     def publish_pending(self) -> None:
         """Publish what the broker has not confirmed."""
-        for command_id, asked in self._asked.items():
-            self._teller.tell_new(SCRUB, command_id, asked)
+        self._teller.tell_new({name: (SCRUB, asked) for name, asked in self._asked.items()})
 
     def broker_lost(self) -> None:
         """The broker lost what it kept: open commands are told once more."""
@@ -160,14 +159,10 @@ class Scrubs:
     def _publish(self, command_id: str) -> None:
         self._teller.tell(SCRUB, command_id, self._asked[command_id])
 
-    def _confirmed(self, command_id: str) -> None:
-        try:
-            self._keep({name: asked for name, asked in self._asked.items() if name != command_id}, [])
-        except BoardError as error:  # published once more when the disk takes writes again
-            log.warning("the journal cannot be written", why=str(error))
-
     def _keep(self, asked: dict[str, Asked], changed: list[str]) -> None:
-        """Remember all, and in the same commit what the ledger has of those that changed."""
+        """Remember all but the oldest ends, and in the same commit what the ledger has of those that changed."""
+        ended = [name for name, one in asked.items() if one.ended]
+        asked = {name: one for name, one in asked.items() if name not in ended[:-MAX_ASKED]}
         tables = {name: dataclasses.asdict(one) for name, one in asked.items()}
         entries = [(name, asked[name].digest, asked[name].outcome) for name in changed]
         self._journal.record_all(entries, {ASKED: json.dumps(tables, allow_nan=False)})
@@ -277,7 +272,7 @@ class Scrubs:
 
 
 def _recall(journal: Journal) -> dict[str, Asked]:
-    """Commands whose ends are not confirmed. What another version wrote must not stop the daemon."""
+    """Commands that wait, and those that ended last. What another version wrote must not stop the daemon."""
     try:
         tables = json.loads(journal.recall(ASKED) or "{}")
         return {name: build(Asked, table) for name, table in tables.items()}

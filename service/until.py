@@ -14,7 +14,7 @@ from policies.schedule import QUIET, is_within
 RETRY_S = 60.0  # a network that was away is asked again once a minute
 COOLER_KELVIN = 3.0  # below a job's own limit it goes on: a value at the limit would else stop and start it each second
 HELD, QUEUED, WINDOW, JOB_HOT = "held", "queued", "window", "job.temperature"
-NO_SPACE, DAEMON_STOPPED = "no-space", "daemon-stopped"
+DAEMON_STOPPED = "daemon-stopped"
 
 
 @dataclass(frozen=True, slots=True)

@@ -546,3 +546,47 @@ def test_a_broker_that_lost_all_is_told_of_what_waits() -> None:
         world.confirm(1000)
         assert {topic: body["status"] for topic, body in world.retained.items()} == dict.fromkeys(waiting, "accepted")
         leave(world)
+
+
+def test_a_disk_that_fills_as_a_job_ends_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BoardError("no space", reason="no-space")
+
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        world = in_a_world(folder)
+        job = world.send("fine-tune", JOB)
+        world.deliver()
+        world.work_until(State.TRAINING)
+        world.send("cancel", {"job": job})
+        world.deliver()
+        monkeypatch.setattr(world.journal, "remember", refuse)
+        world.work_on("next")
+        assert world.journal.job(job).standing.state is State.CANCELED
+        assert world.desk.scrubs._after_job, "it ended as any other"
+        assert job in world.journal.recall("canceled")
+        world.crash()
+        assert job not in world.journal.recall("canceled")
+        leave(world)
+
+
+@pytest.mark.parametrize(("kind", "args"), [("scrub", {}), ("qualify", {}), ("evaluate", {"data": "/data"})])
+def test_a_command_that_has_ended_is_told_again_as_it_was(kind: str, args: dict[str, object]) -> None:
+    """A broker that forgot the session hands all retained requests over once more."""
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        world = in_a_world(folder)
+        command = world.send(kind, args)
+        mail = world.inbox[0]
+        world.deliver()
+        for _ in range(5):
+            world.work_on("next")
+            world.stress("next")
+            world.tick()
+        world.confirm(1000)
+        ended = world.retained[kind, command]
+        assert (ended["status"], ended["version"], ended["result"] is None) == ("succeeded", 3, False)
+        world.inbox.append(mail)
+        world.deliver()
+        world.confirm(1000)
+        again = world.retained[kind, command]
+        assert again == ended | {"ts": again["ts"]}
+        leave(world)

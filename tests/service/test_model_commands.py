@@ -175,12 +175,13 @@ def test_a_rollback_is_journaled_carried_out_and_told_until_it_is_confirmed(benc
         await asyncio.sleep(0)
 
     asyncio.run(confirmed())
-    bench.restart()
+    told, bench.confirm = bench.seen[-1], False
     before = len(bench.seen)
     bench.room.publish_pending()
     assert len(bench.seen) == before
     assert bench.journal.outcome(command.id) == "succeeded"
-    assert not bench.room.repeat(command.id)
+    assert bench.room.repeat(command.id)
+    assert bench.seen[-1] == told, "with its result, to a console that asks again"
 
 
 def test_the_way_is_that_of_the_moment_of_the_command(bench: Bench) -> None:
@@ -229,9 +230,38 @@ def test_the_staged_model_of_a_job_is_promoted(bench: Bench) -> None:
 
 def test_a_bad_image_is_told(bench: Bench) -> None:
     command = bench.ask()
-    bench.how = lambda _order: Failed("sealed-tag", "slot a is broken")
+    bench.how = lambda _order: Failed("sealed-tag", "slot a is broken", result={"exit_code": 3})
     bench.run()
     assert bench.told(command)[-1] == ("failed", "sealed-tag")
+    bench.restart()
+    assert bench.room.unusable == {"code": "sealed-tag", "model": bench.one}
+    bench.room.job_ended()
+    assert bench.room.unusable, "its slot is as it was"
+    bench.store.stage(b"model 3", {})
+    bench.room.job_ended()
+    assert not bench.room.unusable
+    bench.restart()
+    assert not bench.room.unusable
+
+
+@pytest.mark.parametrize(
+    ("last", "raised"),
+    [
+        (Failed("self-test", "no numbers", result={"exit_code": 1}), True),
+        (Failed("model-broken", "no graph", result={"exit_code": 2}), True),
+        (Failed("wrong-state", "another one is active", result={"exit_code": 2}), False),
+        (Failed("no-space", "the disk is full", result={"exit_code": 1}), False),
+    ],
+)
+def test_an_alarm_is_for_models_that_cannot_be_used(bench: Bench, last: Failed, raised: bool) -> None:
+    bench.ask()
+    bench.how = lambda _order: last
+    bench.run()
+    assert bool(bench.room.unusable) == raised
+    bench.how = bench.obey
+    bench.ask(at=1)
+    bench.run()
+    assert not bench.room.unusable
 
 
 def test_a_worker_that_vanished_is_replaced_so_many_times(bench: Bench) -> None:

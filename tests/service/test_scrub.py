@@ -173,7 +173,9 @@ def test_a_command_is_answered_when_its_scrub_has_ended(bench: Bench) -> None:
     assert (result["damaged"], result["edac_corrected"], result["findings"]) == (0, 5, [])
     assert bench.told == 1
     assert bench.journal.outcome(command.id) == "succeeded"
-    assert not bench.scrubs.repeat(command.id), "confirmed: the ledger answers from now on"
+    bench.uplink.seen.clear()
+    bench.scrubs.publish_pending()
+    assert bench.uplink.words() == [], "confirmed"
     assert not bench.scrubs.due()
 
 

@@ -162,6 +162,7 @@ class LedgerWorld:
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(self._excepted)
         self.now_s, self.board_ahead_s, self.mono_s = float(NOON), 0.0, 100.0
+        self.time_service = False
         self.hot = False
         self.made = 0
         self.states: Counter[str] = Counter()
@@ -198,7 +199,7 @@ class LedgerWorld:
         self.policies = PolicyFile(self.folder, "", "default", by_command=self.by_command)
         board = SysfsBoard(BoardRoots(self.folder / "sys", self.folder / "proc"), named_profile("generic"))
         self.steering = Steering(board, self.policies.policy)
-        clock = Clock(lambda: self.board_now, lambda: self.mono_s, lambda: self.board_now >= floor)
+        clock = Clock(lambda: self.board_now, lambda: self.mono_s, lambda: self.time_service or self.board_now >= floor)
         self.worker: SimulatedWorker | None = None
         self.order: Message | None = None
         self.job: str = ""
@@ -440,7 +441,7 @@ class LedgerWorld:
     def everything_in_order(self) -> None:
         """No more trouble: all arrives, all work is done, all is confirmed. Then nothing that was accepted is lost."""
         self.journal.cut_in = 0
-        self.board_ahead_s = 0.0
+        self.board_ahead_s, self.time_service = 0.0, True  # it may have been ahead when the journal was written
         self.connect()
         self.heat(hot=False)
         while self.inbox:
