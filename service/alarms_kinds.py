@@ -43,6 +43,8 @@ class Facts:
     clock_synchronised: bool = True
     unrepairable: int = 0
     """Damaged files that the last scrub could not mend."""
+    unusable: tuple[str, ...] = ()
+    """Why the model that was to run by command cannot, and its hash; empty: nothing is known of one."""
     memory_faults: int = 0
     """Times that weights were found changed in memory since the daemon started."""
     new_memory_faults: int = 0
@@ -224,6 +226,15 @@ _TABLE = (
         "The last scrub found damaged files that it could not mend",
         ("unrepairable",),
         lambda facts: {"unrepairable": facts.unrepairable} if facts.unrepairable > 0 else None,
+        0.0,
+        0.0,
+    ),
+    Kind(
+        "model-unusable",
+        Severity.WARNING,
+        "The model that was to run cannot: it is damaged, or does not answer with numbers. The one before runs",
+        ("code", "model"),
+        lambda facts: {"code": facts.unusable[0], "model": facts.unusable[1]} if facts.unusable else None,
         0.0,
         0.0,
     ),

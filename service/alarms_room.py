@@ -19,7 +19,7 @@ from typing import Protocol
 from agent.errors import BoardError
 from policies.strict import TableError, build
 from service.alarms import AlarmState, Raised, body, judge
-from service.alarms_kinds import KINDS, MAX_LISTED, Facts
+from service.alarms_kinds import KINDS, MAX_LISTED, MAX_TEXT, Facts
 from service.job import TERMINAL, State
 from service.journal import Journal
 from service.logs import logger
@@ -53,6 +53,7 @@ class Sources:
         policy_complaint: why the policy that should be in force is not; or empty.
         outbox_fault: why telemetry cannot be kept on the disk; or empty.
         told: called when another set of alarms is raised.
+        unusable: `code` and `model` of one that was to run by command and cannot; or empty.
     """
 
     state: Path
@@ -62,6 +63,7 @@ class Sources:
     policy_complaint: Callable[[], str]
     outbox_fault: Callable[[], str]
     told: Callable[[], None]
+    unusable: Callable[[], Mapping[str, object]] = dict
 
 
 class Alarms:
@@ -141,6 +143,7 @@ class Alarms:
             reading=steering.reading,
             decision=steering.decision,
             clock_synchronised=self._clock.synchronised(),
+            unusable=_texts(self._sources.unusable(), "code", "model"),
             unrepairable=unrepairable if isinstance(unrepairable, int) else 0,
             memory_faults=faults,
             new_memory_faults=faults - before[0],
@@ -234,6 +237,11 @@ class Alarms:
         if kind in self._clears:
             self._clears.discard(kind)
             self._dirty = True
+
+
+def _texts(table: Mapping[str, object], *names: str) -> tuple[str, ...]:
+    """Values of a table, if it has any."""
+    return tuple(str(table.get(name, ""))[:MAX_TEXT] for name in names) if table else ()
 
 
 def _refusal(fault: str) -> str:

@@ -196,6 +196,7 @@ class Wiring:
             takeovers=lambda: self.link.takeovers,
             policy_complaint=lambda: self.policies.complaint,
             outbox_fault=lambda: self._outbox.fault,
+            unusable=lambda: self.desk.models.unusable,
             told=lambda: self.telemetry.publish("board", self.steering.board_metrics(), event=True),
         )
         return Alarms(self.journal, self.link, self.clock, sources)

@@ -89,6 +89,12 @@ def test_an_operator_scores_models_and_goes_back_while_a_job_trains(fleet: World
     assert active(fleet) == one
 
 
+def alarms(world: World) -> list[bytes]:
+    """What was said of a model that cannot be used, after the clearing at the first start."""
+    heard = [one.payload for one in world.tap.heard if one.topic.endswith("/a/model-unusable")]
+    return heard[next((i for i, payload in enumerate(heard) if payload), len(heard)) :]
+
+
 def told(world: World, command_id: str) -> str:
     """How a command ended."""
 
@@ -124,9 +130,12 @@ def test_a_model_waits_for_a_word_and_the_change_outlives_kills(fleet: World) ->
     status = fleet.send("rollback", {"to": one})
     assert (status["status"], status["reason_code"]) == ("failed", "sealed-header")
     assert active(fleet) == two
+    alarm = fleet.wait(lambda: alarms(fleet))[-1]
+    assert as_json(alarm)["evidence"] == {"code": "sealed-header", "model": one}
     model.write_bytes(whole)
     back = begin(fleet, "rollback", {}, "running")
     if pid := fleet.worker_pid():  # it may have come through
         os.kill(pid, signal.SIGKILL)
     assert told(fleet, back) == "succeeded"
     assert active(fleet) == one
+    fleet.wait(lambda: alarms(fleet)[-1] == b"")

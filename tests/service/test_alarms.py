@@ -45,6 +45,7 @@ CAUSES: dict[str, list[Facts]] = {
     "lever-overridden": [health("cooling", Health.OVERRIDDEN)],
     "memory-faults": [Facts(memory_faults=3, new_memory_faults=1)],
     "store-damaged": [Facts(unrepairable=1)],
+    "model-unusable": [Facts(unusable=("sealed-tag", "ab" * 32))],
     "disk-full": [Facts(disk_refusal="no-space"), Facts(free_bytes=LEAST_FREE_BYTES - 1)],
     "disk-failing": [Facts(disk_refusal="disk")],
     "clock-unsynchronised": [Facts(clock_synchronised=False)],
