@@ -119,6 +119,8 @@ class Link:
         self._here, self._kept, self._repairs = b"", False, 0
         self._cleared = False
         """Somebody cleared our presence, and we have not told all again since."""
+        self._insists = False
+        self._keepalive_s = settings.keepalive_s
         self._announced, self._left = 0, 0  # numbers of this connection and the one before
         self._since = self._here_since = self._since_left = now()
 
@@ -155,8 +157,10 @@ class Link:
         }
 
     def shown(self) -> dict[str, object]:
-        """For the live view: whether there is a broker, else why not, and since when (seconds since 1970)."""
-        return {"connected": self.connected, "why": self._connection.why, "since": self._since}
+        """For the live view: is there a broker, else why not; since when (seconds since 1970); what it refuses."""
+        connection = self._connection
+        refused = connection.refusals.latest if self.connected else ""
+        return {"connected": self.connected, "why": connection.why, "since": self._since, "refused": refused}
 
     def start(self) -> None:
         """Begin connecting; call on the running event loop."""
@@ -220,7 +224,22 @@ class Link:
         return self._connection.publish(topic, payload, retain=False, content_type=content_type)
 
     def _publish(self, body: Mapping[str, object], *levels: str) -> asyncio.Future[bool]:
-        return self._connection.publish(self._address.topic(*levels), _encode(body))
+        """What a board is and can do: where the broker does not take it, it is told again after a keepalive."""
+        epoch, done = self._connection.epoch, self._connection.publish(self._address.topic(*levels), _encode(body))
+        done.add_done_callback(lambda done: self._insist(epoch, confirmed=done.result()))
+        return done
+
+    def _insist(self, epoch: int, *, confirmed: bool) -> None:
+        if not confirmed and self.connected and epoch == self._connection.epoch and not self._insists:
+            self._insists = True
+            asyncio.get_running_loop().call_later(self._keepalive_s, self._introduce, epoch)
+
+    def _introduce(self, epoch: int) -> None:
+        """Tell what we are and can do, if it is still the same connection."""
+        self._insists = False
+        if self.connected and epoch == self._connection.epoch:
+            self._publish(self._birth, "birth")
+            self._tell_capabilities()
 
     def _presence(self, *, online: bool, connection: int) -> bytes:
         return _encode(
@@ -299,8 +318,7 @@ class Link:
     def _tell_again(self, epoch: int) -> None:
         """What the broker kept was cleared while we were connected; a connection that was lost since looks itself."""
         if self._cleared and epoch == self._connection.epoch:
-            self._publish(self._birth, "birth")
-            self._tell_capabilities()
+            self._introduce(epoch)
             self._judge(epoch, confirmed=True)
 
     def _trouble(self, _why: str) -> None:

@@ -18,6 +18,7 @@ from service.config import Mqtt
 from service.footprint import without_web_client
 from service.link_client import MAX_PACKET_BYTES, MAX_UNSENT, Client, properties_of_publication
 from service.link_pace import LONGEST_DELAY_S, Pace
+from service.link_refusals import Refusals
 from service.logs import logger
 
 with without_web_client():
@@ -110,9 +111,9 @@ class Connection:
         """Rises with every connection made and every connection lost."""
         self.connections, self.losses, self.takeovers = 0, 0, 0
         """Made; lost; of these to another client with our id."""
-        self.refusals = 0
+        self.refusals = Refusals()
         """Publications and subscriptions that the broker did not allow, or that were longer than it takes."""
-        self._unconfirmed: dict[int, asyncio.Future[bool]] = {}
+        self._unconfirmed: dict[int, tuple[asyncio.Future[bool], str]] = {}
         self._unsent: set[int] = set()
         self._most_bytes = MAX_PUBLISH_BYTES
         self._refused, self._answer = "", False
@@ -162,10 +163,9 @@ class Connection:
         """Ask for a topic filter; call after each connect that knew no session.
 
         Retained messages come with it; with `once` only where the filter is new to the session, with `never` not at
-        all.
+        all. What the broker refuses is asked for again each keepalive.
         """
-        options = SubscribeOptions(qos=qos, retainHandling=_HANDLING[retained])
-        self._client.subscribe(topic_filter, options=options)
+        self._client.ask(topic_filter, SubscribeOptions(qos=qos, retainHandling=_HANDLING[retained]))
 
     def listen(self, *, on: bool) -> None:
         """Take no more messages for now, or again; a new connection begins with taking them.
@@ -201,13 +201,13 @@ class Connection:
             return done
         if not self.connected or len(payload) > self._most_bytes:
             if self.connected:
-                self._refuse("publication", f"{len(payload)} bytes for {topic}, at most {self._most_bytes} are taken")
+                self.refusals.add("publication", topic, f"{len(payload)} bytes, at most {self._most_bytes} are taken")
             done.set_result(False)
             return done
         properties = properties_of_publication(expires_s, content_type)
         info = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         if info.rc == mqtt.MQTT_ERR_SUCCESS:
-            self._unconfirmed[info.mid] = done
+            self._unconfirmed[info.mid] = (done, topic)
         else:
             done.set_result(False)
         return done
@@ -295,6 +295,7 @@ class Connection:
             return
         self.connected, self.why = True, ""
         self.connections += 1
+        self.refusals.begin()
         log.info("connected", host=self._settings.host, port=self._settings.port, session_present=session_present)
         self._on_up(session_present)
 
@@ -361,30 +362,29 @@ class Connection:
         self, _client: mqtt.Client, _userdata: object, mid: int, reason: ReasonCode, _properties: Properties
     ) -> None:
         self._unsent.discard(mid)
-        if reason.is_failure:
-            self._refuse("publication", str(reason))
-        waiting = self._unconfirmed.pop(mid, None)
+        waiting, topic = self._unconfirmed.pop(mid, (None, ""))
+        self._judged("publication", topic, reason)
         if waiting is not None and not waiting.done():
             waiting.set_result(not reason.is_failure)
 
     def _subscribed(
-        self, _client: mqtt.Client, _userdata: object, _mid: int, reasons: list[ReasonCode], _properties: Properties
+        self, _client: mqtt.Client, _userdata: object, mid: int, reasons: list[ReasonCode], _properties: Properties
     ) -> None:
-        for reason in reasons:
-            if reason.is_failure:
-                self._refuse("subscription", str(reason))
+        for reason in reasons:  # one: we ask for one filter at a time
+            self._judged("subscription", self._client.answer(mid, granted=not reason.is_failure), reason)
 
-    def _refuse(self, what: str, reason: str) -> None:
-        tell = log.debug if self.refusals else log.warning  # statuses are tried again each second
-        self.refusals += 1
-        tell("broker refused", what=what, reason=reason)
+    def _judged(self, what: str, topic: str, reason: ReasonCode) -> None:
+        if reason.is_failure:
+            self.refusals.add(what, topic, str(reason))
+        else:
+            self.refusals.allowed(topic)
 
     # --- ending ------------------------------------------------------------------------------------------------------
 
     def _drop(self) -> None:
         self._unsent.clear()
         waiting, self._unconfirmed = self._unconfirmed, {}
-        for future in waiting.values():
+        for future, _topic in waiting.values():
             if not future.done():
                 future.set_result(False)
 

@@ -23,6 +23,7 @@ with without_web_client():
     from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
+    from paho.mqtt.subscribeoptions import SubscribeOptions
 
 MAX_PACKET_BYTES = 128 << 10  # the broker drops what is larger: an envelope of 64 KiB and its topic fit
 MAX_FRAME_BYTES = 2 * MAX_PACKET_BYTES  # of a websocket: paho keeps a frame until its end
@@ -68,6 +69,7 @@ class Client(mqtt.Client):
         self._pinged: float | None = None
         self._alive: asyncio.TimerHandle | None = None
         self._deaf, self._again = False, False
+        self._asked: dict[int, tuple[str, SubscribeOptions]] = {}
         self.connect_timeout = STEP_LIMIT_S
         self.max_queued_messages_set(MAX_UNSENT)
         self.ws_set_options(settings.websocket_path)
@@ -84,6 +86,7 @@ class Client(mqtt.Client):
         """
         self.drop_out_messages()
         self.fault, self._raw, self._made, self._inbox = None, None, None, memoryview(b"")
+        self._asked.clear()
         settings = self._settings
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho left it untyped
         properties.SessionExpiryInterval = settings.session_expiry_s if self._keep_session else 0
@@ -122,6 +125,23 @@ class Client(mqtt.Client):
             self._readable()  # what was read before and not looked at
         else:
             self._events.remove_reader(self._fd)
+
+    def ask(self, topic_filter: str, options: SubscribeOptions) -> None:
+        """Subscribe; `answer` is to be told what the broker says."""
+        _, mid = self.subscribe(topic_filter, options=options)
+        if mid is not None:
+            self._asked[mid] = (topic_filter, options)
+
+    def answer(self, mid: int, *, granted: bool) -> str:
+        """The filter that the broker answers; what it refuses is asked for again after a keepalive."""
+        topic_filter, options = self._asked.pop(mid, ("", None))
+        if options is not None and not granted:
+            self._events.call_later(self._period(), self._ask_again, self._sock, topic_filter, options)
+        return topic_filter
+
+    def _ask_again(self, made: object, topic_filter: str, options: SubscribeOptions) -> None:
+        if made is self._sock and self._fd >= 0:
+            self.ask(topic_filter, options)
 
     @property
     def open(self) -> bool:

@@ -20,7 +20,10 @@ RULES = (
 def status_lines(view: Mapping[str, object]) -> list[str]:
     """What `temperd status` shows of the live view."""
     board = table(view.get("board"))
-    lines = [f"{view.get('device')}: {'connected' if view.get('connected') else _no_broker(table(view.get('link')))}"]
+    link = table(view.get("link"))
+    lines = [f"{view.get('device')}: {'connected' if view.get('connected') else _no_broker(link)}"]
+    if link.get("refused"):
+        lines.append(f"the broker refuses the {link.get('refused')}; check its access rules")
     lines += [*_alarm_lines(view.get("alarms")), *_board_lines(board)]
     job, training = table(view.get("job")), table(view.get("training"))
     if job:

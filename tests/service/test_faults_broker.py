@@ -87,10 +87,12 @@ def test_a_broker_whose_rules_refuse_statuses_or_commands_is_told_of_and_loses_n
     (tmp_path / "password").chmod(0o600)
     user = f'username = "{DEVICE}"\npassword_file = "password"\n'
     often = "[telemetry]\nidle_s = 1\n"
-    with far_board(tmp_path, broker=let_in(tmp_path, "cmd/+/+/sts"), mqtt=user, config=often) as board:
+    with far_board(tmp_path, broker=let_in(tmp_path, "birth", "cmd/+/+/sts"), mqtt=user, config=often) as board:
         asked = board.waiting_job()
         board.post(asked)
-        board.world.wait(lambda: b"broker refused" in board.world.log())
+        board.world.wait(lambda: board.live()["refused"].startswith(f"publication of {TOPICS}/cmd/fine-tune/"))
+        assert "the broker refuses the publication of" in board.world.cli("status").stdout
+        assert b"broker refused" in board.world.log()
         assert board.ledger()[asked[0].id] == "job"
         assert board.statuses(asked[0]) == []
         assert board.world.record(asked[0].id).status_published is False
@@ -98,6 +100,8 @@ def test_a_broker_whose_rules_refuse_statuses_or_commands_is_told_of_and_loses_n
         change_rules(board, let_in(tmp_path))
         assert board.told(asked[0], "deferred")["version"] == board.world.record(asked[0].id).version
         board.world.wait(lambda: board.world.record(asked[0].id).status_published)
+        board.world.wait(lambda: board.heard("/birth"))
+        board.world.wait(lambda: board.live()["refused"] == "")
 
         change_rules(board, let_in(tmp_path, "cmd/+/+/req"))
         deaf = board.request()

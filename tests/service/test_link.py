@@ -402,7 +402,7 @@ def test_what_was_unconfirmed_is_not_sent_after_what_is_newer(broker: Mosquitto)
 def test_a_too_long_publication_is_refused_here(broker: Mosquitto) -> None:
     async def story() -> None:
         async with up(a_link(settings(broker))) as link, a_console(broker) as console:
-            assert await link.publish_status("pause", an_id(1), {"result": "x" * 300_000}) is False
+            assert await link.publish_status("pause", an_id(1), {"reason": "x" * 300_000}) is False
             with pytest.raises(CommandError):
                 await console.send("pause", an_id(1), b"x" * (MAX_ENVELOPE_BYTES + 1), expires_s=60)
 

@@ -221,7 +221,7 @@ def test_a_publication_that_the_access_rules_refuse_is_counted_and_the_connectio
         async with connected(mqtt) as (connection, _heard):
             assert await connection.publish("closed/a", b"x") is False
             assert await connection.publish("open/a", b"x", retain=False) is True
-            assert (connection.refusals, connection.connected) == (1, True)
+            assert (connection.refusals.total, connection.connected) == (1, True)
 
     with a_broker(tmp_path, f"acl_file {tmp_path}/rules") as broker:
         run(lambda: story(at(broker)))
@@ -252,7 +252,7 @@ def test_the_access_rules_that_the_documentation_gives(tmp_path: Path) -> None:
             assert await commands.publish(f"{here}/cmd/pause/{ID}/req", b"x")
             assert isinstance(await link.receive(), Incoming)
             assert seen.messages.empty()
-            assert link._connection.refusals == 0
+            assert link._connection.refusals.total == 0
         await link.stop()
 
     with a_broker(tmp_path, users + f"acl_file {tmp_path}/rules", anonymous=False) as broker:

@@ -19,7 +19,7 @@ from service.link_pace import FIRST_DELAY_S, LONGEST_DELAY_S, LONGEST_YIELD_S, S
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 from tests.simulators.one_connection import a_connection, connected, first_trouble, run, soon
 from tests.simulators.proxy import Proxy
-from tests.simulators.scripted_broker import WELCOME, EndlessFrame, ScriptedBroker
+from tests.simulators.scripted_broker import WELCOME, EndlessFrame, ScriptedBroker, SubscriptionJudge
 
 pytestmark = [
     pytest.mark.e2e,
@@ -224,6 +224,26 @@ def test_noise_from_a_broker_raises_nothing_and_we_come_back(seed: int) -> None:
             await heard.ups.get()
             await connection.stop()
         assert not raised
+
+    run(story)
+
+
+def test_a_subscription_that_is_refused_is_shown_and_asked_for_again() -> None:
+    """As by brokers that say so; mosquitto withholds in silence."""
+
+    async def story() -> None:
+        async with SubscriptionJudge(0x87, 0x01).serving() as broker:
+            connection, heard = a_connection(at(broker.port, 1))
+            connection.start()
+            await heard.ups.get()
+            connection.subscribe("a/b")
+            while not connection.refusals.total:  # noqa: ASYNC110 - it sets no event
+                await asyncio.sleep(0.02)
+            assert connection.refusals.latest == "subscription of a/b: Not authorized"
+            while connection.refusals.latest:  # noqa: ASYNC110 - same
+                await asyncio.sleep(0.02)
+            assert (connection.refusals.total, connection.connected) == (1, True)
+            await connection.stop()
 
     run(story)
 

@@ -64,6 +64,23 @@ class ScriptedBroker:
             pass
 
 
+class SubscriptionJudge(ScriptedBroker):
+    """Lets everybody in, and answers the next SUBSCRIBE with the next of these reason codes (MQTT 5, 3.9.3)."""
+
+    def __init__(self, *reasons: int) -> None:
+        super().__init__(WELCOME)
+        self._reasons = list(reasons)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1024)
+        writer.write(self.answer)
+        while packet := await reader.read(1024):
+            if packet[0] == 0x82:  # one packet at a time: our clients have nothing else to say here
+                writer.write(b"\x90\x04" + packet[2:4] + b"\x00" + bytes([self._reasons.pop(0)]))
+            elif packet[0] == 0xC0:
+                writer.write(b"\xd0\x00")
+
+
 class EndlessFrame(ScriptedBroker):
     """Speaks websockets, and sends a frame of 2^40 bytes: WELCOME, then PINGRESPs, which MQTT does not refuse."""
 
