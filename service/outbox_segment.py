@@ -132,10 +132,9 @@ class Writer:
         """Sync the file and give it its final name."""
         with self._path.open("rb") as stream:
             os.fsync(stream.fileno())
-        segment = self.abandon()
-        path = self._path.rename(self._folder / _closed_name(self._lane, segment))
+        self._path = self._path.rename(self._folder / _closed_name(self._lane, self.abandon()))
         sync_folder(self._folder)
-        return replace(segment, path=path)
+        return self.abandon()
 
     def abandon(self) -> Segment:
         """After an error: what is whole stays readable under the name that it has. Never raises."""

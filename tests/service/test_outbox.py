@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service import outbox_segment
 from service.outbox import MAX_SEGMENTS, WRITE_EVERY_S, Outbox
 from service.outbox_lane import MAX_WAITING_BYTES
 from service.outbox_segment import (
@@ -265,6 +267,21 @@ def test_a_disk_that_refuses_costs_what_memory_cannot_hold_and_is_told(
     assert kept[1:] == list(range(1002 - len(kept[1:]), 1002))
     assert len(kept) + lost == 1001
     assert (len(kept) - 1) * 1000 > MAX_WAITING_BYTES // 2
+
+
+def test_a_segment_whose_name_could_not_be_synced_is_read_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_folder: Path) -> None:
+        raise OSError(errno.EIO, "no")
+
+    box = opened(tmp_path)
+    for seq in range(5):
+        box.add(record(seq), 0.0)
+    box.tick(60.0)
+    monkeypatch.setattr(outbox_segment, "sync_folder", refuse)
+    assert drained(box) == [0, 1, 2, 3, 4]
+    assert box.counters.dropped_total == 0
 
 
 def test_a_folder_that_cannot_be_made_is_no_end_and_is_made_later(tmp_path: Path) -> None:
