@@ -147,6 +147,8 @@ class Ingest:
         self._boards: set[tuple[str, str]] = set()
         """Of which presences came: whose statuses are to be asked for."""
         self._trimmed, self._trimming = monotonic(), False
+        self._known = self._marked = False
+        """What this session's broker retains is in the store; and the store says so."""
         self._anew_since: float | None = None
         """When we asked for all that the broker retains, until it was read."""
         self._waiting: deque[_Waiting] = deque()
@@ -172,18 +174,22 @@ class Ingest:
 
     async def run(self) -> Counts:
         """Consume until `stop`; when leaving, until nothing is left."""
+        with contextlib.suppress(TemperdError):  # else it is read again, which costs time alone
+            self._known = self._marked = await asyncio.to_thread(self._store.has_read, self._plan.client_id)
         self._connection.start()
         beside = [asyncio.ensure_future(self._tell())]
         if self._plan.leaving:
             beside.append(asyncio.ensure_future(self._leave()))
         try:
             while not self._stopping.is_set():
+                await self._mark()
                 if self._monotonic() - self._trimmed >= TRIM_EVERY_S:
                     self._trimmed, self._trimming = self._monotonic(), True
                     await self._forget_alarms()
                 await self._next_batch(0.0 if self._trimming else TRIM_EVERY_S)
                 if self._trimming:
                     self._trimming = await self._trim()
+            await self._mark()
         finally:
             self._truth.stop()
             for task in beside:
@@ -209,12 +215,13 @@ class Ingest:
             self._truth.leave()
         else:  # with a session too: the last connection may have ended before the broker read this
             self._connection.subscribe(self._plan.shared)
-            if session_present and not self._truth.unfinished:
+            self._known = session_present and (self._known or self._truth.whole)
+            if self._known:
                 self._truth.listen()
             else:
+                if self._anew_since is None or not session_present:
+                    self._anew_since = self._now()
                 self._truth.ask()
-        if not session_present:
-            self._anew_since = self._now()
         log.info("consuming", group=self._plan.group, name=self._plan.name, session_present=session_present)
 
     def _lost(self, _reason: str) -> None:
@@ -257,7 +264,7 @@ class Ingest:
         return len(self._waiting) >= BATCH_MESSAGES or self._weight >= BATCH_BYTES
 
     async def _next_batch(self, patience_s: float) -> None:
-        if not self._waiting:
+        if not self._waiting and not self._stopping.is_set():
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), patience_s)
@@ -323,6 +330,17 @@ class Ingest:
             counts.strangers += written.strangers
             counts.truths += sum(not isinstance(fact, Sample) for fact in facts)
             return True
+
+    async def _mark(self) -> None:
+        """Let the store know whether all is read: a broker keeps a session also for who was killed meanwhile."""
+        read = self._known or self._truth.whole
+        if self._plan.leaving or read is self._marked:
+            return
+        try:
+            await asyncio.to_thread(self._store.note_read, self._plan.client_id, whole=read)
+            self._marked = read
+        except TemperdError as error:
+            log.warning("what was read cannot be noted", why=str(error))
 
     async def _forget_alarms(self) -> None:
         """What was cleared while the broker kept no session for us, once what is still raised has come again."""

@@ -35,13 +35,8 @@ class Truth:
     ) -> None:
         self._connection, self._root, self._boards, self._progress = connection, root, boards, progress
         self._task: asyncio.Task[None] | None = None
-        self._asked = self.whole = False
-        """`whole`: everything that was retained has come."""
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a connection that was lost broke off what `ask` began."""
-        return self._asked and not self.whole
+        self.whole = False
+        """Everything that was retained has come since `ask`."""
 
     def listen(self) -> None:
         """Filters of every session; call after each connect. Old statuses come with `ask` alone."""
@@ -56,9 +51,9 @@ class Truth:
             self._connection.unsubscribe(f"{self._root}/{levels}")
 
     def ask(self) -> None:
-        """Begin with a session that is new, or go on: one kind after the other, then statuses board by board."""
+        """Begin, also anew: one kind after the other, then statuses board by board."""
         self.stop()
-        self._asked, self.whole = True, False
+        self.whole = False
         self._connection.subscribe(f"{self._root}/{STATUSES}", retained="never")
         self._task = asyncio.get_running_loop().create_task(self._ask())
 
@@ -70,13 +65,13 @@ class Truth:
 
     async def _ask(self) -> None:
         for levels in WHOLE:
-            self._connection.subscribe(f"{self._root}/{levels}", retained="once")
+            self._connection.subscribe(f"{self._root}/{levels}")
             await self._quiet()
         boards = sorted(self._boards())
         for place in range(0, len(boards), AT_A_TIME):
             filters = [f"temper/v1/{tenant}/{name}/{STATUSES}" for tenant, name in boards[place : place + AT_A_TIME]]
             for topic_filter in filters:
-                self._connection.subscribe(topic_filter, retained="once")
+                self._connection.subscribe(topic_filter)
             await self._quiet()
             for topic_filter in filters:
                 self._connection.unsubscribe(topic_filter)

@@ -264,6 +264,12 @@ class Store(Protocol):
         For after all that the broker retains was read anew: what was cleared while nobody listened is not among it.
         """
 
+    def has_read(self, consumer: str) -> bool:
+        """Whether it was noted that a consumer has read all that the broker retains."""
+
+    def note_read(self, consumer: str, *, whole: bool) -> None:
+        """Note whether a consumer has read all that the broker retains, by the id of its session."""
+
     def statuses(self, tenant: str, device: str) -> list[str]:
         """Of its commands, newest first, at most `MAX_PAGE`, each as the JSON text of the message."""
 

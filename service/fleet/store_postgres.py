@@ -189,6 +189,18 @@ class PostgresStore:
         with self._storing() as connection:
             return connection.execute(text, (unseen_since, tenant, tenant)).rowcount
 
+    def has_read(self, consumer: str) -> bool:
+        """See `Store.has_read`."""
+        with self._storing() as connection:
+            found = connection.execute("SELECT 1 FROM readers WHERE name = %s", (consumer,))
+            return found.fetchone() is not None
+
+    def note_read(self, consumer: str, *, whole: bool) -> None:
+        """See `Store.note_read`."""
+        kept = "INSERT INTO readers VALUES (%s) ON CONFLICT DO NOTHING"
+        with self._storing() as connection:
+            connection.execute(kept if whole else "DELETE FROM readers WHERE name = %s", (consumer,))
+
     def statuses(self, tenant: str, device: str) -> list[str]:
         """See `Store.statuses`."""
         query = "SELECT body FROM commands WHERE device = %s ORDER BY id DESC LIMIT %s"

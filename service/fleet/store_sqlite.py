@@ -46,6 +46,7 @@ CREATE TABLE devices (
     state_version INTEGER NOT NULL DEFAULT -1,
     UNIQUE (tenant, name)
 ) STRICT;
+CREATE TABLE readers (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE births (device INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE commands (
     device INTEGER NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL, version INTEGER NOT NULL, status TEXT NOT NULL,
@@ -226,6 +227,18 @@ class SqliteStore:
         text = "DELETE FROM alarms WHERE seen < ? AND device IN (SELECT id FROM devices WHERE tenant = ? OR ? = '')"
         with self._storing():
             return self._database.execute(text, (unseen_since, tenant, tenant)).rowcount
+
+    def has_read(self, consumer: str) -> bool:
+        """See `Store.has_read`."""
+        with self._storing():
+            found = self._database.execute("SELECT 1 FROM readers WHERE name = ?", (consumer,))
+            return found.fetchone() is not None
+
+    def note_read(self, consumer: str, *, whole: bool) -> None:
+        """See `Store.note_read`."""
+        text = "INSERT OR IGNORE INTO readers VALUES (?)" if whole else "DELETE FROM readers WHERE name = ?"
+        with self._storing():
+            self._database.execute(text, (consumer,))
 
     def statuses(self, tenant: str, device: str) -> list[str]:
         """See `Store.statuses`."""

@@ -274,6 +274,28 @@ def test_what_was_being_read_when_the_connection_broke_is_read_with_the_next(bro
     assert len(store.alarms("acme", "pi-1")) == 1
 
 
+def test_a_consumer_that_ended_while_it_read_reads_on_and_one_with_another_store_reads_again(
+    broker: Mosquitto, store: Store, tmp_path: Path
+) -> None:
+    other = open_store(str(tmp_path / "other.sqlite"))
+
+    async def story() -> None:
+        async with device(broker.port) as boards:
+            await retain_all(boards, "pi-1")
+            async with running(consumer(broker.port, store)) as made:
+                await until(lambda: made.counts.truths)
+                assert not made._truth.whole
+            for place in (store, other):
+                async with running(consumer(broker.port, place)) as made:
+                    await until(lambda: made._truth.whole)
+
+    play(story)
+    for place in (store, other):
+        assert [row.name for row in place.devices(Filter(online=True, alarmed=True), TS)] == ["pi-1"]
+        assert len(place.statuses("acme", "pi-1")) == 1
+    other.close()
+
+
 async def retain_all(boards: Device, name: str) -> None:
     """A presence, an alarm and a status."""
     await boards.say(f"{name}/conn", {"online": True, "session": 1, "connection": 1, "ts": TS}, retain=True)

@@ -213,6 +213,18 @@ def test_alarms_of_which_nobody_spoke_again_are_forgotten(opened: Store) -> None
     assert opened.forget_alarms("", NOW + 30) == 1
 
 
+def test_who_has_read_all_is_noted(place: str) -> None:
+    opened = open_store(place)
+    opened.note_read("one", whole=True)
+    opened.note_read("one", whole=True)
+    opened.note_read("two", whole=True)
+    opened.note_read("two", whole=False)
+    opened.close()
+    again = open_store(place)
+    assert [again.has_read(name) for name in ("one", "two", "three")] == [True, False, False]
+    again.close()
+
+
 def test_a_list_has_filters_and_pages(opened: Store) -> None:
     names = [f"pi-{n}" for n in range(5)] + ["jetson-1"]
     opened.write(batch(*(sample(1, device=name) for name in names)), NOW)
