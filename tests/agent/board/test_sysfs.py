@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -380,3 +380,24 @@ def test_levers_touch_nothing_when_nothing_is_asked(tree: Tree, tmp_path: Path) 
     levers.restore()
     assert (tree.folder / CAP).stat().st_mtime_ns == before
     assert not (tmp_path / "undo.json").exists()
+
+
+def test_a_look_that_finds_the_devices_of_the_last_one_makes_no_paths(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were a fifth of what an idle daemon costs each second."""
+    for name, text in {"type": "Battery", "capacity": "80", "voltage_now": "3900000", "status": "Discharging"}.items():
+        tree.set(f"sys/class/power_supply/BAT0/{name}", text)
+    board = tree.board()
+    first = board.read(1.0)
+    made: list[str] = []
+    joined = PurePath.__truediv__
+
+    def counted(self: PurePath, key: str) -> PurePath:
+        made.append(key)
+        return joined(self, key)
+
+    monkeypatch.setattr(PurePath, "__truediv__", counted)
+    again = board.read(2.0)
+    assert (again.temperature_celsius, again.charge) == (first.temperature_celsius, first.charge) == (48.312, 0.8)
+    assert made == []
