@@ -1,4 +1,4 @@
-"""What a worker does beside training: score a model on data of the board, make another one active."""
+"""Scoring a model on held-out data of the board, beside any job."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from agent.evaluate import Score
 from agent.forecasting import forecasting
 from agent.gate import told_score
 from agent.keys import load_identity
-from agent.messages import EvaluateOrder, Finished, Message, SwitchOrder, Warned
+from agent.messages import EvaluateOrder, Finished, Message, Warned
 from agent.model import MOST_NAMED, load_base
 from agent.orders import Obedience, Orders
-from agent.promote import change_over
 from agent.pull import pull
 from agent.slots import read_status
 from agent.spec import EvaluateSpec, FineTuneSpec
@@ -40,21 +39,6 @@ LEAST_DUTY = 0.01
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Emit = Callable[[Message], None]
-
-
-def switch(order: SwitchOrder, emit: Emit) -> Finished:
-    """Make another model active.
-
-    Raises:
-        TemperdError: see `agent.promote.change_over`.
-    """
-    state = Path(order.state_dir)
-    store = _open_store(state)
-    way = (order.before, order.after)
-    slot = change_over(
-        store, way, order.threads, lambda what: emit(Warned(what)), on=order.promotes
-    )  # fmt: skip
-    return Finished("SUCCEEDED", "", {"slot": slot})
 
 
 class _Subject(NamedTuple):

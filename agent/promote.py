@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from agent.engine.base import Float32
 from agent.engine.infer import Inference
 from agent.engine.ir import parse
 from agent.errors import EngineError, SealedFileError, SpecError
+from agent.keys import load_identity
+from agent.messages import Finished, Message, SwitchOrder, Warned
 from agent.slots import SlotView, read_status
 from agent.store import Store
 from agent.switch import WRONG_STATE, slot_of, stage, switch_back, switch_on
@@ -122,6 +125,19 @@ def _self_test(model: bytes, samples: Float32, expected: Float32, threads: int) 
     found = Inference(parse(model), threads).run(samples)
     worst = float(np.abs(expected - found).max() / max(1.0, float(np.abs(expected).max())))
     return "" if worst <= SELF_TEST_TOLERANCE else f"self-test: outputs differ by {worst:.2g}"
+
+
+def switch(order: SwitchOrder, emit: Callable[[Message], None]) -> Finished:
+    """Carry out an order to make another model active.
+
+    Raises:
+        TemperdError: see `change_over`.
+    """
+    state = Path(order.state_dir)
+    store = Store(state / "store", *load_identity(state / "keys").storage_keys)
+    way = (order.before, order.after)
+    slot = change_over(store, way, order.threads, lambda what: emit(Warned(what)), on=order.promotes)
+    return Finished("SUCCEEDED", "", {"slot": slot})
 
 
 def change_over(

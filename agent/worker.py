@@ -123,15 +123,19 @@ def carry_out(order: Order | SwitchOrder | EvaluateOrder, mailbox: Mailbox, out:
         mailbox.wait_for(stage)
 
     try:
-        from agent.evaluation import Evaluation, switch  # noqa: PLC0415 - a broken wheel must end as a message too
-        from agent.finetune import FineTune  # noqa: PLC0415 - same
-        from agent.memory import return_memory  # noqa: PLC0415 - same
+        from agent.memory import return_memory  # noqa: PLC0415 - a broken wheel must end as a message too
 
         return_memory()
         if isinstance(order, SwitchOrder):
+            from agent.promote import switch  # noqa: PLC0415 - same; and nobody waits for what it does not need
+
             return switch(order, emit)
         if isinstance(order, EvaluateOrder):
+            from agent.evaluation import Evaluation  # noqa: PLC0415 - same
+
             return Evaluation(order, emit, mailbox).execute()
+        from agent.finetune import FineTune  # noqa: PLC0415 - same
+
         return FineTune(order, ask, emit, mailbox).execute()
     except Exception as error:  # noqa: BLE001 - the one seam of the process: every end is told, none is lost
         return _last_word(error)
