@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,11 @@ def active(world: World) -> str:
     return view.plaintext_sha256 if view else ""
 
 
-def tuned(world: World, data: Path, seed: int) -> str:
-    """A job that succeeds; the hash of its model."""
+def tuned(world: World, data: Path, seed: int) -> dict[str, Any]:
+    """The result of a job that succeeds."""
     status = world.send("fine-tune", world.job(data, epochs=12, seed=seed, least_gain=-1.0))
     assert status["status"] == "succeeded", status
-    return status["result"]["model_sha256"]
+    return status["result"]
 
 
 def births(world: World) -> list[tuple[str, int]]:
@@ -43,15 +44,16 @@ def begin(world: World, kind: str, args: dict[str, object], *until: str) -> str:
 
 def test_an_operator_scores_models_and_goes_back_while_a_job_trains(fleet: World) -> None:
     data = fleet.images()
-    one, two = tuned(fleet, data, 0), tuned(fleet, data, 1)
+    one, last = tuned(fleet, data, 0)["model_sha256"], tuned(fleet, data, 1)
+    two = last["model_sha256"]
     assert active(fleet) == two
 
-    for model, sha256 in (("", two), (one, one)):
+    for model, sha256, score in (("", two, last["accuracy_after"]), (one, one, last["accuracy_running"])):
         status = fleet.send("evaluate", {"data": str(data), "model": model, "seed": 1})
         assert status["status"] == "succeeded", status
         assert status["result"]["model"] == sha256
-        assert 0.0 <= status["result"]["score"] <= 1.0
-        assert status["result"]["samples"] == 12
+        assert status["result"]["samples"] == last["held_out"]
+        assert status["result"]["score"] == pytest.approx(score, abs=1.5 / 12), "as its gate judged, but for a rounding"
     status = fleet.send("evaluate", {"data": str(data), "model": "base"})
     assert (status["status"], status["reason_code"]) == ("failed", "bad-spec")
     assert "names no classes" in status["reason"]
@@ -108,7 +110,7 @@ def told(world: World, command_id: str) -> str:
 
 def test_a_model_waits_for_a_word_and_the_change_outlives_kills(fleet: World) -> None:
     data = fleet.images()
-    one = tuned(fleet, data, 0)
+    one = tuned(fleet, data, 0)["model_sha256"]
     job = begin(fleet, "fine-tune", fleet.job(data, epochs=12, seed=1, least_gain=-1.0, promote="ask"), "succeeded")
     result = fleet.record(job).result
     two = result["model_sha256"]
