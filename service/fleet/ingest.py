@@ -168,8 +168,9 @@ class Ingest:
         self._truth = Truth(self._connection, plan.root, lambda: self._boards, self._progress)
 
     def stop(self) -> None:
-        """End `run` once what waits is stored."""
+        """End `run` once what waits is stored; no more is read, or a broker that floods us had no end."""
         self._stopping.set()
+        self._connection.listen(on=False)
         self._arrived.set()
 
     async def run(self) -> Counts:
@@ -210,6 +211,9 @@ class Ingest:
     # From the broker.
 
     def _greet(self, session_present: bool) -> None:  # noqa: FBT001 - a callback
+        if self._stopping.is_set():
+            self._connection.listen(on=False)
+            return
         if self._plan.leaving:
             self._connection.unsubscribe(self._plan.shared)
             self._truth.leave()
@@ -297,7 +301,8 @@ class Ingest:
             self._weight -= waiting.weight
             self._retained_stored += waiting.message.retained
             self._connection.ack(waiting.message)
-        if len(self._waiting) <= RECEIVE_MAXIMUM and self._weight <= MAX_WAITING_BYTES // 2:
+        room = len(self._waiting) <= RECEIVE_MAXIMUM and self._weight <= MAX_WAITING_BYTES // 2
+        if room and not self._stopping.is_set():
             self._connection.listen(on=True)
         self.counts.acknowledged += number
         self.counts.batches += 1

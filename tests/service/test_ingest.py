@@ -26,6 +26,7 @@ from service.fleet.store import Alarm, Batch, Filter, Sample, Store, Written, op
 from service.link import Connection
 from service.link_client import PACKETS_IN_A_ROW
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
+from tests.simulators.scripted_broker import EndlessTalk
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (make tools)")
 
@@ -467,6 +468,26 @@ def test_large_messages_wait_with_the_broker_too(
 
     play(story)
     assert store.count() == 300
+
+
+class Slow(Refusing):
+    """A store that takes longer for a batch than a broker for the next."""
+
+    def write(self, batch: Batch, received: float) -> Written:
+        time.sleep(0.02)
+        return self._store.write(batch, received)
+
+
+def test_a_broker_that_never_ends_does_not_keep_a_consumer_from_ending(store: Store) -> None:
+    async def story() -> None:
+        talk = EndlessTalk(f"{ROOT}/pi-1/conn", b'{"online":true,"session":1,"connection":1,"ts":1}')
+        async with talk.serving() as hostile:
+            made = consumer(hostile.port, Slow(store))  # type: ignore[arg-type]
+            async with running(made):
+                await until(lambda: made.counts.received > MAX_WAITING)
+        assert made.counts.acknowledged == made.counts.received
+
+    play(story)
 
 
 def test_a_presence_from_the_far_future_does_not_outlast_those_that_are_true(broker: Mosquitto, store: Store) -> None:

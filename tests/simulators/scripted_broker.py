@@ -81,6 +81,26 @@ class SubscriptionJudge(ScriptedBroker):
                 writer.write(b"\xd0\x00")
 
 
+class EndlessTalk(ScriptedBroker):
+    """Lets everybody in, and then publishes (QoS 0) as fast as it is read, whatever is asked.
+
+    Args:
+        topic: of every publication.
+        payload: of every publication; less than 100 bytes with the topic.
+    """
+
+    def __init__(self, topic: str, payload: bytes) -> None:
+        body = len(topic).to_bytes(2) + topic.encode() + b"\x00" + payload
+        super().__init__(WELCOME + (b"\x30" + bytes([len(body)]) + body) * 500)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(self.answer)
+        while True:
+            writer.write(self.answer[len(WELCOME) :])
+            await writer.drain()
+
+
 class EndlessFrame(ScriptedBroker):
     """Speaks websockets, and sends a frame of 2^40 bytes: WELCOME, then PINGRESPs, which MQTT does not refuse."""
 
