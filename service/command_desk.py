@@ -226,6 +226,7 @@ class CommandDesk:
             rooms.jobs.wake()
         elif command.type in (EVALUATE, PROMOTE, ROLLBACK):
             rooms.models.ask(command)
+            rooms.scrubs.hurry()
             rooms.jobs.obey()
         elif command.type == SET_POLICY:
             rooms.policies.take(command)

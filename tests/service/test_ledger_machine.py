@@ -590,3 +590,13 @@ def test_a_command_that_has_ended_is_told_again_as_it_was(kind: str, args: dict[
         again = world.retained[kind, command]
         assert again == ended | {"ts": again["ts"]}
         leave(world)
+
+
+def test_who_waits_for_a_model_does_not_wait_for_the_rests_of_a_scrub() -> None:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        world = in_a_world(folder)
+        assert not world.desk.scrubs._hurried
+        world.send("evaluate", {"data": "/data"})
+        world.deliver()
+        assert world.desk.scrubs._hurried
+        leave(world)
