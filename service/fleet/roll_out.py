@@ -25,7 +25,7 @@ from service.commands import (
     Request,
     new_id,
 )
-from service.fleet.boards import MAX_BOARDS, is_newer, slim
+from service.fleet.boards import MAX_BOARDS, connection_of, is_newer, slim
 from service.fleet.fleet_link import FleetLink
 from service.fleet.outcome import NOT_ENDED, WITHOUT_WORD, Outcome, of_status
 from service.fleet.roll_out_plan import Move, Rules, Step, next_step
@@ -36,7 +36,6 @@ LATE_S = 60.0  # a board may have taken a command in its last second; its status
 TICK_S = 1.0  # how often expiry and canaries' time are looked at when nothing comes in
 AT_ONCE = 20  # publications on their way; the link takes a hundred
 LEAST_CANCEL_S = 3600  # how long a cancel stays at the broker at least
-MAX_NEWS = 2 * MAX_BOARDS  # between two looks: of each board its command and the cancel of it
 MAX_STATUS_CHARACTERS = 500  # of a reason that is kept
 CANCELABLE = frozenset((FINE_TUNE, QUALIFY, EVALUATE, PROMOTE, ROLLBACK))  # the last two until they have begun
 UNKNOWN_JOB = "wrong-state"  # the answer to a cancel of what the board does not have; other refusals tell nothing of it
@@ -72,8 +71,12 @@ class Inbox:
     """What came in since the last look; filled by the link, emptied by the roll-out."""
 
     online: dict[str, bool] = field(default_factory=dict)
-    statuses: dict[tuple[str, str], Mapping[str, object]] = field(default_factory=dict)
-    """The newest by board and command id: a board may write below its own root what it likes."""
+    numbers: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Session and connection of the latest presence."""
+    sent: dict[str, str] = field(default_factory=dict)
+    """Board by id of each command that was sent. Of others nothing is kept: anybody may write below his own root."""
+    statuses: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    """The newest by command id."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, topic: str, body: Mapping[str, object] | None, _retained: bool) -> None:  # noqa: FBT001 - a callback
@@ -83,12 +86,13 @@ class Inbox:
             return
         match levels[3:]:
             case [board, "conn"] if board in self.online or len(self.online) < MAX_BOARDS:
-                self.online[board] = body.get("online") is True
-            case [board, "cmd", _, command_id, "sts"]:
-                before = self.statuses.get((board, command_id))
-                fits = before is not None or len(self.statuses) < MAX_NEWS
-                if fits and (before is None or is_newer(body, before)):
-                    self.statuses[board, command_id] = body
+                if (numbers := connection_of(body)) < self.numbers.get(board, numbers):
+                    return  # a last will that comes late
+                self.online[board], self.numbers[board] = body.get("online") is True, numbers
+            case [board, "cmd", _, command_id, "sts"] if self.sent.get(command_id) == board:
+                before = self.statuses.get(command_id)
+                if before is None or is_newer(body, before):
+                    self.statuses[command_id] = body
             case _:
                 return
         self.arrived.set()
@@ -119,7 +123,8 @@ class RollOutRun:
         self.roll_out, self.terms = roll_out, Terms.of(roll_out)
         self.commands = state.commands(roll_out.id)
         self._state, self._sign, self._inbox, self._now, self._tell = state, sign, inbox, now, tell
-        self._by_id = {command.id: command.place for command in self.commands if command.id}
+        self._by_id: dict[str, int] = {}
+        self._know(self.commands)
         self._delivered: set[int] = set()
         self._connection = 0
 
@@ -217,11 +222,9 @@ class RollOutRun:
     def _look(self) -> None:
         """Journal what came in, and what expired without an answer."""
         changed: list[Sent] = []
-        for (board, command_id), body in self._inbox.statuses.items():
+        for command_id, body in self._inbox.statuses.items():
             place = self._by_id.get(command_id)
-            if place is None or self.commands[place].board != board:
-                continue
-            if fresh := _with_status(self.commands[place], body):
+            if place is not None and (fresh := _with_status(self.commands[place], body)):
                 changed.append(fresh)
         self._keep(changed)
         self._keep([command for command in self.commands if self._is_unknown(command)], outcome=Outcome.TAKEN_BACK)
@@ -232,7 +235,7 @@ class RollOutRun:
 
     def _is_unknown(self, command: Sent) -> bool:
         """Whether the board knows no job of that id to cancel, and never told of one: it does not have it."""
-        answer = self._inbox.statuses.get((command.board, command.cancel_id)) if command.cancel_id else None
+        answer = self._inbox.statuses.get(command.cancel_id) if command.cancel_id else None
         silent = command.outcome == Outcome.OPEN and command.status is None
         return silent and answer is not None and answer.get("reason_code") == UNKNOWN_JOB
 
@@ -244,6 +247,16 @@ class RollOutRun:
             self._state.write(self.roll_out.id, changed)
             for command in changed:
                 self.commands[command.place] = command
+            self._know(changed)
+
+    def _know(self, commands: Sequence[Sent]) -> None:
+        """Hear what boards say about these and their cancels."""
+        for command in commands:
+            if command.id:
+                self._by_id[command.id] = command.place
+                self._inbox.sent[command.id] = command.board
+            if command.cancel_id:
+                self._inbox.sent[command.cancel_id] = command.board
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
@@ -259,7 +272,6 @@ class RollOutRun:
             envelope, outcome = self._sign(request), str(Outcome.OPEN)
             made.append(replace(command, id=command_id, envelope=envelope, not_after=until, outcome=outcome))
         self._keep(made)
-        self._by_id.update({command.id: command.place for command in made})
 
     async def _deliver(self, link: FleetLink) -> None:
         """Publish what is open and was not published over this connection: a broker that was wiped gets it again."""

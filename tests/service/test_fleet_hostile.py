@@ -20,8 +20,9 @@ from agent.keys import create_console_key
 from service.fleet import state
 from service.fleet.follow import Follow
 from service.fleet.outcome import Outcome
-from service.fleet.roll_out import _with_status
-from service.fleet.state import FleetState, Sent
+from service.fleet.roll_out import Inbox, RollOutRun, Terms, _with_status
+from service.fleet.roll_out_plan import Rules
+from service.fleet.state import FleetState, RollOut, Sent
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (make tools)")
@@ -168,3 +169,19 @@ def test_what_a_roll_out_keeps_of_a_status_has_a_size() -> None:
     fresh = _with_status(Sent(0, "pi-1", ID, outcome=Outcome.OPEN), {"status": "running", "version": HUGE, **huge})
     assert fresh is not None
     assert len(json.dumps(fresh.status)) < 2000
+
+
+def test_a_roll_out_hears_of_its_commands_only_and_only_from_their_boards(tmp_path: Path) -> None:
+    inbox, cancel = Inbox(), f"{ID[:-1]}2"
+    made = RollOut(ID, "default", "fine-tune", Terms(Rules(), {}).to_table(), 0.0, "running", "")
+    with FleetState(tmp_path / "fleet.sqlite") as kept:
+        kept.begin(made, ["pi-1"])
+        kept.write(ID, [Sent(0, "pi-1", ID, b"x", 600, outcome=Outcome.OPEN, cancel_id=cancel, cancel=b"y")])
+        run = RollOutRun(kept, made, lambda _request: b"", inbox, now=lambda: 0.0)
+        for board, command_id in (("pi-2", ID), ("pi-2", cancel), ("pi-1", f"{ID[:-1]}3"), (ESCAPES, ID)):
+            body = {"id": command_id, "status": "rejected", "reason_code": "wrong-state", "version": 9}
+            inbox.take(f"{ROOT}/{board}/cmd/fine-tune/{command_id}/sts", body, True)
+        assert not inbox.statuses
+        inbox.take(f"{ROOT}/pi-1/cmd/fine-tune/{ID}/sts", {"id": ID, "status": "succeeded", "version": 1}, True)
+        run._look()
+        assert kept.commands(ID)[0].outcome == Outcome.SUCCEEDED
