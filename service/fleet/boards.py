@@ -157,7 +157,7 @@ class Boards:
     def _take_conn(self, board: Board, body: Mapping[str, object]) -> bool:
         """The latest presence; a will that comes late carries lower numbers than the connection after it."""
         conn = slim(body, _OF_CONN)
-        if _connection(conn) < _connection(board.conn) or not self._fits(conn, board.conn):
+        if connection_of(conn) < connection_of(board.conn) or not self._fits(conn, board.conn):
             return False
         board.conn = conn
         return True
@@ -200,7 +200,8 @@ class Boards:
         return command_id in board.statuses
 
 
-def _connection(body: Mapping[str, object]) -> tuple[float, float]:
+def connection_of(body: Mapping[str, object]) -> tuple[float, float]:
+    """Session and connection of a presence; the one with the higher numbers is true."""
     return number(body.get("session")) or 0.0, number(body.get("connection")) or 0.0
 
 

@@ -429,6 +429,15 @@ def test_roll_outs_that_are_over_go_when_there_are_many(place: Place, monkeypatc
         assert len(state.commands(made[1])) == 2
 
 
+def test_a_last_will_that_comes_late_takes_no_board_for_absent() -> None:
+    inbox, topic = Inbox(), "temper/v1/default/pi-1/conn"
+    for online, session, connection in ((True, 2, 1), (False, 1, 9), (False, 1, 1)):
+        inbox.take(topic, {"online": online, "session": session, "connection": connection}, False)
+        assert inbox.online == {"pi-1": True}
+    inbox.take(topic, {"online": False, "session": 2, "connection": 1}, False)
+    assert inbox.online == {"pi-1": False}
+
+
 @pytest.mark.parametrize(("code", "outcome"), [("expired", "open"), ("wrong-state", "taken-back")])
 def test_a_board_that_refuses_a_cancel_for_another_reason_may_have_the_job(
     tmp_path: Path, code: str, outcome: str
