@@ -230,7 +230,8 @@ class Proxy:
         self._halves.update(pair)
         first = await _or_nothing(reader.read(PIECE))
         plain = first[:1] == bytes([CONNECT << 4])
-        await asyncio.gather(pair[0].run(plain=plain, first=first), pair[1].run(plain=plain))
+        with contextlib.suppress(asyncio.CancelledError):  # the proxy ends
+            await asyncio.gather(pair[0].run(plain=plain, first=first), pair[1].run(plain=plain))
         self._halves.difference_update(pair)
 
     def judge(self, half: _Half, raw: bytes, kind: int) -> None:
