@@ -195,8 +195,8 @@ class Ingest:
             self._truth.stop()
             for task in beside:
                 task.cancel()
+            self._told(self.snapshot())  # before the connection ends: the last line is not to say that there is none
             await self._connection.stop()
-        self._told(self.snapshot())
         return self.counts
 
     def snapshot(self) -> Counts:
