@@ -19,9 +19,10 @@ from service.journal_file import BUSY_S, connect, is_corrupt, quarantine, storin
 from service.journal_jobs import JobRecord, dump, job_of
 from service.journal_ledger import LEDGER_KEPT, Verdict, enter, judged, refuse_up_to
 
-__all__ = ["ENDED_AGAIN", "JOBS_KEPT", "LEDGER_KEPT", "JobRecord", "Journal", "Opened", "Verdict"]
+__all__ = ["ENDED_AGAIN", "JOBS_KEPT", "LEDGER_KEPT", "UNTOLD_KEPT", "JobRecord", "Journal", "Opened", "Verdict"]
 
 JOBS_KEPT = 1_000  # finished jobs with plan and result, about 20 KB each at most
+UNTOLD_KEPT = 5_000  # finished jobs that no broker confirmed, as on a board that never has one: 100 MB at most
 ENDED_AGAIN = 100  # of them so many are told once more to a broker that lost all: 2 MB at most, on bad networks
 
 _REMEMBER = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -142,7 +143,8 @@ class Journal:
             return "" if row is None else str(row["value"])
 
     def add_job(self, job_id: str, digest: str, kind: str, spec: Mapping[str, object], now: float) -> JobRecord:
-        """Enter a command and its job, RECEIVED, in one commit; the oldest finished jobs beyond `JOBS_KEPT` go.
+        """Enter a command and its job, RECEIVED, in one commit; the oldest finished jobs beyond `JOBS_KEPT` go,
+        those whose end nobody was told beyond `UNTOLD_KEPT`.
 
         Args:
             job_id: the id of the command that asked for it.
@@ -162,11 +164,12 @@ class Journal:
                 "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, 1, 1, NULL, '', '', NULL, NULL, ?, ?, 0, NULL, 0)",
                 (job_id, digest, kind, dump(spec), State.RECEIVED, now, now),
             )
-            db.execute(
-                f"DELETE FROM jobs WHERE state IN ({_marks(TERMINAL)}) AND status_published = 1 AND id <"  # noqa: S608 - only question marks are put in
-                " (SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?)",
-                (*TERMINAL, JOBS_KEPT - 1),
-            )
+            for told, kept in ((1, JOBS_KEPT), (0, UNTOLD_KEPT)):
+                db.execute(
+                    f"DELETE FROM jobs WHERE state IN ({_marks(TERMINAL)}) AND status_published = ? AND id <"  # noqa: S608 - only question marks are put in
+                    " (SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                    (*TERMINAL, told, kept - 1),
+                )
             return self._job(job_id)
 
     def update(

@@ -153,8 +153,7 @@ def test_a_bad_image_changes_nothing(board: Board) -> None:
 def test_a_model_whose_answers_are_no_numbers_does_not_run(tmp_path: Path) -> None:
     graph = mobile_block_net(classes=3)
     broken = {
-        name: np.full_like(value, 1e30) if name.endswith(".w") else value
-        for name, value in graph.initializers.items()
+        name: np.full_like(value, 1e30) if name.endswith(".w") else value for name, value in graph.initializers.items()
     }
     board = Board(tmp_path)
     board.tune(serialize(replace(graph, initializers=broken)))

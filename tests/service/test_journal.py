@@ -206,6 +206,17 @@ def test_only_finished_and_published_jobs_are_dropped(journal: Journal) -> None:
     assert {an_id(1), an_id(2), an_id(10), an_id(10**6)} <= kept
 
 
+def test_a_board_that_never_has_a_broker_does_not_fill_its_disk_with_jobs(journal: Journal) -> None:
+    with journal._writing() as db:
+        insert = "INSERT INTO jobs VALUES (?, 'd', 't', '{}', ?, 1, 1, NULL, '', '', NULL, NULL, 0, 0, 0, NULL, 0)"
+        db.executemany(insert, [(an_id(n), "TRAINING" if n == 0 else "FAILED") for n in range(module.UNTOLD_KEPT + 2)])
+    journal.add_job(an_id(10**6), "d", "t", {}, NOW)
+    kept = {job.id for job in journal.jobs(10**6)}
+    assert len(kept) == module.UNTOLD_KEPT + 1
+    assert an_id(0) in kept, "it has not ended"
+    assert not {an_id(1), an_id(2)} & kept
+
+
 def test_sessions_rise_over_restarts(journal: Journal, path: Path) -> None:
     assert [journal.next_session(), journal.next_session()] == [1, 2]
     journal.close()
