@@ -143,8 +143,9 @@ class Journal:
             return "" if row is None else str(row["value"])
 
     def add_job(self, job_id: str, digest: str, kind: str, spec: Mapping[str, object], now: float) -> JobRecord:
-        """Enter a command and its job, RECEIVED, in one commit; the oldest finished jobs beyond `JOBS_KEPT` go,
-        those whose end nobody was told beyond `UNTOLD_KEPT`.
+        """Enter a command and its job, RECEIVED, in one commit.
+
+        The oldest finished jobs beyond `JOBS_KEPT` go, those whose end nobody was told beyond `UNTOLD_KEPT`.
 
         Args:
             job_id: the id of the command that asked for it.
