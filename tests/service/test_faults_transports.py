@@ -48,23 +48,21 @@ def _heals(network: tuple[Proxy, Mqtt]) -> Iterator[None]:
     network[0].heal()
 
 
-async def there_and_back(mqtt: Mqtt, proxy: Proxy, trouble: str) -> None:
+async def there_and_back(mqtt: Mqtt, proxy: Proxy) -> None:
     async with connected(mqtt) as (connection, heard):
         connection.subscribe("a/b")
         made = proxy.connections
-        for _ in range(2):
-            assert await connection.publish("a/b", LONG, retain=False)
-            message = await heard.messages.get()
-            connection.ack(message)
-            assert message.payload == LONG
-        assert (connection.losses, proxy.connections) == (0, made), trouble
+        assert await connection.publish("a/b", LONG, retain=False)
+        message = await heard.messages.get()
+        connection.ack(message)
+        assert message.payload == LONG
+        assert (connection.losses, proxy.connections) == (0, made)
 
 
-@pytest.mark.parametrize("most", [1, 500])
-def test_a_dripping_network_costs_nothing_but_time_with_any_transport(network: tuple[Proxy, Mqtt], most: int) -> None:
+def test_a_dripping_network_costs_nothing_but_time_with_any_transport(network: tuple[Proxy, Mqtt]) -> None:
     proxy, mqtt = network
-    proxy.drip(most)
-    run(lambda: there_and_back(mqtt, proxy, f"pieces of {most} bytes"))
+    proxy.drip(1)
+    run(lambda: there_and_back(mqtt, proxy))
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
