@@ -23,6 +23,8 @@ WHICHEVER_RUNTIME = (
     *("policy", "queue", "refusals", "scrub", "secrets"),
 )
 """End-to-end tests of what the daemon does around a job: CI runs them beside one runtime, at full speed."""
+LONG = ("bit_flips", "poison")
+"""End-to-end tests of minutes whose subject is not the runtime: CI runs them with one."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,5 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _touches_no_runtime(item.path):
             item.add_marker(pytest.mark.once)
-        elif item.path.parent == HERE / "e2e" and item.path.stem.removeprefix("test_") in WHICHEVER_RUNTIME:
-            item.add_marker(pytest.mark.whichever)
+        elif item.path.parent == HERE / "e2e":
+            name = item.path.stem.removeprefix("test_")
+            marks = {"whichever": WHICHEVER_RUNTIME, "long": LONG}
+            for mark in (mark for mark, names in marks.items() if name in names):
+                item.add_marker(getattr(pytest.mark, mark))

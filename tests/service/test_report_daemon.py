@@ -37,7 +37,8 @@ class Ears:
         self._path = world.folder / "heard.jsonl"
         with self._path.open("wb") as out:
             self.process = subprocess.Popen(
-                ["mosquitto_sub", "-p", str(world.broker.port), "-t", "#", "-q", "1", "-F", "%j"], stdout=out
+                ["stdbuf", "-oL", "mosquitto_sub", "-p", str(world.broker.port), "-t", "#", "-q", "1", "-F", "%j"],
+                stdout=out,
             )
 
     def latest(self) -> dict[str, Any]:
@@ -164,7 +165,8 @@ def test_a_report_tells_what_a_board_is_and_keeps_its_secrets(board: tuple[World
     for key in keys:
         for secret in _strings(key):
             assert secret not in text or secret == request.device
-    retained = ears.latest()[f"{ROOT}/cmd/collect-report/{status['id']}/sts"]
+    topic = f"{ROOT}/cmd/collect-report/{status['id']}/sts"
+    retained = world.wait(lambda: ears.latest().get(topic))  # the two who listen hear it one after the other
     assert retained["result"] == report
 
 
