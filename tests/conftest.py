@@ -19,11 +19,11 @@ BESIDE_THE_RUNTIME = ("bench", "logs", "outlook", "runner")
 ARTIFACTS = ("card", "download", "durable", "keys", "parity", "sealed", "strict_json", "vectors", "web")
 
 WHICHEVER_RUNTIME = (
-    *("delta_slots", "faults_job", "keys", "lasting", "memory", "models"),
-    *("policy", "queue", "refusals", "scrub", "secrets"),
+    *("delta_slots", "faults_job", "keys", "memory", "models"),
+    *("policy", "queue", "secrets"),
 )
 """End-to-end tests of what the daemon does around a job: CI runs them beside one runtime, at full speed."""
-LONG = ("bit_flips", "poison")
+LONG = ("bit_flips", "lasting", "poison", "refusals", "scrub")
 """End-to-end tests of minutes whose subject is not the runtime: CI runs them with one."""
 
 
