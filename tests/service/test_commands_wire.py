@@ -269,9 +269,9 @@ def test_a_flood_fills_neither_the_disk_nor_the_broker(fleet: World) -> None:
     obeys(fleet)
     took_s = time.monotonic() - began
     allowed = STRANGERS_AT_ONCE + 10 * (took_s + 60)  # of the seconds in which they came
-    client.subscribe(f"{ROOM}/+/+/sts", qos=1)
     retained: list[str] = []
     client.on_message = lambda _client, _data, message: retained.append(json.loads(message.payload)["reason_code"])
+    client.subscribe(f"{ROOM}/+/+/sts", qos=1)  # last: the thread may hear the first before the next line here is run
     fleet.wait(lambda: "wrong-state" in retained)
     client.loop_stop()
     client.disconnect()
