@@ -25,6 +25,15 @@ LEAST_LIMIT_CELSIUS, MOST_LIMIT_CELSIUS = (
 )  # as the policy's trips: below it never clears, above is no silicon
 MAX_VIEWS = 16  # each is a whole epoch through the frozen part, and its share of the disk
 LOSS_CHOICES = ("auto", "cross-entropy", "mse", "l1", "huber", "bce")
+# What a job and an evaluation alike say of their samples: the same words must choose the same ones.
+_HELD_OUT = limits(0.05, 0.5)
+_SAMPLES = limits(2, 1_000_000)
+_SEED = limits(0, 2**31 - 1)
+_COLUMNS = limits(longest=MAX_COLUMNS)
+_LABEL = limits(longest=MAX_LABEL_CHARACTERS)
+_MISSING = limits(choices=("skip", "fill"))
+_STRIDE = limits(1, MAX_DIMENSION)
+_SEASON = limits(0, MAX_DIMENSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +85,24 @@ class FineTuneSpec:
     """Whether the first frozen layers run in tiles of rows, for their memory; `auto`: where those are not slower."""
     views: int = field(default=1, metadata=limits(1, MAX_VIEWS))
     """Fixed views of each training picture, a different one each epoch in turn; 1: the picture itself."""
-    held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))
+    held_out: float = field(default=0.2, metadata=_HELD_OUT)
     """Share kept apart for the gate where the data has no test part of its own; of a series its last rows."""
     least_gain: float = field(default=0.0, metadata=limits(-1.0, 1.0))
     """Promote only when the held-out score beats that of the base and of the running model by at least this much:
     points of accuracy or AUC, or the share of an error that must go."""
     promote: str = field(default="auto", metadata=limits(choices=("auto", "ask")))
     """`ask`: a model that passes the gate waits in its slot for the command `promote`."""
-    most_samples: int = field(default=20_000, metadata=limits(2, 1_000_000))
-    seed: int = field(default=0, metadata=limits(0, 2**31 - 1))
-    columns: tuple[str, ...] = field(default=(), metadata=limits(longest=MAX_COLUMNS))
+    most_samples: int = field(default=20_000, metadata=_SAMPLES)
+    seed: int = field(default=0, metadata=_SEED)
+    columns: tuple[str, ...] = field(default=(), metadata=_COLUMNS)
     """Columns of the data for the model's features, in its order; empty: they have the names the card gives."""
-    label: str = field(default=LABEL, metadata=limits(longest=MAX_LABEL_CHARACTERS))
+    label: str = field(default=LABEL, metadata=_LABEL)
     """Column with 1 for anomalous and 0 for normal rows, where there is one."""
-    missing: str = field(default="skip", metadata=limits(choices=("skip", "fill")))
+    missing: str = field(default="skip", metadata=_MISSING)
     """What becomes of rows without a value: windows that hold one are left out, or the last sound row is repeated."""
-    stride: int = field(default=1, metadata=limits(1, MAX_DIMENSION))
+    stride: int = field(default=1, metadata=_STRIDE)
     """Rows from one window to the next."""
-    season: int = field(default=0, metadata=limits(0, MAX_DIMENSION))
+    season: int = field(default=0, metadata=_SEASON)
     """Rows of one season, for the forecast that repeats the last one; 0: as the card says."""
     budget_ms: float = field(default=0.0, metadata=limits(0.0, MAX_BUDGET_MS))
     """Time for one pass over the parameters, that is for a step of one micro-batch: T_budget of R10. A board whose
@@ -133,14 +142,14 @@ class EvaluateSpec:
     model: str = field(default="", metadata=limits(longest=64))
     """Empty: the active one; `base`: the published model that it was tuned from; the hash of a model in a slot; else
     the name of a published model."""
-    held_out: float = field(default=0.2, metadata=limits(0.05, 0.5))
-    most_samples: int = field(default=20_000, metadata=limits(2, 1_000_000))
-    seed: int = field(default=0, metadata=limits(0, 2**31 - 1))
-    columns: tuple[str, ...] = field(default=(), metadata=limits(longest=MAX_COLUMNS))
-    label: str = field(default=LABEL, metadata=limits(longest=MAX_LABEL_CHARACTERS))
-    missing: str = field(default="skip", metadata=limits(choices=("skip", "fill")))
-    stride: int = field(default=1, metadata=limits(1, MAX_DIMENSION))
-    season: int = field(default=0, metadata=limits(0, MAX_DIMENSION))
+    held_out: float = field(default=0.2, metadata=_HELD_OUT)
+    most_samples: int = field(default=20_000, metadata=_SAMPLES)
+    seed: int = field(default=0, metadata=_SEED)
+    columns: tuple[str, ...] = field(default=(), metadata=_COLUMNS)
+    label: str = field(default=LABEL, metadata=_LABEL)
+    missing: str = field(default="skip", metadata=_MISSING)
+    stride: int = field(default=1, metadata=_STRIDE)
+    season: int = field(default=0, metadata=_SEASON)
     most_time_s: float = field(default=MAX_EVALUATION_S, metadata=limits(1.0, MAX_EVALUATION_S))
     """After so many seconds, pauses included, it ends."""
 

@@ -388,10 +388,6 @@ class Connection:
             if not future.done():
                 future.set_result(False)
 
-    def _break(self) -> None:
-        """End a connection as a network does that breaks."""
-        self._client.abort()
-
     @staticmethod
     def _cancel(timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:

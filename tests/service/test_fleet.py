@@ -365,7 +365,7 @@ def test_a_request_is_taken_back_also_when_the_connection_breaks(place: Place) -
         async with FleetLink(settings, "default", "one", lambda *_: None) as link:
             await link.wait_connected(WAIT_S)
             await link.send("pi-1", "scrub", ID, b"{}", expires_s=600)
-            link._connection._break()
+            link._connection._client.abort()
             await link.clear("pi-1", "scrub", ID)
         async with FleetLink(
             settings, "default", "two", lambda topic, *_: seen.update({topic: True}), topics=topics

@@ -266,7 +266,7 @@ def test_what_was_being_read_when_the_connection_broke_is_read_with_the_next(bro
             async with running(consumer(broker.port, store)) as made:
                 await until(lambda: made.counts.truths)
                 assert not made._truth.whole
-                made._connection._break()
+                made._connection._client.abort()
                 await until(lambda: made._connection.connections == 2)
                 await until(lambda: made._truth.whole)
 

@@ -272,12 +272,12 @@ def test_an_old_acknowledgement_does_not_touch_the_new_connection(broker: Mosqui
         async with a_sender(settings(broker)) as sender, up(a_link(settings(broker))) as link:
             assert await sender.publish(PI.topic("cmd", "pause", an_id(1), "req"), b"x", retain=False)
             first = await command(link)
-            link._connection._break()  # a network that breaks; the broker keeps the session
+            link._connection._client.abort()  # a network that breaks; the broker keeps the session
             assert isinstance(await link.receive(), Disconnected)
             assert await link.receive() == Connected(session_present=True)
             again = await command(link)
             first.ack()  # names the old connection
-            link._connection._break()
+            link._connection._client.abort()
             assert isinstance(await link.receive(), Disconnected)
             assert isinstance(await link.receive(), Connected)
             third = await command(link)
@@ -381,7 +381,7 @@ def test_a_second_client_with_our_name_does_not_end_the_link(broker: Mosquitto) 
 def test_what_was_unconfirmed_is_not_sent_after_what_is_newer(broker: Mosquitto) -> None:
     async def story() -> None:
         async with up(a_link(settings(broker))) as link, a_console(broker) as console:
-            link._connection._break()
+            link._connection._client.abort()
             stale = link.publish_status("pause", an_id(1), {"version": 1})
             assert await stale in (True, False)
             while not isinstance(await link.receive(), Connected):

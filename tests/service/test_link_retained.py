@@ -115,7 +115,7 @@ def test_a_broker_that_kept_all_is_told_presence_birth_and_capabilities_alone(br
         await until(link, Connected(session_present=False))
         for _ in range(2):
             assert await link.publish_status("pause", "an-id", {})
-            link._connection._break()
+            link._connection._client.abort()
             await until(link, Connected(session_present=True))
             await nothing_more(link)
         await link.stop()
@@ -161,7 +161,7 @@ def test_a_broker_that_comes_back_with_an_old_save_is_noticed_where_it_shows(
         assert await link.publish_status("pause", "an-id", {})
         await asyncio.to_thread(broker.save)
         for _ in range(connections - 1):
-            link._connection._break()
+            link._connection._client.abort()
             await until(link, Connected(session_present=True))
         await nothing_more(link)
         broker.kill()
