@@ -184,21 +184,17 @@ class Connection:
         topic: str,
         payload: bytes,
         *,
-        qos: int = 1,
         retain: bool = True,
         expires_s: int = 0,
         content_type: str = "",
     ) -> asyncio.Future[bool]:
-        """Publish at QoS 1; at QoS 0 as `publish_lossy`.
+        """Publish at QoS 1.
 
         Returns:
             A future that gives True when the broker confirmed, False when it refused or the connection was lost
             before: then nobody sends it again but the caller. It never raises.
         """
         done: asyncio.Future[bool] = self._loop.create_future()
-        if qos == 0:
-            done.set_result(self.publish_lossy(topic, payload, content_type=content_type, retain=retain))
-            return done
         if not self.connected or len(payload) > self._most_bytes:
             if self.connected:
                 self.refusals.add("publication", topic, f"{len(payload)} bytes, at most {self._most_bytes} are taken")
@@ -212,12 +208,12 @@ class Connection:
             done.set_result(False)
         return done
 
-    def publish_lossy(self, topic: str, payload: bytes, *, content_type: str = "", retain: bool = False) -> bool:
+    def publish_lossy(self, topic: str, payload: bytes, *, content_type: str = "") -> bool:
         """Publish at QoS 0; False when it was dropped because we are offline or the connection stalls."""
         if not self.connected or len(self._unsent) >= MAX_UNSENT or len(payload) > self._most_bytes:
             return False
         properties = properties_of_publication(0, content_type)
-        info = self._client.publish(topic, payload, qos=0, retain=retain, properties=properties)
+        info = self._client.publish(topic, payload, qos=0, properties=properties)
         if info.rc != mqtt.MQTT_ERR_SUCCESS:
             return False
         self._unsent.add(info.mid)

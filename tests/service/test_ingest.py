@@ -66,15 +66,15 @@ class Device:
             jitter=lambda low, _high: low,
         )
 
-    async def say(self, topic: str, body: object, *, qos: int = 1, retain: bool = False) -> None:
+    async def say(self, topic: str, body: object, *, retain: bool = False) -> None:
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
         await self._up.wait()
-        told = self.connection.publish(f"{ROOT}/{topic}", payload, qos=qos, retain=retain)
+        told = self.connection.publish(f"{ROOT}/{topic}", payload, retain=retain)
         assert await asyncio.wait_for(told, LIMIT_S)
 
-    async def telemetry(self, device: str, seqs: range, *, qos: int = 1) -> None:
+    async def telemetry(self, device: str, seqs: range) -> None:
         for seq in seqs:
-            await self.say(f"{device}/m/board", message(seq), qos=qos)
+            await self.say(f"{device}/m/board", message(seq))
 
 
 def message(seq: int) -> dict[str, Any]:
