@@ -21,7 +21,7 @@ if [ ! -e "$kept" ]; then
     missing=()
     command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
     native=$(dpkg --print-architecture)
-    [ "$arch" = "$native" ] || command -v "qemu-$([ "$arch" = arm64 ] && echo aarch64 || echo x86_64)-static" >/dev/null || missing+=(qemu-user-static)
+    [ "$arch" = "$native" ] || command -v "qemu-$([ "$arch" = arm64 ] && echo aarch64 || echo x86_64)-static" >/dev/null || missing+=(qemu-user-static arch-test)
     if [ "${#missing[@]}" -gt 0 ]; then
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >&2
     fi
