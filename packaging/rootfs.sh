@@ -27,7 +27,7 @@ if [ ! -e "$kept" ]; then
     fi
     if [ "$arch" != "$native" ]; then "$(dirname "$0")/binfmt.sh" "$arch" >&2; fi
     # A newer suite than this machine's is believed by the keys of the archive that this machine has.
-    mmdebstrap --quiet --mode=root --variant=minbase --architectures="$arch" --include="$packages" \
+    mmdebstrap --quiet --mode=root --format=tar --variant=minbase --architectures="$arch" --include="$packages" \
         --aptopt='APT::Install-Recommends "false"' "$suite" "$kept.part" >&2
     mv "$kept.part" "$kept"
 fi
