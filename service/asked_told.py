@@ -23,8 +23,9 @@ class Teller:
     def tell(self, kind: str, command_id: str, now: Asked) -> None:
         """Publish the status of a command, told before or not."""
         done = self._statuses.publish_plain(
-            kind, command_id, now.status, now.code, now.reason, version=now.version, result=now.result
-        )
+            kind, command_id, now.status, now.code, now.reason,
+            version=now.version, result=now.result, step=now.step, until=now.until,
+        )  # fmt: skip
         if done is not None:
             self._in_flight.add((command_id, now.version))
             done.add_done_callback(lambda future: self._answered(command_id, now, confirmed=future.result()))

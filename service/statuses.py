@@ -122,12 +122,14 @@ class Statuses:
         *,
         version: int = 1,
         result: object = None,
+        step: str = "",
+        until: Mapping[str, object] | None = None,
         retained: bool = True,
     ) -> asyncio.Future[bool] | None:
         """Publish the status of a command that is no job; a future that gives True once confirmed."""
-        body = {"id": command_id, "status": status, "step": "", "version": version, "attempt": 1, "reason_code": code}
+        body = {"id": command_id, "status": status, "step": step, "version": version, "attempt": 1, "reason_code": code}
         rest = {"reason": reason[:MAX_REASON], "progress": None, "energy_j": None, "result": result}
-        rest |= {"eta_s": None, "until": None}
+        rest |= {"eta_s": None, "until": until}
         when = {"ts": self._clock.now(), "clock": self._clock.word()}
         whole = {**body, **rest, **when}
         if retained:

@@ -12,6 +12,7 @@ import pytest
 from policies.governor import RULES
 from policies.reading import Health
 from service.alarms_kinds import KINDS, Severity
+from service.asked import UPDATE_STEPS
 from service.capabilities import Capabilities
 from service.commands import (
     KNOWN,
@@ -96,7 +97,7 @@ def test_words_of_a_status_are_those_of_the_job_machine() -> None:
     told = [wire_status(state) for state in State]
     status = SCHEMAS["Status"]["properties"]
     assert set(status["status"]["enum"]) == {wire.status for wire in told}
-    assert set(status["step"]["enum"]) == {wire.step for wire in told}
+    assert set(status["step"]["enum"]) == {wire.step for wire in told} | set(UPDATE_STEPS)
     assert status["attempt"]["maximum"] == MAX_ATTEMPTS
     assert status["reason"]["maxLength"] == MAX_REASON_CHARACTERS
 
