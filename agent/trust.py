@@ -39,7 +39,7 @@ from agent.keys_root import parse_root
 from agent.messages import CLOCK_WRONG
 from agent.repository_bounds import MAX_ROOT_BYTES
 from agent.sealed import sealed_length
-from agent.trust_fetch import DurableUpdater, KeptFetcher, WebFetcher, only_writer
+from agent.trust_fetch import DurableUpdater, KeptFetcher, WebFetcher, only_writer, trust_error
 from agent.web import SlowPeerError, Web, network_error
 
 EARLIEST_CLOCK_S = 1_767_225_600  # 2026-01-01: before there was this program, so a clock that says so is wrong
@@ -92,8 +92,9 @@ class ModelRepository:
                 where=str(pinned_root),
                 fix="Copy the publisher's metadata/1.root.json there",
             ) from error
-        web = Web(self._url, monotonic, obey)
-        self._fetcher, self._downloads = WebFetcher(state_dir, web, pause), Downloads(self._bases, web, pause)
+        self._web, self._pause = Web(self._url, monotonic, obey), pause
+        self._fetcher = WebFetcher(state_dir, self._web, pause)
+        self._downloads = Downloads(self._bases, self._web, pause)
         self._wall = wall
         self._updater: Updater | None = None
 
@@ -213,9 +214,8 @@ class ModelRepository:
         Raises:
             NetworkError, TrustError, BoardError: see `fetch`.
         """
-        path, info = self._path(target), self._signed(target.path)
-        with self._judged(target.path):
-            self._download(info, path)
+        path = self._path(target)
+        self.download_signed(self.signed(target.path), path, self._downloads)
         return path
 
     def grant(self, identity: DeviceIdentity, target: Target) -> bytes:
@@ -264,9 +264,7 @@ class ModelRepository:
     def _versions(self, name: str) -> dict[str, Target]:
         updater = self._current()
         with self._judged("metadata"):
-            # The client lists no targets: names come from the file it keeps, all that counts from the client itself.
-            listed: Metadata[Targets] = Metadata.from_file(str(self._metadata / "targets.json"))
-            paths = [path.split("/") for path in listed.signed.targets]
+            paths = [path.split("/") for path in self._listed()]
             names = {parts[1] for parts in paths if parts[0] == "models" and len(parts) == 3}  # noqa: PLR2004 - models/name/file
             own = [parts[2].removesuffix(".sealed") for parts in paths if parts[:2] == ["models", name]]
             signed = {version: updater.get_targetinfo(target_path(name, version)) for version in own}
@@ -277,6 +275,21 @@ class ModelRepository:
             raise SpecError(f"the repository has no model {name[:64]!r}; there is {there}", reason="unknown-model")
         return found
 
+    def paths(self, folder: str) -> tuple[str, ...]:
+        """Paths of all targets below `folder`; what is signed of each, `signed` says.
+
+        Raises:
+            NetworkError, TrustError, BoardError: see `refresh`, which is done where it was not.
+        """
+        self._current()
+        with self._judged("metadata"):
+            return tuple(path for path in self._listed() if path.startswith(f"{folder}/"))
+
+    def _listed(self) -> tuple[str, ...]:
+        """The client lists no targets: names come from the file it keeps, all that counts from the client itself."""
+        listed: Metadata[Targets] = Metadata.from_file(str(self._metadata / "targets.json"))
+        return tuple(listed.signed.targets)
+
     def _latest(self, name: str, versions: Mapping[str, Target], board: str) -> Target:
         floor = _floor(versions)
         usable = [item for item in versions.values() if item.card.security_floor >= floor and _fits(item, board)]
@@ -284,16 +297,29 @@ class ModelRepository:
             raise SpecError(f"no version of {name} is for {board}", reason="other-board")
         return max(usable, key=lambda item: version_key(item.version))
 
-    def _signed(self, path: str) -> TargetFile:
+    def signed(self, path: str) -> TargetFile:
+        """What the repository vouches for under `path`.
+
+        Raises:
+            TrustError: nothing.
+            NetworkError, BoardError: see `refresh`, which is done where it was not.
+        """
         with self._judged(path):
             info = self._current().get_targetinfo(path)
         if info is None:
             raise TrustError("the repository no longer vouches for this file", where=path)
         return info
 
-    def _download(self, info: TargetFile, path: Path) -> None:
+    def download_signed(self, info: TargetFile, path: Path, downloads: Downloads | None = None) -> None:
+        """Fetch any signed file to `path`, whose folder keeps the part; it has the signed hash then.
+
+        Raises:
+            NetworkError, TrustError, BoardError: see `fetch`.
+        """
         # The client's own `download_target` begins anew each time.
-        self._downloads.fetch(Signed(self._address(info), info.length, info.hashes.get("sha256", "")), path)
+        signed = Signed(self._address(info), info.length, info.hashes.get("sha256", ""))
+        with self._judged(info.path):
+            (downloads or Downloads(path.parent, self._web, self._pause)).fetch(signed, path)
 
     def _address(self, info: TargetFile) -> str:
         """As the client has it for consistent snapshots."""
@@ -315,7 +341,7 @@ class ModelRepository:
         except (SlowPeerError, exceptions.DownloadError, urllib3.exceptions.HTTPError) as error:
             raise network_error(error, f"{self._url} {what}") from error
         except exceptions.RepositoryError as error:
-            raise _trust_error(error, what) from error
+            raise trust_error(error, what) from error
         except OSError as error:
             raise disk_error(error, error.filename or self._bases) from error
 
@@ -345,21 +371,6 @@ def not_signed(path: Path) -> SealedFileError:
         fix="It is downloaded again at the next job",
         reason="sealed-hash",
     )
-
-
-_TRUST_CODES: tuple[tuple[type[Exception], str, str], ...] = (
-    (exceptions.ExpiredMetadataError, "metadata-expired", "metadata is expired: an old repository, or a wrong clock"),
-    (exceptions.BadVersionNumberError, "metadata-rollback", "metadata is older than what was seen before"),
-    (exceptions.UnsignedMetadataError, "metadata-unsigned", "metadata is not signed by the keys the root names"),
-    (exceptions.LengthOrHashMismatchError, "target-hash", "what came is not what was signed"),
-)
-
-
-def _trust_error(error: Exception, where: str) -> TrustError:
-    for kind, code, what in _TRUST_CODES:
-        if isinstance(error, kind):
-            return TrustError(what, where=f"{where}: {error}", reason=code)
-    return TrustError("repository is refused", where=f"{where}: {error}")
 
 
 def _target(info: TargetFile, name: str, version: str) -> Target:

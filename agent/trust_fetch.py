@@ -22,7 +22,7 @@ from tuf.ngclient.updater import Updater
 from urllib3.exceptions import HTTPError
 
 from agent.durable import disk_errors, remove_partials, write_atomic
-from agent.errors import NetworkError
+from agent.errors import NetworkError, TrustError
 from agent.repository_bounds import (
     MAX_DELEGATIONS,
     MAX_ROOT_BYTES,
@@ -157,3 +157,19 @@ class KeptFetcher(FetcherInterface):
             raise self._unreachable from error
         with stream:
             yield stream.read(MAX_TARGETS_BYTES)
+
+
+_TRUST_CODES: tuple[tuple[type[Exception], str, str], ...] = (
+    (exceptions.ExpiredMetadataError, "metadata-expired", "metadata is expired: an old repository, or a wrong clock"),
+    (exceptions.BadVersionNumberError, "metadata-rollback", "metadata is older than what was seen before"),
+    (exceptions.UnsignedMetadataError, "metadata-unsigned", "metadata is not signed by the keys the root names"),
+    (exceptions.LengthOrHashMismatchError, "target-hash", "what came is not what was signed"),
+)
+
+
+def trust_error(error: Exception, where: str) -> TrustError:
+    """A refusal by TUF in temperd's words."""
+    for kind, code, what in _TRUST_CODES:
+        if isinstance(error, kind):
+            return TrustError(what, where=f"{where}: {error}", reason=code)
+    return TrustError("repository is refused", where=f"{where}: {error}")
