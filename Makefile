@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -61,6 +61,9 @@ postgres-test: $(VENV)/.installed  ## the stores' tests with a real PostgreSQL, 
 ledger: $(VENV)/.installed  ## 2,000 lives of a board's ledger: commands, crashes, repeats, reorderings (a quarter of an hour)
 	TEMPERD_LEDGER_RUNS=2000 $(BIN)/python -m pytest -s tests/service/test_ledger_machine.py $(ARGS)
 
+soak: $(VENV)/.installed tools  ## a day of an emulated board in fast time with all that can go wrong (36 minutes; as root its disk fills too)
+	$(BIN)/python -m tests.soak.run $(ARGS)
+
 kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk: the number of cells of each flow
 	$(BIN)/python -m pytest -s tests/e2e/test_kill_matrix.py $(ARGS)
 
@@ -93,7 +96,7 @@ arm64-test:  ## the engine's tests on an emulated Cortex-A72, losses compared (r
 	PYTHON=.venv-ort/bin/python packaging/arm64/test.sh $(ARGS)
 
 clean:  ## remove environments and what the demo made
-	rm -rf .node-asyncapi .venv-fuzz .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo build *.egg-info
+	rm -rf .node-asyncapi .venv-fuzz .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo temperd-soak build *.egg-info
 
 # The environment is made anew when pyproject.toml or the kernel library's sources change.
 $(VENV)/.installed: pyproject.toml $(wildcard agent/engine/native/*.[ch] agent/engine/native/*.inc)
