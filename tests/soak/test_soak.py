@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections import Counter
@@ -26,10 +27,10 @@ def test_a_day_is_its_seed_and_two_troubles_of_a_kind_never_overlap(seed: int, h
     assert {event.kind for event in events} == set(Kind)
     for kind in Kind:
         mine = [event for event in events if event.kind is kind]
-        for before, after in zip(mine, mine[1:], strict=False):
+        for before, after in itertools.pairwise(mine):
             assert before.at_s + before.lasts_s <= after.at_s
         end = hours * HOUR_S * (1 - QUIET_SHARE if kind in ENDS_THE_DAEMON else 1)
-        assert all(0 <= event.at_s and event.at_s + event.lasts_s <= end for event in mine)
+        assert all(event.at_s >= 0 and event.at_s + event.lasts_s <= end for event in mine)
 
 
 def test_a_whole_day_has_the_numbers_that_are_written_down() -> None:
