@@ -26,6 +26,7 @@ from service.emulation import EmulatedBoardProcess
 from service.footprint import give_back
 from service.journal import JobRecord
 from service.live import remove_live, runtime_folder, write_live
+from service.log_level import LogLevel
 from service.logs import logger
 from service.state_lock import state_lock
 from service.systemd import Notifier
@@ -52,6 +53,7 @@ class Daemon:
         self._state = Path(config.device.state_dir)
         self._folder = runtime_folder(self._state)
         self._notifier = Notifier()
+        self._log_level = LogLevel(self._folder, config.log.level, config.log.format)
         self._stopping = asyncio.Event()
 
     async def serve(self) -> None:
@@ -242,8 +244,10 @@ class Daemon:
             await asyncio.sleep(TICK_S)
 
     def _show(self) -> None:
+        view = self._parts.live()
         with contextlib.suppress(OSError):  # a full disk must not stop the governor
-            write_live(self._folder, self._parts.live())
+            write_live(self._folder, view)
+        self._log_level.tick(self._mono(), view)
 
     # --- the clock ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,64 @@
+"""Becoming the user whose state it is: what root would write there the daemon could not touch afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+SERVICE_USER = "temperd"
+
+
+def owner_of(state: Path) -> tuple[int, int] | None:
+    """User and group of the state folder, or, where it is not there yet, of the service; `None`: nobody to become."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        found = state.stat()
+    except OSError:
+        try:
+            user = pwd.getpwnam(SERVICE_USER)
+        except KeyError:
+            return None
+        return user.pw_uid, user.pw_gid
+    return (found.st_uid, found.st_gid) if found.st_uid else None
+
+
+def become_owner(state: Path) -> None:
+    """As root: be the owner of the state folder from now on, with its groups. As anybody else: nothing."""
+    owner = owner_of(state)
+    if owner is None:
+        return
+    user, group = owner
+    os.setgroups(_groups(user, group))
+    os.setgid(group)
+    os.setuid(user)
+
+
+@contextlib.contextmanager
+def as_owner(state: Path) -> Iterator[None]:
+    """Within the block, be the owner of the state folder; for programs of one thread."""
+    owner = owner_of(state)
+    if owner is None:
+        yield
+        return
+    user, group = owner
+    groups = os.getgroups()
+    os.setgroups(_groups(user, group))
+    os.setegid(group)
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def _groups(user: int, group: int) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(user).pw_name, group)
+    except KeyError:
+        return [group]
