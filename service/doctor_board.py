@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent.board.edac import memory_errors
-from agent.board.inspection import Helper, ask_helper, firmware_file_bits, levers, since_boot, swaps
+from agent.board.inspection import Helper, Lever, ask_helper, firmware_file_bits, levers, since_boot, swaps
 from agent.board.proc import available_bytes
 from agent.board.profile import BoardProfile, named_policy_text, named_profile, pick_profile
 from agent.board.sysfs import SysfsBoard, read_model
@@ -77,8 +77,14 @@ def control(scene: Scene) -> Iterator[Finding]:
     if scene.roots is None:
         return
     found = levers(scene.roots, _profile(scene, read_model(scene.roots)))
-    shut = [lever.key for lever in found if not lever.writable]
     helper = _helper(scene)
+    yield from levers_told(found, helper)
+    yield from history_told(firmware_file_bits(scene.roots), helper)
+
+
+def levers_told(found: Sequence[Lever], helper: Helper | None) -> Iterator[Finding]:
+    """Whether the levers can be moved, by us or by the helper (`None`: it is not to be asked)."""
+    shut = [lever.key for lever in found if not lever.writable]
     if not found:
         yield warn("levers", "no clock cap and no fan", _STEERED, "docs/boards.md: which files are written")
     elif not shut:
@@ -89,7 +95,6 @@ def control(scene: Scene) -> Iterator[Finding]:
         why = helper.complaint if helper else "board.powerd is empty"
         mend = "sudo systemctl enable --now temperd-powerd.socket"
         yield warn("levers", f"{shut[0]} cannot be written, and {why}", _STEERED, mend)
-    yield from _history(firmware_file_bits(scene.roots), helper)
 
 
 def _helper(scene: Scene) -> Helper | None:
@@ -99,7 +104,8 @@ def _helper(scene: Scene) -> Helper | None:
     return ask_helper(Path(socket), scene.roots)
 
 
-def _history(bits: int | None, helper: Helper | None) -> Iterator[Finding]:
+def history_told(bits: int | None, helper: Helper | None) -> Iterator[Finding]:
+    """What the firmware of a Raspberry Pi remembers: from its file, else from the helper."""
     if bits is None:
         bits = helper.bits if helper else None
     if bits is None:
