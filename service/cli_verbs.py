@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TypeAlias
 
-DEFAULT_CONFIG = "/etc/temperd/temperd.toml"
+from service.launched import DEFAULT_CONFIG
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse has no public name
 

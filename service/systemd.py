@@ -35,6 +35,10 @@ class Notifier:
         """The control loop still turns."""
         return self._send("WATCHDOG=1")
 
+    def extend(self, usec: int) -> bool:
+        """A start takes longer: so many microseconds from now are asked for."""
+        return self._send(f"EXTEND_TIMEOUT_USEC={usec}")
+
     def stopping(self) -> bool:
         """Shutdown has begun."""
         return self._send("STOPPING=1")
