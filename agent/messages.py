@@ -96,6 +96,57 @@ class EvaluateOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class SystemOrder:
+    """Supervisor -> system worker, first line: bring a system image to the board."""
+
+    state_dir: str
+    repository_url: str
+    repository_root: str
+    """Path of the pinned TUF root metadata."""
+    name: str
+    version: str
+    """Or `latest`."""
+    compatible: str
+    """What RAUC says that this board is."""
+    installed: str = ""
+    """Version of the image that runs; empty: not known."""
+    allow_downgrade: bool = False
+    metered: bool = False
+    """Downloads cost money here."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestOrder:
+    """Supervisor -> worker, first line: see whether the active model answers; nothing is changed."""
+
+    state_dir: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseOrder:
+    """Supervisor -> release worker, first line: bring a release of temperd into a slot."""
+
+    state_dir: str
+    repository_url: str
+    repository_root: str
+    """Path of the pinned TUF root metadata."""
+    version: str
+    """Or `latest`."""
+    slot: str
+    """Where it goes: `a` or `b`."""
+    running: str
+    """Version that runs."""
+    running_digest: str = ""
+    """Of the release that runs; empty: it is the installed one."""
+    refused: tuple[str, ...] = ()
+    """Digests of releases that failed on this board."""
+    allow_downgrade: bool = False
+    metered: bool = False
+    """Downloads cost money here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scrubbed:
     """Scrub worker -> supervisor: the scrub is done; `report` as docs/scrub.md has it."""
 
@@ -215,6 +266,9 @@ Message: TypeAlias = (
     | ScrubOrder
     | SwitchOrder
     | EvaluateOrder
+    | SelfTestOrder
+    | SystemOrder
+    | ReleaseOrder
     | Go
     | Steer
     | Stage
@@ -233,6 +287,9 @@ _TYPES: dict[str, type[Message]] = {
         ScrubOrder,
         SwitchOrder,
         EvaluateOrder,
+        SelfTestOrder,
+        SystemOrder,
+        ReleaseOrder,
         Go,
         Steer,
         Stage,

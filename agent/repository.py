@@ -2,6 +2,7 @@
 
     <folder>/metadata/  <n>.root.json  <n>.targets.json  <n>.grants.json  <n>.snapshot.json  timestamp.json
     <folder>/targets/   models/<name>/<sha256>.<version>.sealed   grants/<device>/<sha256>.<name>-<version>.json
+                        agent/<version>/<sha256>.temperd-<version>-py<python>-<arch>.tar.gz
 
 Any web server may serve the folder; private keys lie elsewhere. In rooms of their own:
 

@@ -6,7 +6,7 @@ the timestamp names, the snapshot, the targets and grants, and whether each file
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -14,6 +14,7 @@ from typing import Protocol
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp  # public
 
+from agent.agent_release import FOLDER, most_bytes
 from agent.card import grant_path, parse, target_path
 from agent.errors import ArtifactError, TrustError
 from agent.keys import MAX_GRANT_BYTES
@@ -24,6 +25,8 @@ from agent.sealed import MAX_SEGMENTS, SEGMENT_BYTES, sealed_length
 from agent.strict_json import loads
 
 MAX_SEALED_BYTES = MAX_SEGMENTS * SEGMENT_BYTES
+RELEASES: Mapping[str, Callable[[object, str, int], int]] = {FOLDER: most_bytes}
+"""By the folder of targets that are no models: judges facts, path and length, and gives the most bytes of the file."""
 GRANT_PARTS = 3  # grants/<device>/<name>-<version>.json
 
 
@@ -57,6 +60,7 @@ class Report:
         findings: what is wrong.
         expires: of each role's document.
         models: `name version` of each model found right.
+        releases: paths of what else was found right: temperd itself.
         grants: how many were found right.
         orphans: files that no document names: left by a publication that was cut off, or older grants. Harmless.
     """
@@ -64,6 +68,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     expires: dict[str, datetime] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
+    releases: list[str] = field(default_factory=list)
     grants: int = 0
     orphans: list[str] = field(default_factory=list)
 
@@ -93,6 +98,7 @@ def check_repository(source: Source, pinned_root: bytes, now: datetime) -> Repor
         names = snapshot.signed.meta
         targets = check.targets(TARGETS, root, names)
         check.models(targets)
+        check.releases(targets)
         check.grants(targets, targets.signed.targets)
         if targets.signed.delegations is not None:
             grants = check.targets(GRANTS, targets.signed, names)
@@ -165,7 +171,7 @@ class _Check:
 
     def models(self, targets: Metadata[Targets]) -> None:
         for path, item in targets.signed.targets.items():
-            if path.startswith("grants/"):
+            if path.partition("/")[0] in {"grants", *RELEASES}:
                 continue
             self.named.append(item)
             try:
@@ -179,6 +185,21 @@ class _Check:
                 self._report.add("card", path, "its length does not fit that of the sealed file")
             elif self._is_right(item, MAX_SEALED_BYTES):
                 self._report.models.append(f"{card.name} {card.version}")
+
+    def releases(self, targets: Metadata[Targets]) -> None:
+        """What is no model."""
+        for path, item in targets.signed.targets.items():
+            judge = RELEASES.get(path.partition("/")[0])
+            if judge is None:
+                continue
+            self.named.append(item)
+            try:
+                most = judge(item.custom, path, item.length)
+            except TrustError as error:
+                self._report.add("release", path, str(error))
+                continue
+            if self._is_right(item, most):
+                self._report.releases.append(path)
 
     def grants(self, targets: Metadata[Targets], found: Mapping[str, TargetFile]) -> None:
         sealed = {path.split("/", 1)[1]: item.hashes.get("sha256") for path, item in targets.signed.targets.items()}

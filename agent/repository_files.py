@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
@@ -39,6 +40,30 @@ def store_sealed(targets: Path, path: str, source: BinaryIO, key: bytes, card: M
             raise
         sync_folder(folder)
     return sealed
+
+
+def store_file(targets: Path, path: str, source: BinaryIO) -> Sealed:
+    """Put what `source` gives at `path` below `targets`, in constant memory; whole or absent.
+
+    Raises:
+        BoardError: the disk fails; nothing is left.
+    """
+    folder, name = _folder(targets, path)
+    with disk_errors(folder / name):
+        descriptor, partial = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=PARTIAL)
+        try:
+            with os.fdopen(descriptor, "w+b") as stream:
+                os.fchmod(descriptor, SERVED)
+                shutil.copyfileobj(source, stream)
+                stream.seek(0)
+                stored = Sealed(hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell())
+                os.fsync(descriptor)
+            Path(partial).replace(folder / f"{stored.sha256}.{name}")
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+        sync_folder(folder)
+    return stored
 
 
 def store_small(targets: Path, path: str, data: bytes) -> Sealed:

@@ -173,6 +173,7 @@ def _report_table(report: Report) -> dict[str, object]:
         "findings": [{"code": item.code, "where": item.where, "what": item.what} for item in report.findings],
         "expires": {role: expires.isoformat() for role, expires in report.expires.items()},
         "models": report.models,
+        "releases": report.releases,
         "grants": report.grants,
         "orphans": report.orphans,
     }
@@ -181,7 +182,7 @@ def _report_table(report: Report) -> dict[str, object]:
 def _report_lines(report: Report) -> Sequence[str]:
     lines = [f"{role}: until {expires:%Y-%m-%d %H:%M} UTC" for role, expires in report.expires.items()]
     lines += [f"{len(report.models)} models and {report.grants} grants are right"]
-    lines += [f"  {name}" for name in report.models]
+    lines += [f"  {name}" for name in (*report.models, *report.releases)]
     if report.orphans:
         lines += [f"{len(report.orphans)} files that no document names (harmless):"]
         lines += [f"  {path}" for path in report.orphans[:MAX_SHOWN_ORPHANS]]
