@@ -69,7 +69,7 @@ class SlotRelease:
     python: str = field(metadata=limits(longest=16))
     unpacked_length: int = field(metadata=limits(0, MAX_SITE_BYTES))
     files: dict[str, FileFacts]
-    security_floor: str = field(default="", metadata=limits(longest=64))
+    security_floor: int = field(default=0, metadata=limits(0))
     needs: dict[str, str] = field(default_factory=dict)
     bundled: dict[str, str] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from agent.engine.infer import Inference
 from agent.engine.ir import parse
 from agent.errors import EngineError, SealedFileError, SpecError
 from agent.keys import load_identity
-from agent.messages import Finished, Message, SwitchOrder, Warned
+from agent.messages import Finished, Message, SelfTestOrder, SwitchOrder, Warned
 from agent.slots import SlotView, read_status
 from agent.store import Store
 from agent.switch import WRONG_STATE, slot_of, stage, switch_back, switch_on
@@ -138,6 +138,21 @@ def switch(order: SwitchOrder, emit: Callable[[Message], None]) -> Finished:
     way = (order.before, order.after)
     slot = change_over(store, way, order.threads, lambda what: emit(Warned(what)), on=order.promotes)
     return Finished("SUCCEEDED", "", {"slot": slot})
+
+
+def self_test(order: SelfTestOrder) -> Finished:
+    """Whether the active model opens and answers with numbers; without a tuned model only the engine is there.
+
+    Raises:
+        SealedFileError, EngineError, ModelError: it does not.
+        BoardError: the disk fails.
+    """
+    state = Path(order.state_dir)
+    store = Store(state / "store", *load_identity(state / "keys").storage_keys)
+    active = store.active()
+    if active is not None:
+        answers(store.load_active()[0], order.threads)
+    return Finished("SUCCEEDED", "", {"model": active.plaintext_sha256 if active else ""})
 
 
 def change_over(

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from dataclasses import replace
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from agent.errors import EngineError, TemperdError
 from agent.messages import (
@@ -24,6 +24,7 @@ from agent.messages import (
     Go,
     Message,
     Order,
+    SelfTestOrder,
     Stage,
     Steer,
     SwitchOrder,
@@ -33,6 +34,8 @@ from agent.messages import (
 from agent.plan import OUT_OF_MEMORY_FIX
 from agent.private_memory import keep_memory_private
 from agent.trainer import FREE, JobEndedError
+
+AnyOrder: TypeAlias = Order | SwitchOrder | EvaluateOrder | SelfTestOrder
 
 PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the daemon went away; the next one resumes from the checkpoint
@@ -54,10 +57,10 @@ class Mailbox:
         self._granted: set[str] = set()
         self._news = threading.Condition()
 
-    def first(self) -> Order | SwitchOrder | EvaluateOrder:
+    def first(self) -> AnyOrder:
         """The order that opens every conversation."""
         message = self._read()
-        if not isinstance(message, Order | SwitchOrder | EvaluateOrder):
+        if not isinstance(message, AnyOrder):
             raise EngineError("the first line is not an order")
         threading.Thread(target=self._listen, daemon=True).start()
         return message
@@ -109,7 +112,7 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def carry_out(order: Order | SwitchOrder | EvaluateOrder, mailbox: Mailbox, out: BinaryIO) -> Message:
+def carry_out(order: AnyOrder, mailbox: Mailbox, out: BinaryIO) -> Message:
     """Do the job; the last message to send."""
     lock = threading.Lock()
 
@@ -130,6 +133,10 @@ def carry_out(order: Order | SwitchOrder | EvaluateOrder, mailbox: Mailbox, out:
             from agent.promote import switch  # noqa: PLC0415 - same; and nobody waits for what it does not need
 
             return switch(order, emit)
+        if isinstance(order, SelfTestOrder):
+            from agent.promote import self_test  # noqa: PLC0415 - same
+
+            return self_test(order)
         if isinstance(order, EvaluateOrder):
             from agent.evaluation import Evaluation  # noqa: PLC0415 - same
 

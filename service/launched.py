@@ -11,6 +11,7 @@ from policies.trial_standing import PLACES
 DEFAULT_CONFIG = "/etc/temperd/temperd.toml"
 LAUNCHER = "service.launch"
 SLOT, SAFE_MODE = "TEMPERD_SLOT", "TEMPERD_SAFE_MODE"
+LEAVE_SAFE_MODE = "leave-safe-mode"  # a file in the folder of releases: the owner wants it, the daemon does it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,306 @@
+"""A release on trial as the daemon sees it from inside: the window that it must be healthy for, and what follows.
+
+The launcher (`service.launch`) decides what starts; here the release that runs says how it is. On trial it is committed
+after its window, or falls back at once; the one before the trial leaves for it, and measures what it is held against.
+Whatever is decided is on the disk before it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.agent_slots import agent_folder, read_standing, write_standing
+from agent.durable import remove
+from agent.energy import TRAINING as TRAINS
+from agent.errors import BoardError, TemperdError
+from agent.messages import Failed, Finished, Message, SelfTestOrder
+from policies.trial import TrialError, committed, failed, healthy, leaving, opened, ready, stopped
+from policies.trial_health import (
+    IDLE,
+    LEAST_SHARE,
+    TRAINING,
+    Baseline,
+    HeatBook,
+    HeatMargins,
+    baseline_of,
+    compared,
+    settle_s,
+    too_hot,
+)
+from policies.trial_standing import Moment, Outcome, Stage, Standing, Trial
+from service.launched import LEAVE_SAFE_MODE, Launched
+from service.logs import logger
+from service.statuses import Clock
+from service.steering import Steering
+from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
+
+HEALTHY_S = 120.0  # a release that ran for so long after it was ready does not end at each start
+AGAIN_S = 60.0  # after a start that should have been the trial's: the disk refused, and a loop helps nobody
+GATE_S = 300.0  # after the window: a self-test waits for what is at work, and takes seconds
+CRITICAL = "thermal.critical"
+
+log = logger("trial")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialShop:
+    """What the trial is held with.
+
+    Attributes:
+        state: the daemon's state folder.
+        launched: how this process was started.
+        threads: of a worker.
+        nice: scheduling priority of a worker.
+        moment: boot id and seconds since boot.
+        connected: whether there is a broker.
+        step: told that the trial of a command has begun or goes on.
+        ended: told how it ended.
+        margins: how much hotter than before is no accident.
+        start: starts a worker.
+    """
+
+    state: Path
+    launched: Launched
+    threads: int
+    nice: int
+    moment: Callable[[], Moment]
+    connected: Callable[[], bool]
+    step: Callable[[str], None]
+    ended: Callable[[Outcome], None]
+    margins: HeatMargins = dataclasses.field(default_factory=HeatMargins)
+    start: StartWorker = WorkerProcess.start
+
+
+class AgentTrial:
+    """See the module. Without the launcher it only measures.
+
+    Args:
+        shop: see `TrialShop`.
+        steering: reads the board.
+        clock: see `Clock`.
+
+    Attributes:
+        standing: as it is on the disk; the default without the launcher.
+        leaves: the daemon is to end, for the launcher to decide anew.
+    """
+
+    def __init__(self, shop: TrialShop, steering: Steering, clock: Clock) -> None:
+        self._shop, self._steering, self._clock = shop, steering, clock
+        self.standing = read_standing(shop.state)[0] if shop.launched.place else Standing()
+        trial = self._trial
+        self._book = HeatBook(settle_s(trial.window_s)) if trial else HeatBook()
+        self._connected = self._critical = self._healthy = self._stopping = False
+        self.leaves = False
+        self._began_s: float | None = None
+        self._last_tick = shop.moment()
+        self._gate, self._tested = "", False
+        self._worker: WorkerProcess | None = None
+
+    @property
+    def safe_mode(self) -> str:
+        """Why no work is done; empty: it is."""
+        return self._shop.launched.safe_mode
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether this very release is on trial."""
+        return self._trial is not None
+
+    @property
+    def _trial(self) -> Trial | None:
+        trial = self.standing.trial
+        return trial if trial is not None and trial.slot == self._shop.launched.place else None
+
+    @property
+    def _due(self) -> Trial | None:
+        """A trial that another release is to begin."""
+        return self.standing.trial if self._trial is None else None
+
+    # --- the daemon's life -------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The daemon is ready."""
+        signal.setitimer(signal.ITIMER_REAL, 0)  # set by the launcher: this start did not hang
+        self._began_s = self._clock.mono()
+        trial = self._trial
+        if trial is None:
+            return
+        with contextlib.suppress(BoardError, TrialError):  # then a later start counts as one that was not ready
+            self._change(lambda standing: ready(standing, self._shop.moment()))
+        downtime = self.standing.trial.downtime_s if self.standing.trial else None
+        log.info("on trial", version=trial.version, window_s=trial.window_s, downtime_s=downtime)
+        self._shop.step(trial.command_id)
+
+    def staged(self) -> None:
+        """A release waits in a slot: the daemon ends, and the launcher begins its trial."""
+        self._reload()
+        if self._due is not None:
+            log.info("leaves for the release on trial", version=self._due.version)
+            self.leaves = True
+
+    def tick(self, *, working: bool, phase: str) -> None:
+        """Measure and judge; call once a second.
+
+        Args:
+            working: a job or anything else is at work.
+            phase: what a job does, as `agent.energy` names it; empty without one.
+        """
+        self._last_tick = self._shop.moment()
+        reading = self._steering.reading
+        load = TRAINING if phase == TRAINS else "" if working else IDLE
+        over_air = None if reading.ambient_is_baseline else reading.delta_t_celsius
+        self._book.add(self._clock.mono(), load, reading.temperature_celsius, over_air)
+        self._connected = self._connected or self._shop.connected()
+        rules = (self._steering.decision.rule, *self._steering.decision.notes)
+        self._critical = self._critical or CRITICAL in rules
+        if self._shop.launched.place and self._began_s is not None and not self.leaves:
+            with contextlib.suppress(BoardError, TrialError):  # a full disk is asked again in a second
+                self._judge(self._clock.mono() - self._began_s)
+
+    def baseline(self) -> Baseline:
+        """What another release will be held against."""
+        return Baseline(self._book.heats(), self._shop.connected(), self._critical)
+
+    def close(self, *, told: bool) -> None:
+        """The daemon has ended everything.
+
+        Args:
+            told: by the service manager or a person, and so for good.
+
+        Raises:
+            BoardError: the disk refuses: the next start is counted, or the trial begins later.
+        """
+        due = self._due
+        if not self._shop.launched.place:
+            return
+        if self.leaves and due is not None and due.stage == Stage.STAGED and not told:
+            self._change(lambda standing: leaving(standing, self._last_tick, self.baseline().table()))
+        elif told:
+            self._change(stopped)
+
+    # --- judging -----------------------------------------------------------------------------------------------------
+
+    def _judge(self, for_s: float) -> None:
+        """What is to be done after so many seconds of being ready."""
+        trial = self._trial
+        if trial is not None:
+            self._judge_trial(trial, for_s)
+        elif self._due is not None and for_s >= AGAIN_S:
+            self.staged()
+        elif not self._healthy and for_s >= HEALTHY_S:
+            self._healthy = True
+            if self.standing.starts or self.standing.fell:
+                self._change(healthy)
+        elif self.safe_mode and (agent_folder(self._shop.state) / LEAVE_SAFE_MODE).exists():
+            remove(agent_folder(self._shop.state) / LEAVE_SAFE_MODE)
+            self._change(opened)
+            log.info("the owner leaves safe mode")
+            self.leaves = True
+
+    def _judge_trial(self, trial: Trial, for_s: float) -> None:
+        before = baseline_of(trial.baseline)
+        over = for_s >= trial.window_s
+        heat = too_hot(self._shop.margins, before.heat, self._book.heats(), self._least(trial))
+        if self._gate:
+            self._fail("trial-gate", self._gate)
+        elif heat:
+            self._fail("trial-heat", heat)
+        elif self._critical and not before.critical:
+            self._fail("trial-heat", "the die came above the abort trip, as it did not before")
+        elif over and before.had_link and not self._connected:
+            self._fail("trial-link", f"no connection to the broker in {trial.window_s:g} s; there was one before")
+        elif over and self._tested:
+            self._commit()
+        elif for_s >= trial.window_s + GATE_S:
+            self._fail("trial-gate", "the active model could not be tried")
+
+    def _least(self, trial: Trial) -> int:
+        """Readings of a load, one a second, below which it is not compared."""
+        return int(LEAST_SHARE * trial.window_s)
+
+    def _commit(self) -> None:
+        result = self._result()
+        self._change(lambda standing: committed(standing, result))
+        log.info("the release stays", version=self._shop.launched.place, **result)
+        self._tell()
+
+    def _fail(self, code: str, why: str) -> None:
+        result = self._result()
+        self._change(lambda standing: failed(standing, code, why, result))
+        log.error("the release is left, the one before it starts", reason=code, why=why)
+        self.leaves = True  # what became of it, the one before tells: this one is not to be believed
+
+    def _result(self) -> dict[str, object]:
+        trial = self._trial
+        assert trial is not None
+        before, now = baseline_of(trial.baseline), self._book.heats()
+        loads = compared(before.heat, now, self._least(trial))
+        heat = {
+            load: {"before": dataclasses.asdict(before.heat[load]), "now": dataclasses.asdict(now[load])}
+            for load in loads
+        }
+        return {"window_s": trial.window_s, "heat": heat, "link": self._connected}
+
+    def _tell(self) -> None:
+        if self.standing.last is not None:
+            self._shop.ended(self.standing.last)
+
+    # --- the gate ----------------------------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        """Whether the active model is to be tried, between two jobs and before the next."""
+        return self._trial is not None and self._began_s is not None and not self._tested and not self._stopping
+
+    @property
+    def running(self) -> bool:
+        """Whether it is being tried."""
+        return self._worker is not None
+
+    async def run(self) -> None:
+        """See whether the active model opens and answers under this release; `tick` acts on it."""
+        order = SelfTestOrder(str(self._shop.state), self._shop.threads)
+        last: Message | None = None
+        try:
+            self._worker = await self._shop.start(order, self._shop.nice, lambda line: log.info("worker", line=line))
+            async for last in self._worker.messages():  # noqa: B007 - the last word counts
+                pass
+        except TemperdError as error:
+            last = Failed(error.code, str(error))
+        finally:
+            worker, self._worker = self._worker, None
+            code = 0 if worker is None else await worker.end(0.0 if last is None else STOP_GRACE_S)
+        if self._stopping:
+            return
+        self._tested = True
+        if isinstance(last, Finished):
+            log.info("the active model answers", **last.result)
+        else:
+            self._gate = last.message if isinstance(last, Failed) else f"the worker ended with code {code}"
+
+    async def stop(self) -> None:
+        """The daemon goes."""
+        self._stopping = True
+        if self._worker is not None:
+            await self._worker.end(0.0)
+
+    # --- the disk ----------------------------------------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        if self._shop.launched.place:
+            self.standing = read_standing(self._shop.state)[0]
+
+    def _change(self, step: Callable[[Standing], Standing]) -> None:
+        """Make a step on the disk; others of this process may have written since the last.
+
+        Raises:
+            BoardError: the disk refuses; nothing changed.
+        """
+        self._reload()
+        after = step(self.standing)
+        write_standing(self._shop.state, after)
+        self.standing = after
