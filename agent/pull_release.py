@@ -20,13 +20,13 @@ from agent.agent_archive import Entry, broken, entries
 from agent.agent_release import FOLDER, AgentRelease, Here, choose, package_name, parse_release
 from agent.agent_slots import MAX_RELEASE_BYTES, RELEASE, FileFacts, agent_folder, fill_slot, stage_folder
 from agent.agent_slots import parse_release as parse_list
+from agent.agent_stage import ARCHIVE, clear_stage
 from agent.download import PART
 from agent.durable import disk_errors, make_folder, remove
 from agent.errors import ArtifactError, BoardError, NetworkError, TrustError
 from agent.messages import METERED
 from agent.trust import ModelRepository
 
-ARCHIVE = "release.tar.gz"
 RESERVE_BYTES = 32 << 20  # stays free: the journal, the outbox and a checkpoint go on while an update comes
 BYTE_CODE = 2  # what a slot takes of the disk beside what was signed: byte code is about as long as its source
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,9 +79,9 @@ def pull_release(
     clear_stage(state)
     archive = _downloaded(repository, state, release, metered=wanted.metered)
     _unpack(archive, state, release)
-    remove(archive)
     ask("INSTALLING", release.version)
     fill_slot(state, wanted.slot, release.files_sha256)
+    remove(archive)
     return release
 
 
@@ -92,20 +92,6 @@ def board_here(version: str, digest: str, refused: frozenset[str]) -> Here:
     installed = {package_name(found): package.version for package in packages if (found := package.metadata["Name"])}
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return Here(version, digest, platform.machine(), python, installed, refused)
-
-
-def clear_stage(state: Path) -> None:
-    """Remove what an update that was cut off left half unpacked.
-
-    Raises:
-        BoardError: `disk`.
-    """
-    stage = stage_folder(state)
-    with disk_errors(stage):
-        if stage.is_symlink():
-            stage.unlink()
-        elif stage.exists():
-            shutil.rmtree(stage)
 
 
 def _published(repository: ModelRepository, warn: Callable[[str], None]) -> Iterator[AgentRelease]:
