@@ -59,7 +59,7 @@ class TrialShop:
         moment: boot id and seconds since boot.
         connected: whether there is a broker.
         step: told that the trial of a command has begun or goes on.
-        ended: told how it ended.
+        ended: told how it ended, where it stays.
         margins: how much hotter than before is no accident.
         start: starts a worker.
     """
@@ -70,8 +70,8 @@ class TrialShop:
     nice: int
     moment: Callable[[], Moment]
     connected: Callable[[], bool]
-    step: Callable[[str], None]
-    ended: Callable[[Outcome], None]
+    step: Callable[[str], None] = lambda _command_id: None
+    ended: Callable[[Outcome], None] = lambda _outcome: None
     margins: HeatMargins = dataclasses.field(default_factory=HeatMargins)
     start: StartWorker = WorkerProcess.start
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     config = load_config(config_path(options))
     daemon = _daemon(config)
-    asyncio.run(daemon.serve())
+    if asyncio.run(daemon.serve()):
+        from service.launch import relaunch  # noqa: PLC0415 - once in a release's life
+
+        relaunch(sys.argv[1:])
     return 0
 
 

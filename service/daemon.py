@@ -54,16 +54,20 @@ class Daemon:
         self._folder = runtime_folder(self._state)
         self._notifier = Notifier()
         self._log_level = LogLevel(self._folder, config.log.level, config.log.format)
-        self._stopping = asyncio.Event()
+        self._stopping, self._told = asyncio.Event(), False
 
-    async def serve(self) -> None:
-        """Run until SIGTERM or SIGINT.
+    async def serve(self) -> bool:
+        """Run until SIGTERM or SIGINT, or until another release of temperd is to run.
+
+        Returns:
+            Whether the launcher is to decide anew what runs.
 
         Raises:
             ConfigError: a file or name in the configuration cannot be used.
             BoardError: another daemon uses the state folder, or the disk fails.
         """
         await self._with_desk(self._serve)
+        return self._parts.trial.leaves and not self._told
 
     async def one_job(self, spec: FineTuneSpec) -> JobRecord:
         """Run one job without a broker and return its record."""
@@ -126,8 +130,10 @@ class Daemon:
         make_folder(self._folder)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self._tell_to_stop)
         with state_lock(self._state, "Send the job to it with `temperd fleet send`, or stop it first"):
+            if (self._state / "restoring").exists():
+                self._finish_restore()
             emulated = await self._start_board()
             keeper = asyncio.ensure_future(emulated.keep()) if emulated else None
             try:
@@ -137,6 +143,15 @@ class Daemon:
                 if emulated and keeper:
                     keeper.cancel()
                     await emulated.stop()
+
+    def _tell_to_stop(self) -> None:
+        self._told = True
+        self._stopping.set()
+
+    def _finish_restore(self) -> None:
+        from service.restore_finish import finish  # noqa: PLC0415 - once in the life of a board
+
+        log.warning("a restore was cut short", done=finish(self._state))
 
     async def _start_board(self) -> EmulatedBoardProcess | None:
         board = self._config.board
@@ -173,6 +188,7 @@ class Daemon:
                     tasks.create_task(self._parts.exporter.serve()),
                 ]
                 self._notifier.ready()
+                self._parts.trial.begin()
                 log.info("ready", device=self._config.device.name, board=self._parts.board_name, version=__version__)
                 await self._stop_when_told(desk)
                 for task in running:
@@ -180,12 +196,16 @@ class Daemon:
         finally:
             await link.stop()
             await asyncio.sleep(0)  # telemetry that was not confirmed goes into the outbox
+        with contextlib.suppress(BoardError):  # then the next start is counted, and the trial begins later
+            self._parts.trial.close(told=self._told)
 
     async def _stop_when_told(self, desk: Desk) -> None:
         """Wait for SIGTERM or SIGINT, then let the worker write its checkpoint and leave."""
         await self._stopping.wait()
-        self._notifier.stopping()
+        if self._told:  # else the launcher follows in this very process: for systemd the service goes on
+            self._notifier.stopping()
         log.info("stopping")
+        await self._parts.trial.stop()
         await desk.scrubs.stop()
         await desk.models.stop()
         await desk.runner.stop()
@@ -227,6 +247,7 @@ class Daemon:
             working = runner.current is not None or desk.scrubs.running or desk.qualifications.running
             working = working or desk.models.running
             steering.tick(self._mono(), working=working, phase=runner.phase, outlook=runner.outlook)
+            self._try(working=working or parts.trial.running)
             parts.learnt.tick(self._mono(), working=runner.current is not None)
             runner.tick()
             desk.scrubs.steer()
@@ -242,6 +263,13 @@ class Daemon:
             self._show()
             self._notifier.watchdog()
             await asyncio.sleep(TICK_S)
+
+    def _try(self, *, working: bool) -> None:
+        """What the trial of a release says; it may end this daemon."""
+        trial = self._parts.trial
+        trial.tick(working=working, phase=self._parts.desk.runner.phase)
+        if trial.leaves:
+            self._stopping.set()
 
     def _show(self) -> None:
         view = self._parts.live()

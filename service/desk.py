@@ -11,6 +11,7 @@ from agent.errors import BoardError
 from agent.keys_consoles import TrustedConsole
 from agent.messages import Scrubbed
 from agent.spec import FineTuneSpec, spec_table
+from service.agent_trial import AgentTrial
 from service.answers import Answers
 from service.command_desk import CommandDesk, Rooms
 from service.commands import FINE_TUNE, Command
@@ -55,6 +56,7 @@ class Desk:
         state: reads what a command's expectations are held against.
         policy_by_command: whether consoles may set the policy.
         report: what the journal is to remember of the report that a command asks for.
+        trial: of the release that runs; `None`: it is on none.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Desk:
         state: Callable[[], BoardState],
         policy_by_command: bool = True,
         report: Callable[[Command], dict[str, str]] = no_report,
+        trial: AgentTrial | None = None,
     ) -> None:
         self._journal, self._steering, self._policies = journal, steering, policies
-        self._clock, self._ended = clock, shop.ended
+        self._clock, self._ended, self._trial = clock, shop.ended, trial
         self._statuses = Statuses(journal, uplink, clock)
         self._held, self._canceled = Holds(journal), _Names(journal, "canceled")
         self._news = asyncio.Event()
@@ -223,6 +226,9 @@ class Desk:
         """Run jobs, scrubs, stress runs and what is done with models, one at a time, until the runner is stopped."""
         while not self.runner.stopping:
             try:
+                if self._trial is not None and self._trial.due():
+                    await self._trial.run()
+                    continue
                 if self.qualifications.due():
                     await self.qualifications.run()
                     continue

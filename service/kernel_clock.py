@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 TIME_ERROR = 5  # timex.h of Linux: the clock is not synchronised
 _TIMEX_BYTES = 512  # struct timex has 208; all zeros ask for nothing to be changed
 
 EARLIEST_TIME = 1_790_000_000  # 2026-09-21, before the first release: an earlier clock was never set
+
+
+def boot_id() -> str:
+    """Of the kernel; `unknown` where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def since_boot_s() -> float:
+    """Seconds since the kernel started, sleep included: the same for every process of one boot."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def kernel_synchronised() -> bool:

@@ -23,12 +23,12 @@ from agent.durable import make_folder, only_holder
 from agent.errors import ArtifactError, BoardError
 from policies.trial import Launch, begin, damaged
 from policies.trial_standing import INSTALLED, PLACES, Moment, Stage, Standing
-from service.launched import DEFAULT_CONFIG, LAUNCHER, SAFE_MODE, SLOT
+from service.kernel_clock import boot_id, since_boot_s
+from service.launched import DEFAULT_CONFIG, LAUNCHER, SAFE_MODE, SLOT, TRIAL
 from service.state_lock import LOCK_FILE
 from service.state_owner import become_owner
 from service.systemd import Notifier
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 DEFAULT_STATE = "/var/lib/temperd"
 _NO_START = {"-h", "--help", "--example"}  # with which `run` only says something
 MAX_CONFIG_BYTES = 256 << 10  # what `service.config` reads
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _become(None, words, Launch(INSTALLED))
     become_owner(state)
     if words[:1] == ["run"] and not _NO_START & set(words):
-        launch = start(state, _moment())
+        launch = start(state, Moment(boot_id(), since_boot_s()))
         _pause(launch)
     else:
         launch = Launch(beside(state))
@@ -190,20 +190,14 @@ def environment(environ: Mapping[str, str], state: Path | None, launch: Launch) 
         made[SLOT] = launch.place
         if launch.safe_mode:
             made[SAFE_MODE] = launch.safe_mode
+        if launch.ready_s is not None:
+            made[TRIAL] = "1"
         if launch.place != INSTALLED:
             made["PYTHONPATH"] = str(site_of(state, launch.place))
     return made
 
 
-_OURS = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", SLOT, SAFE_MODE})
-
-
-def _moment() -> Moment:
-    try:
-        boot = BOOT_ID.read_text("ascii").strip()
-    except OSError:
-        boot = "unknown"
-    return Moment(boot, time.clock_gettime(time.CLOCK_BOOTTIME))
+_OURS = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", SLOT, SAFE_MODE, TRIAL})
 
 
 def _say(what: str) -> None:

@@ -10,7 +10,7 @@ from policies.trial_standing import PLACES
 
 DEFAULT_CONFIG = "/etc/temperd/temperd.toml"
 LAUNCHER = "service.launch"
-SLOT, SAFE_MODE = "TEMPERD_SLOT", "TEMPERD_SAFE_MODE"
+SLOT, SAFE_MODE, TRIAL = "TEMPERD_SLOT", "TEMPERD_SAFE_MODE", "TEMPERD_TRIAL"
 LEAVE_SAFE_MODE = "leave-safe-mode"  # a file in the folder of releases: the owner wants it, the daemon does it
 
 
@@ -22,13 +22,15 @@ class Launched:
         place: the slot that its code comes from, or `installed`; empty: without the launcher, as from a clone or in a
             container. Such a release cannot be updated by command.
         safe_mode: why it runs without work; empty: it is not so.
+        on_trial: it falls back when it ends.
     """
 
     place: str = ""
     safe_mode: str = ""
+    on_trial: bool = False
 
     @classmethod
     def of(cls, environ: Mapping[str, str] = os.environ) -> Launched:
         """Read from the environment; what the launcher does not write counts as nothing."""
         place = environ.get(SLOT, "")
-        return cls(place, environ.get(SAFE_MODE, "")) if place in PLACES else cls()
+        return cls(place, environ.get(SAFE_MODE, ""), TRIAL in environ) if place in PLACES else cls()

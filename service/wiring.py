@@ -16,6 +16,8 @@ from agent.errors import BoardError
 from agent.keys_consoles import TrustedConsole, load_trusted_consoles
 from agent.messages import EvaluateOrder, Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
+from policies.trial_standing import Moment
+from service.agent_trial import AgentTrial, TrialShop
 from service.alarms_room import Alarms, Sources
 from service.backfill import Backfill
 from service.capabilities import Capabilities
@@ -25,7 +27,8 @@ from service.device_link import Address, Link
 from service.footprint import give_back
 from service.home_assistant import Announcement
 from service.journal import JobRecord, Journal
-from service.kernel_clock import believable, kernel_synchronised
+from service.kernel_clock import believable, boot_id, kernel_synchronised, since_boot_s
+from service.launched import Launched
 from service.learnt import Learnt
 from service.logs import logger
 from service.model_commands import ModelShop
@@ -71,7 +74,7 @@ class Wiring:
     def __init__(self, config: Config, roots: BoardRoots, now: Callable[[], float], mono: Callable[[], float]) -> None:
         self.config, self._now, self._mono = config, now, mono
         self.state = Path(config.device.state_dir)
-        self.boot_id = _boot_id()
+        self.boot_id = boot_id()
         model = read_model(roots)
         profile = self._profile(model)
         self.board_name = profile.name
@@ -94,6 +97,7 @@ class Wiring:
         self.reports = Reports(
             config, self.journal, self.clock, RECENT, ReportViews(self.birth, self.live, self.link_figures)
         )
+        self.trial = self._make_trial()
         self.desk = Desk(
             *(self.journal, self.steering, self.policies, self.uplink(), self._trusted, config.device.name),
             *(self.clock, Workshop(self._order, config.worker.nice, self._watch, self._ended)),
@@ -103,6 +107,7 @@ class Wiring:
             state=self._state,
             policy_by_command=wanted.by_command,
             report=self.reports.marks,
+            trial=self.trial,
         )
         self._greets = self._birth_due = False
         self._born, self._born_s = ("", self.steering.reading.health), self._mono() - BIRTH_EVERY_S
@@ -187,6 +192,14 @@ class Wiring:
             birth=self.birth(),
             now=self._now,
         )
+
+    def _make_trial(self) -> AgentTrial:
+        shop = TrialShop(
+            *(self.state, Launched.of(), self._threads(), self.config.worker.nice),
+            moment=lambda: Moment(self.boot_id, since_boot_s()),
+            connected=lambda: self.link.connected,
+        )
+        return AgentTrial(shop, self.steering, self.clock)
 
     def _make_alarms(self) -> Alarms:
         sources = Sources(
@@ -295,10 +308,3 @@ class _Statuses:
         if not self._link.connected:
             return None
         return self._link.publish_status(command_type, command_id, status, retained=retained)
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return "unknown"

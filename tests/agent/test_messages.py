@@ -21,6 +21,7 @@ from agent.messages import (
     Progress,
     Scrubbed,
     ScrubOrder,
+    SelfTestOrder,
     Stage,
     Steer,
     SwitchOrder,
@@ -70,6 +71,7 @@ EXAMPLES: tuple[Message, ...] = (
     Scrubbed({"files": 3}),
     SwitchOrder("/state", None, "", promotes=False, threads=1),
     EvaluateOrder("/state", "http://repo", "/root.json", {"data": "/srv"}, 1),
+    SelfTestOrder("/state", 1),
 )
 
 
