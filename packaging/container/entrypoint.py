@@ -24,7 +24,9 @@ SETTINGS = {
     "TEMPERD_MQTT_PORT": "1883",
     "TEMPERD_REPOSITORY_URL": "http://localhost:8000/",
     "TEMPERD_EMULATED": "raspberry-pi-4",
+    "TEMPERD_BOARD": "auto",
 }
+CONFIGURATION = 78  # as temperd's own: what starting again does not mend
 # What the board must be told to trust lies in the volume, where `docker cp` and `temperd keys trust` reach it.
 TEMPLATE = """\
 [device]
@@ -38,6 +40,7 @@ port = {TEMPERD_MQTT_PORT}
 url = {TEMPERD_REPOSITORY_URL}
 root = "/var/lib/temperd/root.json"
 [board]
+profile = {TEMPERD_BOARD}
 emulated = {TEMPERD_EMULATED}
 [commands]
 trusted_consoles = "/var/lib/temperd/consoles"
@@ -90,11 +93,27 @@ def make_identity(config: Path) -> None:
         device = load_config(config).device
     except ConfigError:
         return  # the daemon says it better, with the exit code for it
+    check_owner(Path(device.state_dir))
     if (Path(device.state_dir) / "keys" / "identity.json").exists():
         return
     made = subprocess.run([PROGRAM, "keys", "init", device.name], check=False)  # noqa: S603 - a name judged above
     if made.returncode:
         sys.exit(made.returncode)
+
+
+def check_owner(state: Path) -> None:
+    """Say whose the volume is where it is not ours: a folder of the host keeps the owner that it has there."""
+    try:
+        owner = state.stat().st_uid
+    except OSError:
+        return  # temperd makes it, or says why not
+    if owner != os.geteuid() and not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        ours = f"{os.geteuid()}:{os.getegid()}"
+        sys.stderr.write(
+            f"temperd: the volume belongs to user {owner}, and this container runs as {os.geteuid()} [{state}]."
+            f" On the host: chown -R {ours} FOLDER\n"
+        )
+        sys.exit(CONFIGURATION)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-#!/bin/bash
-# Builds the container image from a plain Debian root file system and runs it, without a container engine.
+#!/usr/bin/env bash
+# Builds the container images and runs them, without a container engine: docs/container.md tells what is tried.
 #
-#     sudo packaging/container/test.sh
+#     sudo packaging/container/test.sh [bookworm|trixie] [amd64|arm64]
 #
-# Needs root on Debian 12 or newer (any architecture), 3 GB in TMPDIR and a way to Debian's and Python's packages: a
-# mirror of this machine's apt and pip settings serves too. buildah and mmdebstrap are installed where missing.
-# Nothing of the build is kept.
+# Needs root on Debian 12 or newer, 4 GB in TMPDIR, and what build.sh needs. arm64 on another processor is emulated.
+# Nothing of the build is kept but the root file system that packaging/rootfs.sh made.
 set -euo pipefail
 set -m
 
 here=$(cd "$(dirname "$0")/../.." && pwd)
+suite=${1:-bookworm} arch=${2:-amd64}
 RUNTIME_USER=10001:10001
 CONTAINER_PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+MOST_MB=450 # of an image, unpacked
+PATIENCE=120 # seconds until something must have happened; emulation is slow
 
-passed() { printf 'ok   %-70s %4ss\n' "$1" "$SECONDS"; }
+passed() { printf 'ok   %-96s %4ss\n' "$1" "$SECONDS"; }
 failed() {
     printf 'FAIL %s\n' "$1"
     if [ -e "$work/log" ]; then tail -n 40 "$work/log"; fi
@@ -29,168 +31,232 @@ work=$(mktemp -d)
 daemon=
 clean() {
     if [ -n "$daemon" ]; then kill -KILL -- "-$daemon" 2>/dev/null || true; fi # its process group: `set -m`
-    if [ -d "$work/storage" ]; then engine rm --all >/dev/null 2>&1 || true; fi
+    if mountpoint -q "$work/small"; then umount -l "$work/small"; fi
+    if [ -d "$work/store" ]; then engine umount --all >/dev/null 2>&1 || true; engine rm --all >/dev/null 2>&1 || true; fi
     rm -rf --one-file-system "$work"
 }
 trap clean EXIT
-engine() { buildah --root "$work/storage" --runroot "$work/runroot" --storage-driver vfs "$@"; }
-in_container() { engine run --isolation chroot --network host --volume "$work/state:/var/lib/temperd" "$@"; }
+engine() { "$here/packaging/container/engine.sh" "$work/store" "$@"; }
+native=$(dpkg --print-architecture)
+emulated=$([ "$arch" = "$native" ] || echo yes)
 
-# --- the tools and the base image ------------------------------------------------------------------------------------
+# --- the images ------------------------------------------------------------------------------------------------------
 
-missing=()
-for tool in buildah mmdebstrap python3; do command -v "$tool" >/dev/null || missing+=("$tool"); done
-if [ "${#missing[@]}" -gt 0 ]; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
-
-mmdebstrap --quiet --mode=root --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/base"
-base=$(engine from scratch)
-engine add --quiet "$base" "$work/base" / >/dev/null
-engine commit --quiet --rm "$base" localhost/base:latest >/dev/null
-rm -rf --one-file-system "$work/base"
-passed "base image: Debian 12 with python3"
-
-# --- the build -------------------------------------------------------------------------------------------------------
-
-# pip's settings of this machine as one file, and the local files and folders they name; the image gets none of it.
-settings() { (python3 -m pip config list || pip config list) 2>/dev/null || true; }
-mounts=(--volume /etc/resolv.conf:/etc/resolv.conf:ro)
-while IFS= read -r found; do
-    # The pages of an index in a folder `simple` point to files beside that folder.
-    if [ "$(basename "$found")" = simple ]; then found=$(dirname "$found"); fi
-    if [ -e "$found" ]; then mounts+=(--volume "$found:$found:ro"); fi
-done < <(settings | grep -oE "(file://)?/[^' \\\\]*" | grep -vE '^//|^/$' | sed 's#^file://##' | sort -u)
-umask_before=$(umask)
-umask 077
-{
-    echo "[global]"
-    settings | sed -nE "s/^(:env:|global)\.([a-z-]+)='(.*)'\$/\2 = \3/p" | sed 's/\\n/ /g' | sort -u -t= -k1,1
-} >"$work/pip.conf"
-umask "$umask_before"
-if [ "$(wc -l <"$work/pip.conf")" -gt 1 ]; then mounts+=(--volume "$work/pip.conf:/etc/pip.conf:ro"); fi
-
-# HEALTHCHECK is a word of Docker's image format.
-engine bud --isolation chroot --pull-never --network host --format docker --quiet "${mounts[@]}" \
-    --build-arg BASE_IMAGE=localhost/base:latest --tag localhost/temperd:latest "$here" >"$work/log" 2>&1 \
-    || failed "build"
+targets=(temperd rehearsal)
+if [ -n "$emulated" ]; then targets=(temperd); fi # the fleet is played on this machine's processor
+"$here/packaging/container/build.sh" "$work/store" "$suite" "$arch" "${targets[@]}" >"$work/log" 2>&1 || failed "build"
 : >"$work/log"
-passed "image builds"
+passed "images build: $suite, $arch"
 
 about() { engine inspect --type image --format "$1" localhost/temperd:latest; }
-expect "entry point" "[temperd]" "$(about '{{.Docker.Config.Entrypoint}}')"
+label() { about "{{index .Docker.Config.Labels \"org.opencontainers.image.$1\"}}"; }
+expect "architecture" "$arch" "$(about '{{.Docker.Architecture}}')"
+expect "entry point" "[tini -s -- temperd]" "$(about '{{.Docker.Config.Entrypoint}}')"
 expect "command" "[run]" "$(about '{{.Docker.Config.Cmd}}')"
 expect "user" "$RUNTIME_USER" "$(about '{{.Docker.Config.User}}')"
 expect "volume" "map[/var/lib/temperd:{}]" "$(about '{{.Docker.Config.Volumes}}')"
 expect "health check" "[CMD temperd status]" "$(about '{{.Docker.Config.Healthcheck.Test}}')"
+expect "label: version" "$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/pyproject.toml")" "$(label version)"
+expect "label: license" Apache-2.0 "$(label licenses)"
 
-install -d -o 10001 -g 10001 -m 0700 "$work/state"
-c=$(engine from --pull-never localhost/temperd:latest)
+c=$(engine from --pull-never --arch "$arch" localhost/temperd:latest)
 root=$(engine mount "$c")
 # The build leaves an empty file where pip's settings were mounted.
-expect "no pip settings in the image" "" "$(find "$root/etc/pip.conf" "$root/root" -name '*pip*' -size +0 2>/dev/null)"
+expect "no pip settings in the image" "" "$(find "$root/etc/pip.conf" "$root/root" "$root/mnt" -name '*pip*' -size +0 -type f 2>/dev/null)"
 expect "no pip in the image's environment" "" "$(find "$root/opt/temperd" -maxdepth 4 -name 'pip*')"
-echo "     $(du -sm "$root" | cut -f1) MB unpacked, of it temperd's environment $(du -sm "$root/opt/temperd" | cut -f1) MB"
-du -sm "$root"/opt/temperd/lib/python3*/site-packages/* | sort -rn | sed -n 1,6p | sed -E 's#\t.*/#\t#; s/^/     /'
+expect "no compiler in the image" "" "$(find "$root/usr/bin" -name '*gcc*' -o -name 'ld' -o -name 'as')"
+size() { du -sm "$1" | cut -f1; }
+base=$(engine from --pull-never --arch "$arch" localhost/base:latest)
+base_root=$(engine mount "$base")
+echo "     $(size "$root") MB unpacked: $(size "$base_root") MB Debian, $(size "$root/opt/temperd") MB temperd's environment, the rest Python"
+du -sm "$root"/opt/temperd/lib/python3*/site-packages/* | sort -rn | sed -n 1,8p | sed -E 's#\t.*/#\t#; s/^/     /'
+engine rm "$base" >/dev/null
+[ "$(size "$root")" -le "$MOST_MB" ] || failed "the image has more than $MOST_MB MB"
+passed "at most $MOST_MB MB"
 
-# --- running ---------------------------------------------------------------------------------------------------------
+# --- what an engine does with it -------------------------------------------------------------------------------------
 
-status() { in_container "$c" -- temperd status "$@"; }
-wait_until_alive() { # WHAT
-    for _ in $(seq 60); do
-        if "$1" >/dev/null 2>&1; then return; fi
-        kill -0 "$daemon" 2>/dev/null || failed "the daemon ended early"
-        sleep 1
-    done
-    failed "the daemon is not alive after a minute"
-}
-field() { python3 -c 'import json, sys; print(json.load(sys.stdin)'"$1"')'; }
-fingerprint() { in_container "$c" -- temperd keys show --json | field '["fingerprint"]'; }
-start() {
-    in_container --env TEMPERD_DEVICE=shelf-7 "$c" -- temperd run >"$work/log" 2>&1 &
-    daemon=$!
-    wait_until_alive status
-}
-
-if status >/dev/null 2>&1; then failed "healthy before the start"; fi
-passed "not healthy before the start"
-start
-passed "healthy without a broker"
-view=$(status --json)
-expect "name from the environment" shelf-7 "$(field '["device"]' <<<"$view")"
-expect "no broker" False "$(field '["connected"]' <<<"$view")"
-pid=$(field '["pid"]' <<<"$view")
-expect "runs as the fixed user" 10001 "$(stat -c %u "/proc/$pid")"
-echo "     idle daemon: $(sed -n 's/^VmRSS:[[:space:]]*//p' "/proc/$pid/status") resident"
-printf '%s\n' "$view" | sed 's/^/     /' | sed -n 1,24p
-first=$(fingerprint)
-expect "the device document is in the volume" shelf-7 "$(field '["device"]' <"$work/state/shelf-7.device.json")"
-in_container "$c" -- /opt/temperd/bin/python -c '
-import onnxruntime, time
-print("     onnxruntime", onnxruntime.__version__)
-time.sleep(1)' || failed "onnxruntime does not load"
-passed "onnxruntime loads"
-expect "and keeps no book for its maker" "" "$(find "$work/state" -path '*Microsoft*')"
-
-family=$(pgrep -d , -P "$pid")
-kill -TERM "$pid"
-code=0; wait "$daemon" || code=$?; daemon=
-expect "SIGTERM ends it cleanly" 0 "$code"
-expect "no process of it is left" "" "$(ps -o pid= -p "$pid,$family" || true)"
-for _ in $(seq 20); do status >/dev/null 2>&1 || break; sleep 1; done
-code=0; status >"$work/log" 2>&1 || code=$?
-[ "$code" -ne 0 ] || failed "healthy although it is stopped"
-passed "not healthy after the stop: exit $code, $(grep -o 'temperd: .*' "$work/log")"
-start
-expect "the second start keeps the identity" "$first" "$(fingerprint)"
-kill -TERM "$(status --json | field '["pid"]')"; wait "$daemon" || failed "second stop"; daemon=
-
-refused() { # WHAT WORD-IN-THE-ANSWER VARIABLE=VALUE...
-    local what=$1 word=$2 code=0 variables=()
-    shift 2
-    for variable; do variables+=(--env "$variable"); done
-    in_container "${variables[@]}" "$c" -- temperd run >"$work/log" 2>&1 || code=$?
-    expect "$what is refused: $(grep -o 'temperd: .*' "$work/log" | cut -c 1-120)" 78 "$code"
-    expect "  and named: $word" yes "$(grep -q -- "$word" "$work/log" && echo yes || echo no)"
-}
-refused "a wrong name" device.name "TEMPERD_DEVICE=My Board"
-refused "a wrong port" mqtt.port "TEMPERD_MQTT_PORT=99999"
-refused "a port that adds a key" mqtt.port $'TEMPERD_MQTT_PORT=1883\nusername = "x"'
-refused "a host that adds a key" "neither a host name" $'TEMPERD_MQTT_HOST=x"\nport = 1 #'
-refused "an unknown board" no-such-board "TEMPERD_DEVICE=shelf-7" "TEMPERD_EMULATED=no-such-board"
-
-# --- as process 1, with nothing it does not need ----------------------------------------------------------------------
-
-# What `docker run --read-only --tmpfs /run/temperd --cap-drop ALL --security-opt no-new-privileges` makes.
-cage="
+# `docker run --read-only --tmpfs /run/temperd --cap-drop ALL --security-opt no-new-privileges -v STATE:/var/lib/temperd`.
+# On another processor onnxruntime must not read this machine's: see packaging/arm64.
+cage='
 set -e
 mount --make-rprivate /
-mount --bind '$root' '$root'
-mount -o remount,bind,ro '$root'
-mount --bind '$work/state' '$root/var/lib/temperd'
-mount -t tmpfs -o mode=\$(stat -c %a '$root/run/temperd') tmpfs '$root/run/temperd'
-mount -t proc proc '$root/proc'
-mount --rbind /dev '$root/dev'
-cd '$root'
+mount --bind "$root" "$root"
+mount -o remount,bind,ro "$root"
+mount --bind "$state" "$root/var/lib/temperd"
+[ -n "$no_tmpfs" ] || mount -t tmpfs -o mode=$(stat -c %a "$root/run/temperd") tmpfs "$root/run/temperd"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --rbind -o ro /sys "$root/sys"
+if [ -n "$emulated" ]; then
+    mount --bind "$cpuinfo" "$root/proc/cpuinfo"
+    mount -t tmpfs tmpfs "$root/sys/devices/system/cpu"
+    for list in possible present online; do echo 0-3 >"$root/sys/devices/system/cpu/$list"; done
+fi
+cd "$root"
 exec chroot . setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
-    env -i PATH=$CONTAINER_PATH RUNTIME_DIRECTORY=/run/temperd sh -c 'cd /var/lib/temperd && exec temperd run'
-"
-find "$work/state" -mindepth 1 -delete
-unshare --mount --pid --fork --kill-child sh -c "$cage" >"$work/log" 2>&1 &
-daemon=$!
-caged() {
-    inner=$(pgrep -P "$daemon" | head -n 1)
-    nsenter --target "$inner" --mount --pid --root="/proc/$inner/root" --wd="/proc/$inner/root" \
+    env -i PATH="$path" RUNTIME_DIRECTORY=/run/temperd ORT_DISABLE_TELEMETRY=1 "$@" \
+    sh -c "cd /var/lib/temperd && exec tini -s -- temperd run"
+'
+state=$work/state
+no_tmpfs=
+contain() { # VARIABLE=VALUE...: the container in this process's place
+    root=$root state=$state emulated=$emulated no_tmpfs=$no_tmpfs path=$CONTAINER_PATH \
+        cpuinfo=$here/packaging/arm64/cpuinfo exec unshare --mount --pid --fork --kill-child sh -c "$cage" sh "$@"
+}
+start() { # VARIABLE=VALUE...
+    contain "$@" >"$work/log" 2>&1 &
+    daemon=$!
+}
+inner() { pgrep -P "$daemon" | head -n 1; }
+inside() { # COMMAND...: as `docker exec` does
+    local first
+    first=$(inner) && [ -n "$first" ] || return 1
+    nsenter --target "$first" --mount --pid --root="/proc/$first/root" --wd="/proc/$first/root" \
         env -i PATH=$CONTAINER_PATH RUNTIME_DIRECTORY=/run/temperd \
         setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs "$@"
 }
-caged_status() { caged temperd status --json; }
-wait_until_alive caged_status
-expect "process 1 on a read-only root" 1 "$(caged_status | field '["pid"]')"
-code=0; caged touch /usr/local/bin/x 2>/dev/null || code=$?
+until_true() { # WHAT COMMAND...
+    local what=$1 end=$((SECONDS + PATIENCE))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$end" ] || failed "$what"
+        sleep 0.2
+    done
+}
+alive() { kill -0 "$daemon" 2>/dev/null || failed "the container ended early"; inside temperd status; }
+field() { python3 -c 'import json, sys; print(json.load(sys.stdin)'"$1"')'; }
+status() { inside temperd status --json | field "$1"; }
+ends() { # WHAT EXPECTED-CODES
+    local code=0 end=$((SECONDS + PATIENCE))
+    while kill -0 "$daemon" 2>/dev/null && [ "$(ps -o stat= -p "$daemon" | cut -c 1)" != Z ]; do
+        [ "$SECONDS" -lt "$end" ] || failed "$1: it does not end"
+        sleep 0.1
+    done
+    wait "$daemon" || code=$?
+    daemon=
+    case " $2 " in *" $code "*) passed "$1: exit $code" ;; *) failed "$1: exit $code, not $2" ;; esac
+}
+stop() { kill -TERM "$(inner)"; ends "${1:-SIGTERM ends it cleanly}" "${2:-0}"; }
+fresh_state() { rm -rf --one-file-system "$work/state"; install -d -o 10001 -g 10001 -m 0700 "$work/state"; }
+
+fresh_state
+start TEMPERD_DEVICE=shelf-7
+began=$(date +%s%N)
+until_true "healthy without a broker" alive
+passed "healthy without a broker, $((($(date +%s%N) - began) / 1000000)) ms after the first start"
+expect "name from the environment" shelf-7 "$(status '["device"]')"
+expect "no broker" False "$(status '["connected"]')"
+expect "process 1 is tini" tini "$(inside cat /proc/1/comm)"
+expect "runs as the fixed user" 10001 "$(stat -c %u "/proc/$(inner)")"
+code=0; inside touch /usr/local/bin/x 2>/dev/null || code=$?
 expect "the root is read-only" 1 "$code"
-expect "no capability" 0000000000000000 "$(sed -n 's/^CapEff:[[:space:]]*//p' "/proc/$inner/status")"
-kill -TERM "$inner"
-code=0; wait "$daemon" || code=$?; daemon=
-expect "SIGTERM ends process 1 cleanly" 0 "$code"
+expect "no capability" 0000000000000000 "$(sed -n 's/^CapEff:[[:space:]]*//p' "/proc/$(inner)/status")"
+echo "     idle daemon: $(inside sed -n 's/^VmRSS:[[:space:]]*//p' "/proc/$(status '["pid"]')/status") resident"
+inside temperd status | sed 's/^/     /'
+first=$(inside temperd keys show --json | field '["fingerprint"]')
+expect "the device document is in the volume" shelf-7 "$(field '["device"]' <"$work/state/shelf-7.device.json")"
+inside /opt/temperd/bin/python -c 'import onnxruntime, time; print("     onnxruntime", onnxruntime.__version__); time.sleep(1)' \
+    || failed "onnxruntime does not load"
+passed "onnxruntime loads"
+expect "the kernel library loads" True "$(inside /opt/temperd/bin/python -c 'from agent.engine.native import kernels; print(kernels() is not None)')"
+expect "onnxruntime keeps no book for its maker" "" "$(find "$work/state" -path '*Microsoft*')"
+inside sh -c '(sleep 0.1 &) ; (true &)'
+zombies() { ! inside sh -c 'grep -l "^State:.Z" /proc/[0-9]*/status' | grep -q .; }
+until_true "orphans are buried" zombies
+passed "orphans are buried"
+stop
+start TEMPERD_DEVICE=shelf-7
+until_true "healthy again" alive
+expect "the second start keeps the identity" "$first" "$(inside temperd keys show --json | field '["fingerprint"]')"
+stop
+
+# A first start makes an identity, which takes its time: SIGTERM comes at any moment of it, and of the start after it.
+fresh_state
+for pause in 0 0.02 0.1 0.2 0.4 0.8 1.5; do
+    start
+    until_true "tini runs" sh -c "grep -qx tini /proc/\$(pgrep -P $daemon | head -n 1)/comm"
+    sleep "$pause"
+    stop "SIGTERM $pause s after the start is heard" "0 143"
+done
+start
+until_true "healthy after all of that" alive
+stop
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+refused() { # WHAT WORD-IN-THE-ANSWER CODE VARIABLE=VALUE...
+    local what=$1 word=$2 wanted=$3
+    shift 3
+    start "$@"
+    ends "$what is refused: $(sleep 0.1; echo "$word")" "$wanted"
+    grep -q -- "$word" "$work/log" || failed "$what: the answer does not name '$word'"
+    if grep -q Traceback "$work/log"; then failed "$what: a traceback"; fi
+    grep 'temperd: ' "$work/log" | head -n 1 | cut -c 1-180 | sed 's/^/     /'
+}
+refused "a wrong name" device.name 78 "TEMPERD_DEVICE=My Board"
+refused "a wrong port" mqtt.port 78 "TEMPERD_MQTT_PORT=99999"
+refused "a port that adds a key" mqtt.port 78 $'TEMPERD_MQTT_PORT=1883\nusername = "x"'
+refused "a host that adds a key" "neither a host name" 78 $'TEMPERD_MQTT_HOST=x"\nport = 1 #'
+refused "an unknown emulated board" no-such-board 78 "TEMPERD_EMULATED=no-such-board"
+refused "another name than the identity's" board-1 78 "TEMPERD_DEVICE=board-2"
+chown 0:0 "$work/state"
+refused "a volume of another user" "chown -R 10001:10001" 78
+chown 10001:10001 "$work/state"
+no_tmpfs=yes
+refused "a read-only root without a place for the configuration" "cannot write the configuration" 1
+no_tmpfs=
+
+mkdir "$work/small"
+mount -t tmpfs -o size=2m,mode=0700,uid=10001,gid=10001 tmpfs "$work/small"
+cp -a "$work/state/." "$work/small"
+dd if=/dev/zero of="$work/small/filler" bs=4k status=none 2>/dev/null || true
+state=$work/small
+full() { # the daemon says so and ends with 1, or works on with an alarm
+    start
+    until_true "a full volume is said" sh -c "grep -qiE 'no space|disk' '$work/log'"
+    if grep -q Traceback "$work/log"; then failed "a full volume: a traceback"; fi
+    grep -iE 'no space|disk' "$work/log" | head -n 1 | cut -c 1-180 | sed 's/^/     /'
+    if kill -0 "$daemon" 2>/dev/null && [ -n "$(inner)" ]; then kill -TERM "$(inner)" 2>/dev/null || true; fi
+    ends "a full volume is told" "0 1 143"
+}
+full
+rm "$work/small/filler"
+start
+until_true "healthy once there is room" alive
+passed "healthy once there is room"
+stop
+umount "$work/small"
+state=$work/state
+
+# The machine below as the board: its sensors are read from /sys, read-only as every engine shows it.
+start TEMPERD_EMULATED=
+until_true "healthy on this machine's sensors" alive
+passed "healthy on this machine's own sensors, /sys read-only"
+inside temperd status | sed 's/^/     /'
+stop
+engine umount "$c" >/dev/null
+
+# --- the fleet of the compose file -----------------------------------------------------------------------------------
+
+if [ -n "$emulated" ]; then exit; fi
+# Debian's docker-compose is Docker's own program; it checks the file and needs no engine for that.
+compose=$(command -v docker-compose || true)
+if [ -z "$compose" ] || ! "$compose" version --short | grep -q '^2'; then
+    "$here/packaging/compose/fetch.sh" "$work/compose" >"$work/log" 2>&1 || failed "docker compose cannot be fetched"
+    compose=$work/compose/docker-compose
+fi
+"$compose" --file "$here/packaging/compose/compose.yaml" --profile console config --format json >"$work/compose.json" 2>"$work/log" \
+    || failed "docker compose refuses the file"
+expect "docker compose has nothing to say about the file" "" "$(cat "$work/log")"
+images=()
+for pair in temperd=localhost/temperd temperd-rehearsal=localhost/temperd-rehearsal eclipse-mosquitto:2.0.22=localhost/debian; do
+    image=${pair#*=}
+    name=$(engine from --pull-never "$image:latest")
+    engine inspect --type image --format '{{json .Docker.Config}}' "$image:latest" >"$work/$(basename "$image").json" \
+        || failed "an image cannot be read"
+    images+=("${pair%%=*}=$(engine mount "$name")=$work/$(basename "$image").json")
+done
+unshare --net python3 -I -c "import runpy, sys; sys.path.insert(0, '$here/packaging/compose'); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')" \
+    "$here/packaging/compose/test.py" "$work/compose.json" "$work/fleet" "${images[@]}"
