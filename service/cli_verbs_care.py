@@ -24,7 +24,7 @@ examples:
 Commands sent before are not run again, and jobs that had not ended are canceled.
 examples:
   temperd restore board-1.backup
-  temperd restore board-1.backup --passphrase-file passphrase""",
+  temperd restore board-1.backup --with-keys --passphrase-file passphrase""",
 }
 
 
@@ -40,5 +40,6 @@ def care_verbs(verbs: Verbs) -> None:
     restore = add_verb(verbs, "restore", "cli_backup:restore", _TEXTS["restore"])
     restore.add_argument("file", metavar="FILE", help="made by `temperd backup`")
     restore.add_argument("--replace", action="store_true", help="also where a state is: it is set aside")
+    restore.add_argument("--with-keys", action="store_true", help="the private keys in it too")
     for verb in (backup, restore):
         verb.add_argument("--passphrase-file", metavar="FILE", default="", help="its first line (else: asked for)")

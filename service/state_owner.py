@@ -8,6 +8,8 @@ import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent.durable import disk_errors
+
 SERVICE_USER = "temperd"
 
 
@@ -24,6 +26,15 @@ def owner_of(state: Path) -> tuple[int, int] | None:
             return None
         return user.pw_uid, user.pw_gid
     return (found.st_uid, found.st_gid) if found.st_uid else None
+
+
+def make_state(state: Path) -> None:
+    """As root: make a state folder that is missing, for the service's user. As anybody else: nothing."""
+    owner = owner_of(state)
+    if owner is not None and not state.exists():
+        with disk_errors(state):
+            state.mkdir(mode=0o700)
+            os.chown(state, *owner)
 
 
 def become_owner(state: Path) -> None:

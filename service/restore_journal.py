@@ -1,0 +1,69 @@
+"""A journal that comes out of a back-up: nothing that it knows is done once more."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+from service.backup_format import broken
+from service.commands import new_id
+from service.job import Event, State, advance
+from service.journal import Journal
+from service.journal_file import connect, storing
+from service.journal_ledger import refuse_up_to
+
+KEPT_MARKS = (
+    *("high_water", "state", "answers", "answer-results", "policy-command", "report"),
+    *("alarms", "job-energy", "home-assistant", "scrub", "models-unusable"),
+)
+"""What the daemon remembers that is no order: orders that it had not carried out are left behind."""
+CODE, REASON = "canceled", "the board was restored from a back-up"
+_COUNTERS = ("session", "state-version")
+
+
+def settle_journal(path: Path, now: float, made_at: float) -> int:
+    """Let no command up to `now` run, no job go on, and no counter be given twice.
+
+    Args:
+        path: of the journal; nobody else uses it.
+        now: seconds since 1970.
+        made_at: when the back-up was made, the same.
+
+    Returns:
+        How many jobs had not ended: they are canceled now.
+
+    Raises:
+        ArtifactError: `backup-broken`: it is no journal.
+        BoardError: the disk fails; it was written by a newer temperd.
+    """
+    latest = max(now, made_at)
+    try:
+        with contextlib.closing(connect(path)) as database, storing(path):
+            _settle(database, latest)
+    except sqlite3.DatabaseError as error:
+        raise broken("its journal is broken") from error
+    opened = Journal.open(path, now)
+    if opened.quarantined:
+        raise broken("its journal is broken")
+    with contextlib.closing(opened.journal) as journal:
+        unfinished = journal.unfinished()
+        for record in unfinished:
+            promoting = record.standing.state is State.PROMOTING  # that is never canceled: it ends within seconds
+            event = Event.FAIL if promoting else Event.CANCEL
+            journal.update(record.id, latest, standing=advance(record.standing, event, CODE, REASON))
+    return len(unfinished)
+
+
+def _settle(database: sqlite3.Connection, latest: float) -> None:
+    """In one commit."""
+    database.execute("BEGIN IMMEDIATE")
+    refuse_up_to(database, new_id(int(latest * 1000), lambda count: b"\xff" * count))
+    marks = ", ".join("?" * len(KEPT_MARKS))
+    database.execute(f"DELETE FROM marks WHERE name NOT IN ({marks})", KEPT_MARKS)  # noqa: S608 - only question marks are put in
+    for name in _COUNTERS:
+        database.execute(
+            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+            (name, int(latest)),
+        )
+    database.execute("COMMIT")
