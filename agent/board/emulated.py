@@ -244,6 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--ambient must lie between {COLDEST_AIR_CELSIUS:g} and {WARMEST_AIR_CELSIUS:g} °C")
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)  # waited for, so that none arrives between stop and resume
     load = WorkerLoad(asked.load_of, len(os.sched_getaffinity(0)))
+    if not load.alive():
+        _say(f"process {asked.load_of} is gone, or hidden from here: in a systemd unit set ProtectProc=default")
+        return 1
     try:
         board = EmulatedBoard(
             asked.tree,
