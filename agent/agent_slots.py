@@ -15,10 +15,12 @@ signatures have decided before it gets here.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,9 +76,7 @@ class SlotRelease:
     bundled: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse too many files, and files elsewhere."""
-        if not 0 < len(self.files) <= MAX_FILES:
-            raise TableError("files", f"has {len(self.files)} entries, 1..{MAX_FILES} are taken")
+        """Refuse files elsewhere."""
         for path in self.files:
             if not path.startswith(f"{SITE}/"):
                 raise TableError("files", f"{path[:MAX_PATH]!r} lies outside of {SITE}/")
@@ -90,8 +90,11 @@ def parse_release(data: bytes) -> SlotRelease:
     """
     try:
         table = _as_table(loads(data, what=RELEASE, max_bytes=MAX_RELEASE_BYTES))
-        known = {item.name for item in dataclasses.fields(SlotRelease)}
-        return build(SlotRelease, {key: value for key, value in table.items() if key in known})
+        known = {item.name for item in dataclasses.fields(SlotRelease)} - {"files"}
+        files = _files_of(table.get("files"))
+        return dataclasses.replace(
+            build(SlotRelease, {**{key: table[key] for key in known & table.keys()}, "files": {}}), files=files
+        )
     except TableError as error:
         raise ArtifactError(f"{RELEASE} cannot be used: {error}", reason="release-broken") from error
 
@@ -128,6 +131,15 @@ def read_standing(state: Path) -> tuple[Standing, str]:
         return Standing(), ""
     except (ArtifactError, TableError) as error:
         return Standing(), str(error)
+
+
+def standing_changed(state: Path) -> int:
+    """Another number whenever the standing was written; 0 where there is none."""
+    try:
+        found = (state / FOLDER / STANDING).stat()
+    except OSError:
+        return 0
+    return found.st_mtime_ns ^ found.st_ino
 
 
 def write_standing(state: Path, standing: Standing) -> None:
@@ -181,7 +193,7 @@ def _compile(stage: Path, files: Mapping[str, FileFacts]) -> dict[str, FileFacts
 
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(stage / SITE, quiet=2, maxlevels=20, stripdir=str(stage / SITE), invalidation_mode=mode)
-    return {name: _facts_of(stage / name) for name in sorted(_names_in(stage)) if name not in files}
+    return {name: _facts_of(f"{stage}/{name}") for name in sorted(_names_in(stage)) if name not in files}
 
 
 def _sync_tree(root: Path) -> None:
@@ -232,10 +244,28 @@ def _verified(folder: Path, digest: str, compiled: Mapping[str, FileFacts]) -> S
 def _read_compiled(path: Path) -> dict[str, FileFacts]:
     try:
         data = read_bounded(path, MAX_RELEASE_BYTES)
-        table = _as_table(loads(data, what=path.name, max_bytes=MAX_RELEASE_BYTES))
-        return {name: build(FileFacts, _as_table(facts)) for name, facts in table.items()}
+        return _files_of(loads(data, what=path.name, max_bytes=MAX_RELEASE_BYTES))
     except (FileNotFoundError, ArtifactError, TableError) as error:
         raise _damaged(f"cannot be read: {error}", path) from error
+
+
+def _files_of(value: object) -> dict[str, FileFacts]:
+    """Read by hand: at each start, and the general reader takes a second of a small board for a thousand files.
+
+    Raises:
+        TableError: too many files, or one is not described as it must be.
+    """
+    table = _as_table(value)
+    if len(table) > MAX_FILES:
+        raise TableError("files", f"has {len(table)} entries, at most {MAX_FILES} are taken")
+    files: dict[str, FileFacts] = {}
+    for path, facts in table.items():
+        match facts:
+            case {"length": int(length), "sha256": str(digest)} if 0 <= length <= MAX_SITE_BYTES:
+                files[path] = FileFacts(length, digest)
+            case _:
+                raise TableError(f"files.{path[:MAX_PATH]}", "must have a length and a sha256")
+    return files
 
 
 def _as_table(value: object) -> Mapping[str, object]:
@@ -250,7 +280,7 @@ def _check(folder: Path, files: Mapping[str, FileFacts]) -> None:
         name = min(found ^ files.keys())
         raise _damaged("is missing" if name in files else "is not part of the release", folder / name)
     for name, facts in files.items():
-        if _facts_of(folder / name) != facts:
+        if _facts_of(f"{folder}/{name}") != facts:
             raise _damaged("is not the file that was signed", folder / name)
 
 
@@ -264,12 +294,18 @@ def _names_in(folder: Path) -> Iterator[str]:
                 yield f"{at}/{name}"[cut:]
 
 
-def _facts_of(path: Path) -> FileFacts:
+def _facts_of(path: str) -> FileFacts:
     """Raises ArtifactError for what is no regular file."""
     with disk_errors(path):
-        if path.is_symlink() or not path.is_file():
-            raise _damaged("is no regular file", path)
-        with path.open("rb") as stream:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise _damaged("is no regular file", Path(path)) from error
+        with open(descriptor, "rb") as stream:  # noqa: PTH123 - of a descriptor, which follows no link
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _damaged("is no regular file", Path(path))
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             return FileFacts(stream.tell(), digest)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.agent_slots import agent_folder, read_standing, write_standing
+from agent.agent_slots import agent_folder, read_standing, standing_changed, write_standing
 from agent.durable import remove
 from agent.energy import TRAINING as TRAINS
 from agent.errors import BoardError, TemperdError
@@ -91,7 +91,9 @@ class AgentTrial:
 
     def __init__(self, shop: TrialShop, steering: Steering, clock: Clock) -> None:
         self._shop, self._steering, self._clock = shop, steering, clock
-        self.standing = read_standing(shop.state)[0] if shop.launched.place else Standing()
+        self.standing, self._seen = Standing(), 0
+        self._reload()
+        self._missed = self._due
         trial = self._trial
         self._book = HeatBook(settle_s(trial.window_s)) if trial else HeatBook()
         self._connected = self._critical = self._healthy = self._stopping = False
@@ -160,6 +162,7 @@ class AgentTrial:
         self._critical = self._critical or CRITICAL in rules
         if self._shop.launched.place and self._began_s is not None and not self.leaves:
             with contextlib.suppress(BoardError, TrialError):  # a full disk is asked again in a second
+                self._reload()
                 self._judge(self._clock.mono() - self._began_s)
 
     def baseline(self) -> Baseline:
@@ -190,7 +193,7 @@ class AgentTrial:
         trial = self._trial
         if trial is not None:
             self._judge_trial(trial, for_s)
-        elif self._due is not None and for_s >= AGAIN_S:
+        elif self._due is not None and (self._due != self._missed or for_s >= AGAIN_S):
             self.staged()
         elif not self._healthy and for_s >= HEALTHY_S:
             self._healthy = True
@@ -226,7 +229,7 @@ class AgentTrial:
     def _commit(self) -> None:
         result = self._result()
         self._change(lambda standing: committed(standing, result))
-        log.info("the release stays", version=self._shop.launched.place, **result)
+        log.info("the release stays", **result)
         self._tell()
 
     def _fail(self, code: str, why: str) -> None:
@@ -291,8 +294,12 @@ class AgentTrial:
     # --- the disk ----------------------------------------------------------------------------------------------------
 
     def _reload(self) -> None:
-        if self._shop.launched.place:
-            self.standing = read_standing(self._shop.state)[0]
+        """Take what is on the disk: a program beside the daemon may have staged a release."""
+        if not self._shop.launched.place:
+            return
+        found = standing_changed(self._shop.state)
+        if found != self._seen:
+            self.standing, self._seen = read_standing(self._shop.state)[0], found
 
     def _change(self, step: Callable[[Standing], Standing]) -> None:
         """Make a step on the disk; others of this process may have written since the last.
@@ -303,4 +310,4 @@ class AgentTrial:
         self._reload()
         after = step(self.standing)
         write_standing(self._shop.state, after)
-        self.standing = after
+        self.standing, self._seen = after, standing_changed(self._shop.state)
