@@ -141,6 +141,7 @@ def committed(standing: Standing, result: Mapping[str, object]) -> Standing:
     return replace(
         standing, active=trial.slot, previous=standing.active, trial=None, safe_mode="", fell=False, starts=(),
         last=outcome,
+        left=None,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent import __version__
 from agent.agent_slots import agent_folder, read_standing, standing_changed, write_standing
 from agent.durable import remove
 from agent.energy import TRAINING as TRAINS
@@ -107,6 +108,16 @@ class AgentTrial:
     def safe_mode(self) -> str:
         """Why no work is done; empty: it is."""
         return self._shop.launched.safe_mode
+
+    def in_safe_mode(self) -> dict[str, object]:
+        """`code` and `version` of this release where it does no work; else empty."""
+        return {"code": self.safe_mode, "version": __version__} if self.safe_mode else {}
+
+    def rolled_back(self) -> dict[str, object]:
+        """`code` and `version` of the release that was left last; empty where another has stayed since."""
+        ends = (self.standing.left, self.standing.last)
+        found = [one for one in ends if one is not None and one.status == "rolled_back"]
+        return {"code": found[0].code, "version": found[0].version} if found else {}
 
     @property
     def on_trial(self) -> bool:

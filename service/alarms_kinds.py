@@ -45,6 +45,10 @@ class Facts:
     """Damaged files that the last scrub could not mend."""
     unusable: tuple[str, ...] = ()
     """Why the model that was to run by command cannot, and its hash; empty: nothing is known of one."""
+    rolled_back: tuple[str, ...] = ()
+    """Why the last release of temperd was left, and its version; empty: it stayed."""
+    safe_mode: tuple[str, ...] = ()
+    """Why the installed release runs without work, and its version; empty: it is not so."""
     memory_faults: int = 0
     """Times that weights were found changed in memory since the daemon started."""
     new_memory_faults: int = 0
@@ -235,6 +239,24 @@ _TABLE = (
         "The model that was to run cannot: it is damaged, or does not answer with numbers. The one before runs",
         ("code", "model"),
         lambda facts: {"code": facts.unusable[0], "model": facts.unusable[1]} if facts.unusable else None,
+        0.0,
+        0.0,
+    ),
+    Kind(
+        "agent-rolled-back",
+        Severity.WARNING,
+        "A release of temperd failed here and was left: the one before runs",
+        ("code", "version"),
+        lambda facts: {"code": facts.rolled_back[0], "version": facts.rolled_back[1]} if facts.rolled_back else None,
+        0.0,
+        0.0,
+    ),
+    Kind(
+        "safe-mode",
+        Severity.CRITICAL,
+        "No release of temperd runs healthily: the installed one tells how the board is, and does no work",
+        ("code", "version"),
+        lambda facts: {"code": facts.safe_mode[0], "version": facts.safe_mode[1]} if facts.safe_mode else None,
         0.0,
         0.0,
     ),

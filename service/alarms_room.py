@@ -54,6 +54,8 @@ class Sources:
         outbox_fault: why telemetry cannot be kept on the disk; or empty.
         told: called when another set of alarms is raised.
         unusable: `code` and `model` of one that was to run by command and cannot; or empty.
+        rolled_back: `code` and `version` of the release of temperd that was left last; or empty.
+        safe_mode: the same of the installed release where it does no work; or empty.
     """
 
     state: Path
@@ -64,6 +66,8 @@ class Sources:
     outbox_fault: Callable[[], str]
     told: Callable[[], None]
     unusable: Callable[[], Mapping[str, object]] = dict
+    rolled_back: Callable[[], Mapping[str, object]] = dict
+    safe_mode: Callable[[], Mapping[str, object]] = dict
 
 
 class Alarms:
@@ -144,6 +148,8 @@ class Alarms:
             decision=steering.decision,
             clock_synchronised=self._clock.synchronised(),
             unusable=_texts(self._sources.unusable(), "code", "model"),
+            rolled_back=_texts(self._sources.rolled_back(), "code", "version"),
+            safe_mode=_texts(self._sources.safe_mode(), "code", "version"),
             unrepairable=unrepairable if isinstance(unrepairable, int) else 0,
             memory_faults=faults,
             new_memory_faults=faults - before[0],

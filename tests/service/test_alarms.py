@@ -46,6 +46,8 @@ CAUSES: dict[str, list[Facts]] = {
     "memory-faults": [Facts(memory_faults=3, new_memory_faults=1)],
     "store-damaged": [Facts(unrepairable=1)],
     "model-unusable": [Facts(unusable=("sealed-tag", "ab" * 32))],
+    "agent-rolled-back": [Facts(rolled_back=("trial-heat", "0.2.0"))],
+    "safe-mode": [Facts(safe_mode=("restart-loop", "0.1.0"))],
     "disk-full": [Facts(disk_refusal="no-space"), Facts(free_bytes=LEAST_FREE_BYTES - 1)],
     "disk-failing": [Facts(disk_refusal="disk")],
     "clock-unsynchronised": [Facts(clock_synchronised=False)],
