@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from agent.card import VERSION
 from agent.spec import LEAST_LIMIT_CELSIUS, EvaluateSpec, FineTuneSpec
 from agent.switch import BASE
 from service.commands import (
@@ -30,6 +31,7 @@ from service.commands import (
     ROLLBACK,
     SET_POLICY,
     SUPPORTED,
+    UPDATE_AGENT,
     WITHOUT_CLOCK,
     JobArguments,
     NoArguments,
@@ -37,6 +39,7 @@ from service.commands import (
     QualifyArguments,
     RollbackArguments,
 )
+from service.update_arguments import LATEST, AgentArguments
 
 WINDOW = r"^(?!(.{5})-\1$)([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"
 """`22:00-06:00`, and not twice the same."""
@@ -105,6 +108,11 @@ def _rollback() -> dict[str, object]:
     return schema_of(RollbackArguments, {"to": to})
 
 
+def _update() -> dict[str, object]:
+    version: dict[str, object] = {"anyOf": [{"const": LATEST}, {"pattern": f"^{VERSION.pattern}$"}]}
+    return schema_of(AgentArguments, {"version": version})
+
+
 _ARGUMENTS: Mapping[str, Callable[[], dict[str, object]]] = {
     FINE_TUNE: _fine_tune,
     **dict.fromkeys((CANCEL, PAUSE, RESUME, PROMOTE), _job),
@@ -112,6 +120,7 @@ _ARGUMENTS: Mapping[str, Callable[[], dict[str, object]]] = {
     ROLLBACK: _rollback,
     SET_POLICY: _policy,
     QUALIFY: lambda: schema_of(QualifyArguments, {}),
+    UPDATE_AGENT: _update,
 }
 
 

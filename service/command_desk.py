@@ -14,6 +14,7 @@ from typing import Protocol
 from agent.errors import BoardError, CommandError, TemperdError
 from agent.keys_consoles import TrustedConsole
 from agent.spec import FineTuneSpec
+from service.agent_update import AgentUpdates
 from service.answers import Answers
 from service.commands import (
     CANCEL,
@@ -25,6 +26,7 @@ from service.commands import (
     ROLLBACK,
     SCRUB,
     SET_POLICY,
+    UPDATE_AGENT,
     Command,
     Refusal,
     check_command,
@@ -43,6 +45,8 @@ from service.state_version import BoardState
 from service.statuses import Clock, Statuses
 
 MAX_UNFINISHED = 100  # jobs; more than a board works off in weeks
+WORK = frozenset({FINE_TUNE, EVALUATE, PROMOTE, ROLLBACK, QUALIFY, SCRUB})
+"""Types of command that start a worker, and are refused in safe mode."""
 STRANGERS_PER_S = 10.0  # answers to what was not signed for this board; a person who tries things sends one
 MAX_UNTAKEN = 100  # commands that wait here for the disk, 6 MB at most; a broker hands over 20 unless configured
 STRANGERS_AT_ONCE = 100  # saved up in quiet times: a fleet console with a wrong key may try many commands at once
@@ -81,12 +85,15 @@ class Rooms:
     qualifications: Qualifications
     models: ModelCommands
     policies: PolicyCommands
+    updates: AgentUpdates
     report: Callable[[Command], dict[str, str]]
     """What the journal is to remember of the report that a command asks for."""
+    safe_mode: Callable[[], str] = str
+    """Why no work is done; empty: it is."""
 
-    def told_later(self) -> tuple[Scrubs | Qualifications | ModelCommands, ...]:
+    def told_later(self) -> tuple[Scrubs | Qualifications | ModelCommands | AgentUpdates, ...]:
         """Those whose commands are answered when something has ended."""
-        return (self.scrubs, self.qualifications, self.models)
+        return (self.scrubs, self.qualifications, self.models, self.updates)
 
 
 class CommandDesk:
@@ -205,6 +212,9 @@ class CommandDesk:
         check_command(command, now=self._clock.now(), clock_synchronised=self._clock.synchronised())
         if command.expect and (unmet := self._state().unmet(command.expectation)):
             raise refuse(Refusal.EXPECTATION_FAILED, unmet, "expect", "Look at the board's birth message")
+        if command.type in WORK and (why := self._rooms.safe_mode()):
+            what = f"temperd does no work, it is in safe mode: {why}"
+            raise refuse(Refusal.SAFE_MODE, what, fix="Send another release, or look at the board")
         if command.type == FINE_TUNE and len(self._journal.unfinished()) >= MAX_UNFINISHED:
             what = f"{MAX_UNFINISHED} jobs have not ended"
             raise refuse(Refusal.QUEUE_FULL, what, fix="Cancel some, or send it again when some have ended")
@@ -228,6 +238,8 @@ class CommandDesk:
             rooms.models.ask(command)
             rooms.scrubs.hurry()
             rooms.jobs.obey()
+        elif command.type == UPDATE_AGENT:
+            rooms.updates.ask(command)
         elif command.type == SET_POLICY:
             rooms.policies.take(command)
         elif command.type == COLLECT_REPORT:
@@ -246,10 +258,10 @@ class CommandDesk:
             self.answers.repeat(command.id, command.type)
 
     def _cancel(self, command: Command) -> None:
-        """End a job, a stress run or an evaluation."""
+        """End a job, a stress run, an evaluation or an update."""
         record, jobs = self._journal.job(command.job), self._rooms.jobs
         is_canceled = record is not None and record.standing.state is State.CANCELED
-        others = (self._rooms.qualifications, self._rooms.models)
+        others = (self._rooms.qualifications, self._rooms.models, self._rooms.updates)
         if is_canceled or (record is None and any(room.cancel(command.job) for room in others)):
             self.answers.give(command, "succeeded")
             return

@@ -15,6 +15,7 @@ from agent.switch import BASE
 from policies.policy import MAX_POLICY_BYTES
 from policies.strict import TableError, build, limits
 from service.qualify_plan import DEFAULT_MINUTES, LEAST_MINUTES, MOST_MINUTES
+from service.update_arguments import AgentArguments
 
 SCHEMA = 1
 """Form of a request. A new field is no new form: boards refuse fields that they do not know."""
@@ -28,11 +29,12 @@ _MAX_ID_MS = (1 << 48) - 1
 FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB = "fine-tune", "cancel", "pause", "resume", "scrub"
 SET_POLICY, QUALIFY = "set-policy", "qualify"
 COLLECT_REPORT, EVALUATE, PROMOTE, ROLLBACK = "collect-report", "evaluate", "promote", "rollback"
+UPDATE_AGENT = "update-agent"
 SUPPORTED = (
     *(FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY, QUALIFY, COLLECT_REPORT),
-    *(EVALUATE, PROMOTE, ROLLBACK),
+    *(EVALUATE, PROMOTE, ROLLBACK, UPDATE_AGENT),
 )
-KNOWN = (*SUPPORTED, "update-agent", "update-system")
+KNOWN = (*SUPPORTED, "update-system")
 WITHOUT_CLOCK = frozenset({CANCEL, PAUSE, COLLECT_REPORT})
 """What runs while the board does not know the time: nothing here starts work or changes a model."""
 
@@ -67,6 +69,8 @@ class Refusal(StrEnum):
     BAD_ARGUMENTS = "bad-arguments"
     EXPECTATION_FAILED = "expectation-failed"
     """Decided by the command desk: the board's state is not as the console believes."""
+    SAFE_MODE = "safe-mode"
+    """Decided by the command desk: no release of temperd runs healthily, and work is what may be wrong."""
     QUEUE_FULL = "queue-full"
     """Decided by the command desk: too many jobs have not ended."""
     REPLAY = "replay"
@@ -169,6 +173,11 @@ class Command(Request):
         return build(PolicyArguments, self.args)
 
     @property
+    def update(self) -> AgentArguments:
+        """Arguments of an update-agent command."""
+        return build(AgentArguments, self.args)
+
+    @property
     def expectation(self) -> Expectation:
         """What must hold.
 
@@ -242,6 +251,7 @@ ARGUMENTS: Mapping[str, Callable[[Command], object]] = {
     **dict.fromkeys((CANCEL, PAUSE, RESUME, PROMOTE), attrgetter("job")),
     EVALUATE: attrgetter("evaluation"),
     ROLLBACK: attrgetter("back_to"),
+    UPDATE_AGENT: attrgetter("update"),
 }
 """What reads the arguments of each supported command."""
 

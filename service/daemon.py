@@ -185,6 +185,7 @@ class Daemon:
                     tasks.create_task(self._listen(desk, link)),
                     tasks.create_task(self._parts.backfill.run()),
                     tasks.create_task(desk.work()),
+                    tasks.create_task(desk.updates.watch()),
                     tasks.create_task(self._parts.exporter.serve()),
                 ]
                 self._notifier.ready()
@@ -206,6 +207,7 @@ class Daemon:
             self._notifier.stopping()
         log.info("stopping")
         await self._parts.trial.stop()
+        await desk.updates.stop()
         await desk.scrubs.stop()
         await desk.models.stop()
         await desk.runner.stop()

@@ -12,6 +12,7 @@ from agent.keys_consoles import TrustedConsole
 from agent.messages import Scrubbed
 from agent.spec import FineTuneSpec, spec_table
 from service.agent_trial import AgentTrial
+from service.agent_update import AgentUpdates, UpdateShop
 from service.answers import Answers
 from service.command_desk import CommandDesk, Rooms
 from service.commands import FINE_TUNE, Command
@@ -53,6 +54,7 @@ class Desk:
         scrub_shop: how scrubs are made.
         qualify_shop: how stress runs are made.
         model_shop: how models are scored and exchanged.
+        update_shop: how temperd itself is updated.
         state: reads what a command's expectations are held against.
         policy_by_command: whether consoles may set the policy.
         report: what the journal is to remember of the report that a command asks for.
@@ -73,6 +75,7 @@ class Desk:
         scrub_shop: ScrubShop,
         qualify_shop: QualifyShop,
         model_shop: ModelShop,
+        update_shop: UpdateShop,
         state: Callable[[], BoardState],
         policy_by_command: bool = True,
         report: Callable[[Command], dict[str, str]] = no_report,
@@ -86,6 +89,7 @@ class Desk:
         self._again_from: float | None = None
         """Statuses of jobs that changed since then are to be told once more, seconds since 1970; `None`: none are."""
         self.models = ModelCommands(journal, self._statuses, steering, clock, model_shop)
+        self.updates = AgentUpdates(journal, self._statuses, clock, update_shop)
         self.runner = Runner(
             *(journal, self._statuses, steering, clock, shop, self._held, self._canceled, lambda: self.models.urgent)
         )
@@ -100,7 +104,10 @@ class Desk:
         policy_commands = PolicyCommands(
             journal, answers, policies, allowed=policy_by_command, changed=self.policy_changed
         )
-        rooms = Rooms(self, self.scrubs, self.qualifications, self.models, policy_commands, report)
+        rooms = Rooms(
+            *(self, self.scrubs, self.qualifications, self.models),
+            *(policy_commands, self.updates, report, self._safe_mode),
+        )
         self.commands = CommandDesk(journal, self._statuses, answers, clock, trusted, device, rooms, state)
 
     # --- what commands do ---------------------------------------------------------------------------------------------
@@ -163,6 +170,7 @@ class Desk:
         self.scrubs.publish_pending()
         self.qualifications.publish_pending()
         self.models.publish_pending()
+        self.updates.publish_pending()
 
     def broker_lost(self) -> None:
         """The broker lost what it kept: statuses are told once more.
@@ -175,6 +183,7 @@ class Desk:
         self.scrubs.broker_lost()
         self.qualifications.broker_lost()
         self.models.broker_lost()
+        self.updates.broker_lost()
         self._tell_again()
 
     def broker_was_away(self) -> None:
@@ -189,6 +198,7 @@ class Desk:
         self.scrubs.broker_lost()
         self.qualifications.broker_lost()
         self.models.broker_lost()
+        self.updates.broker_lost()
         self._tell_again()
 
     def _tell_again(self) -> None:
@@ -202,6 +212,7 @@ class Desk:
         """After a start: jobs that had a worker are due another attempt; a stress run that was cut short has failed."""
         self.qualifications.recover()
         self.models.recover()
+        self.updates.recover()
         unfinished = {record.id for record in self._journal.unfinished()}
         for job_id in {*self._held, *self._canceled} - unfinished:
             self._held.discard(job_id)
@@ -226,31 +237,37 @@ class Desk:
         """Run jobs, scrubs, stress runs and what is done with models, one at a time, until the runner is stopped."""
         while not self.runner.stopping:
             try:
-                if self._trial is not None and self._trial.due():
-                    await self._trial.run()
-                    continue
-                if self.qualifications.due():
-                    await self.qualifications.run()
-                    continue
-                if self.models.due():
-                    await self.models.run()
-                    continue
-                record = self._next()
-                if record is not None and self.scrubs.due_before_job():
-                    await self.scrub_first()
-                    continue  # the board may be another by now
-                if record is None and self.scrubs.due():
-                    await self.scrubs.run(awaited=False)
-                    continue
-                if record is not None:
-                    with bind(job_id=record.id):
-                        await self.run(record)
+                if self._safe_mode():  # what waits stays where it is
+                    self._end_canceled()
+                elif await self._work_once():
                     continue
             except BoardError as error:
                 log.error("jobs wait for the disk", why=str(error))  # noqa: TRY400 - said whole
                 await asyncio.sleep(RETRY_DISK_S)
             self._news.clear()
             await self._news.wait()
+
+    def _safe_mode(self) -> str:
+        return self._trial.safe_mode if self._trial is not None else ""
+
+    async def _work_once(self) -> bool:
+        """Do what is due next; false where nothing is."""
+        if self._trial is not None and self._trial.due():
+            await self._trial.run()
+        elif self.qualifications.due():
+            await self.qualifications.run()
+        elif self.models.due():
+            await self.models.run()
+        elif (record := self._next()) is None:
+            if not self.scrubs.due():
+                return False
+            await self.scrubs.run(awaited=False)
+        elif self.scrubs.due_before_job():
+            await self.scrub_first()  # the board may be another afterwards
+        else:
+            with bind(job_id=record.id):
+                await self.run(record)
+        return True
 
     async def scrub_first(self) -> None:
         """Scrub before a job, unless it was done just now; the job runs whatever is found, and warns of it."""

@@ -18,6 +18,7 @@ from agent.messages import EvaluateOrder, Message, Order, Progress, ScrubOrder
 from agent.slots import checkpoint_path
 from policies.trial_standing import Moment
 from service.agent_trial import AgentTrial, TrialShop
+from service.agent_update import UpdateShop
 from service.alarms_room import Alarms, Sources
 from service.backfill import Backfill
 from service.capabilities import Capabilities
@@ -104,6 +105,7 @@ class Wiring:
             scrub_shop=ScrubShop(self._scrub_order, lambda: memory_errors(roots), self._scrubbed),
             qualify_shop=QualifyShop(Place(self.state, model, profile.name, profile.emulated), os.cpu_count() or 1),
             model_shop=ModelShop(self.state, self._threads(), config.worker.nice, self._evaluate_order, self.announce),
+            update_shop=self._update_shop(),
             state=self._state,
             policy_by_command=wanted.by_command,
             report=self.reports.marks,
@@ -201,6 +203,14 @@ class Wiring:
         )
         return AgentTrial(shop, self.steering, self.clock)
 
+    def _update_shop(self) -> UpdateShop:
+        repository = self.config.repository
+        return UpdateShop(
+            *(self.state, Launched.of(), self.config.worker.nice, (repository.url, repository.root)),
+            metered=repository.metered == "wait",
+            hindrance=lambda: "a stress run" if self.desk.qualifications.running else "",
+        )
+
     def _make_alarms(self) -> Alarms:
         sources = Sources(
             self.state,
@@ -210,6 +220,8 @@ class Wiring:
             policy_complaint=lambda: self.policies.complaint,
             outbox_fault=lambda: self._outbox.fault,
             unusable=lambda: self.desk.models.unusable,
+            rolled_back=self.trial.rolled_back,
+            safe_mode=self.trial.in_safe_mode,
             told=lambda: self.telemetry.publish("board", self.steering.board_metrics(), event=True),
         )
         return Alarms(self.journal, self.link, self.clock, sources)

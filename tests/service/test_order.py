@@ -14,11 +14,13 @@ from agent.energy import Energy, Spent
 from agent.messages import EvaluateOrder, Order, ScrubOrder
 from agent.spec import parse_spec
 from policies.reading import Action, Decision
+from service.agent_update import UpdateShop
 from service.commands import new_id
 from service.desk import Desk
 from service.energy_book import EnergyBook
 from service.job import MAX_ATTEMPTS, Standing, State
 from service.journal import JobRecord, Journal
+from service.launched import Launched
 from service.model_commands import ModelShop
 from service.policy_file import PolicyFile
 from service.qualify_command import QualifyShop
@@ -72,6 +74,7 @@ class Bench:
             scrub_shop=scrubs,
             qualify_shop=QualifyShop(Place(folder, "", "generic", emulated=False), 1),
             model_shop=ModelShop(folder, 1, 0, refuse_evaluation, lambda: None),
+            update_shop=UpdateShop(folder, Launched(), 0, ("", ""), metered=False),
         )
         self.names: dict[str, str] = {}
         for number, depth in enumerate(("25", "75", "0", "head", "auto")):

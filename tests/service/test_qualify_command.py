@@ -17,10 +17,12 @@ from agent.errors import BoardError, CommandError, SpecError
 from policies.outlook import Outlook
 from policies.policy import Policy
 from policies.reading import Action, Decision
+from service.agent_update import UpdateShop
 from service.cli_fleet import arguments
 from service.commands import CANCEL, QUALIFY, Command, new_id
 from service.desk import Desk
 from service.journal import JobRecord, Journal, Verdict
+from service.launched import Launched
 from service.model_commands import ModelShop
 from service.policy_file import PolicyFile
 from service.qualify_asked import ENDED, LAST, MAX_ENDED
@@ -358,6 +360,7 @@ def test_a_console_cancels_a_run_as_it_cancels_a_job(bench: Bench) -> None:
         scrub_shop=ScrubShop(refuse, lambda: None, lambda: None),
         qualify_shop=bench.runs._shop,
         model_shop=ModelShop(bench.folder, 1, 0, refuse, lambda: None),
+        update_shop=UpdateShop(bench.folder, Launched(), 0, ("", ""), metered=False),
     )
     run, cancel = bench.command(), bench.command(at=1)
     desk.commands._carry_out(run)

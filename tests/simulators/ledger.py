@@ -40,6 +40,7 @@ from agent.messages import (
 from agent.slots import read_manifest, read_status
 from agent.switch import slot_of, switch_back
 from policies.reading import Action, Decision
+from service.agent_update import UpdateShop
 from service.answers import RESULTS_KEPT
 from service.asked import RUNNING
 from service.commands import Request, new_id, read_command, sign_command
@@ -47,6 +48,7 @@ from service.desk import Desk
 from service.device_link import Incoming
 from service.job import TABLE, TERMINAL, Event, State, wire_status
 from service.journal import LEDGER_KEPT, JobRecord, Journal
+from service.launched import Launched
 from service.model_commands import ModelShop
 from service.policy_file import PolicyFile
 from service.qualify_command import QualifyShop
@@ -209,6 +211,7 @@ class LedgerWorld:
             scrub_shop=ScrubShop(self._scrub_order, lambda: None, lambda: None, self._start),
             qualify_shop=QualifyShop(Place(self.folder, "", "generic", emulated=False), 1),
             model_shop=ModelShop(self.folder, 1, 0, self._evaluate_order, lambda: None, self._start),
+            update_shop=UpdateShop(self.folder, Launched(), 0, ("", ""), metered=False),
             state=state_reader(self.journal, self.folder / "store", self.policies),
             policy_by_command=self.by_command,
         )
