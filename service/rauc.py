@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
@@ -220,38 +221,48 @@ async def _bus(gone: str = NOT_UPDATABLE) -> AsyncIterator[_Bus]:
         BoardError: `gone`: there is none.
     """
     try:
-        from jeepney.io.asyncio import open_dbus_router  # type: ignore[import-untyped]  # noqa: PLC0415 - see the module
+        from jeepney.io.asyncio import DBusRouter, open_dbus_connection  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError as error:
         raise BoardError("the package jeepney is missing", fix="Install temperd anew", reason=gone) from error
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            router = await asyncio.wait_for(stack.enter_async_context(open_dbus_router("SYSTEM")), CALL_S)
-        except (OSError, EOFError, TimeoutError, ValueError, RuntimeError) as error:
-            fix = MISSING_FIX if gone == NOT_UPDATABLE else ""
-            raise BoardError(f"there is no system bus: {error}"[:MAX_TEXT], fix=fix, reason=gone) from error
-        try:
-            yield _Bus(router, gone)
-        finally:
-            # The receiver's own end is no news: whoever waited for an answer was told.
-            with contextlib.suppress(OSError, EOFError, _closed()):
-                await stack.aclose()
+    try:
+        connection = await asyncio.wait_for(open_dbus_connection("SYSTEM"), CALL_S)
+    except (OSError, EOFError, TimeoutError, ValueError, RuntimeError) as error:
+        fix = MISSING_FIX if gone == NOT_UPDATABLE else ""
+        raise BoardError(f"there is no system bus: {error}"[:MAX_TEXT], fix=fix, reason=gone) from error
+    router = DBusRouter(connection)
+    try:
+        yield _Bus(router, gone)
+    finally:
+        # How the receiver ended is no news: whoever waited for an answer was told.
+        with contextlib.suppress(OSError, EOFError, _closed()):
+            await router.__aexit__(None, None, None)
+        with contextlib.suppress(OSError):
+            await connection.close()
 
 
 def is_there() -> str:
-    """Whether RAUC is there or would be started, asked within seconds; why not, and what to do. Empty: it is."""
+    """Why there is no RAUC, and what to do; empty: there is one, or the bus would start it. Asked within seconds."""
+    found = [f"the system bus did not answer in {ASK_S:g} s"]
+    asker = threading.Thread(target=lambda: found.append(_ask_bus()), daemon=True)
+    asker.start()
+    asker.join(ASK_S)
+    return f"{found[-1][:MAX_TEXT]}. {MISSING_FIX}" if found[-1] else ""
+
+
+def _ask_bus() -> str:
     try:
         from jeepney import new_method_call  # noqa: PLC0415
         from jeepney.bus_messages import message_bus  # type: ignore[import-untyped]  # noqa: PLC0415
         from jeepney.io.blocking import open_dbus_connection  # type: ignore[import-untyped]  # noqa: PLC0415
 
-        with open_dbus_connection("SYSTEM", auth_timeout=ASK_S) as bus:
+        with open_dbus_connection("SYSTEM") as bus:
             for method in ("ListNames", "ListActivatableNames"):
                 reply = bus.send_and_get_reply(new_method_call(message_bus, method), timeout=ASK_S)
                 if NAME in reply.body[0]:
                     return ""
-    except (ImportError, OSError, EOFError, TimeoutError, ValueError) as error:
-        return f"there is no system bus to ask RAUC by: {error}"[:MAX_TEXT] + f". {MISSING_FIX}"
-    return f"this board has no RAUC. {MISSING_FIX}"
+    except (ImportError, OSError, EOFError, ValueError, RuntimeError) as error:
+        return f"there is no system bus to ask RAUC by: {error}"
+    return "this board has no RAUC"
 
 
 def _closed() -> type[Exception]:
