@@ -5,6 +5,7 @@ What it does under a real systemd is tried by `make systemd-test`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import signal
@@ -104,7 +105,7 @@ def test_what_the_unit_and_the_daemon_agree_on() -> None:
 def test_times_of_the_unit_leave_the_daemon_its_own() -> None:
     unit = settings(SERVICE)
     assert seconds(unit["WatchdogSec"][0]) > 10 * TICK_S
-    assert launch.PAUSE_STEP_S * 2 < seconds(unit["WatchdogSec"][0])
+    assert seconds(unit["WatchdogSec"][0]) > 2 * launch.PAUSE_STEP_S
     assert seconds(unit["TimeoutStopSec"][0]) > 2 * STOP_GRACE_S
     assert unit["KillMode"] == ["mixed"]  # a SIGTERM to the worker would cost it its checkpoint
 
@@ -145,7 +146,7 @@ def hang(world: World, service: socket.socket) -> None:
     world.daemon.send_signal(signal.SIGSTOP)
     until(lambda: Path(f"/proc/{world.daemon.pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] == "T")
     service.setblocking(False)
-    with pytest.raises(BlockingIOError):
+    with contextlib.suppress(BlockingIOError):
         while service.recv(64):
             pass
     service.settimeout(1.5 * TICK_S)
