@@ -33,6 +33,7 @@ from service.statuses import Clock, Statuses
 from service.until import RETRY_S, Until
 from service.update_arguments import AgentArguments
 from service.update_ledger import UpdateAsked, UpdateLedger
+from service.update_shown import release_told
 from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
 
 LOOK_S = 1.0
@@ -74,6 +75,7 @@ class UpdateShop:
         repository: address, and path of the pinned root.
         metered: bytes cost money here.
         hindrance: why nothing is to begin now; empty: it may.
+        told: called when the fleet is to hear anew what this board is.
         start: starts a worker.
     """
 
@@ -83,6 +85,7 @@ class UpdateShop:
     repository: tuple[str, str]
     metered: bool
     hindrance: Callable[[], str] = lambda: ""
+    told: Callable[[], None] = lambda: None
     start: StartWorker = WorkerProcess.start
 
 
@@ -182,6 +185,7 @@ class AgentUpdates:
             stage = TRIAL if trial.slot == self._shop.launched.place else RESTARTING
             if stage != now.stage:
                 self._ledger.advance(stage=stage, found=trial.version, code="", reason="")
+                self._shop.told()
         elif now.stage in (RESTARTING, TRIAL):
             self._end("failed", TRIAL_LOST, "what was known of the trial is lost; the release before runs")
         else:
@@ -189,16 +193,11 @@ class AgentUpdates:
         return True
 
     def shown(self) -> dict[str, object]:
-        """For `temperd status` and the birth: what runs, from where, and what is under way."""
-        standing, now = self._standing(), self._ledger.open
-        trial = standing.trial
-        return {
-            "version": __version__,
-            "slot": self._shop.launched.place,
-            "trial": trial.version if trial is not None else "",
-            "safe_mode": self._shop.launched.safe_mode,
-            "update": None if now is None else {"id": now.id, "status": now.status, "step": now.step},
-        }
+        """For `temperd status`: what runs, from where, and what is under way."""
+        now = self._ledger.open
+        update = None if now is None else {"id": now.id, "status": now.status, "step": now.step, "reason": now.reason}
+        told = release_told(self._shop.state, self._shop.launched)
+        return {"version": __version__, **told, "update": update}
 
     # --- the work ----------------------------------------------------------------------------------------------------
 
@@ -322,5 +321,6 @@ class AgentUpdates:
 
     def _end(self, status: str, code: str = "", reason: str = "", result: dict[str, object] | None = None) -> None:
         self._ledger.close(status, code, reason, result)
+        self._shop.told()
         with contextlib.suppress(BoardError):  # rubbish hinders nobody: the next start clears it
             clear_leftovers(self._shop.state)

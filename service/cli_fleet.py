@@ -27,6 +27,7 @@ from service.commands import (
     QUALIFY,
     ROLLBACK,
     SET_POLICY,
+    UPDATE_AGENT,
     Request,
     RollbackArguments,
     new_id,
@@ -39,6 +40,7 @@ from service.fleet.plain import plain
 from service.logs import configure
 from service.qualify_plan import LEAST_MINUTES, MOST_MINUTES
 from service.status_lines import deadline_line, energy_line, table
+from service.update_arguments import AgentArguments
 
 SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, which come at once
 MAX_SPEC_BYTES = 64 << 10
@@ -149,6 +151,17 @@ def _evaluate_arguments(argument: str) -> dict[str, object]:
     return table
 
 
+def _update_arguments(argument: str) -> dict[str, object]:
+    """A version, `latest` where none is given; or a TOML file with that and whatever else."""
+    named: dict[str, object] = {"version": argument} if argument else {}
+    table = _read_table(Path(argument)) if argument.endswith(".toml") else named
+    try:
+        build(AgentArguments, table)
+    except TableError as error:
+        raise SpecError(f"{error.key}: {error.what}", where=argument[:200]) from error
+    return table
+
+
 def _policy_arguments(argument: str) -> dict[str, object]:
     """A file's text, checked here so that a slip is seen at once; the name of a policy that ships; or `reset`."""
     if argument == "reset" and not Path(argument).exists():
@@ -166,6 +179,7 @@ _READERS: Mapping[str, Callable[[str], dict[str, object]]] = {
     SET_POLICY: _policy_arguments,
     ROLLBACK: _rollback_arguments,
     EVALUATE: _evaluate_arguments,
+    UPDATE_AGENT: _update_arguments,
 }
 
 

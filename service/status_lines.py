@@ -24,7 +24,7 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
     lines = [f"{view.get('device')}: {'connected' if view.get('connected') else _no_broker(link)}"]
     if link.get("refused"):
         lines.append(f"the broker refuses the {link.get('refused')}; check its access rules")
-    lines += [*_alarm_lines(view.get("alarms")), *_board_lines(board)]
+    lines += [*_alarm_lines(view.get("alarms")), *_release_lines(table(view.get("agent"))), *_board_lines(board)]
     job, training = table(view.get("job")), table(view.get("training"))
     if job:
         lines.append(" ".join(str(word) for word in (f"job {job.get('id')}:", *_standing(job)) if word))
@@ -46,6 +46,19 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
     if store := table(view.get("store")):
         counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
         lines.append(f"last scrub: {store.get('files')} files, {counts}")
+    return lines
+
+
+def _release_lines(agent: Mapping[str, object]) -> list[str]:
+    """Which temperd runs, where that is not simply the installed one, and what is under way."""
+    lines = []
+    if agent.get("slot") in ("a", "b") or agent.get("trial") or agent.get("safe_mode"):
+        trial = f", {agent.get('trial')} on trial" if agent.get("trial") else ""
+        safe = f", safe mode: {agent.get('safe_mode')}" if agent.get("safe_mode") else ""
+        lines.append(f"temperd {agent.get('version')}, slot {agent.get('slot')}{trial}{safe}")
+    if update := table(agent.get("update")):
+        words = (f"update {update.get('id')}:", update.get("status"), update.get("step"), update.get("reason"))
+        lines.append(" ".join(str(word) for word in words if word))
     return lines
 
 

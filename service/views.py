@@ -13,10 +13,12 @@ from agent.messages import Progress
 from agent.slots import read_active
 from service.config import Config, Telemetry
 from service.desk import Desk
+from service.launched import Launched
 from service.logs import logger
 from service.metric_units import described_metrics
 from service.statuses import Clock
 from service.steering import Steering
+from service.update_shown import release_told
 
 log = logger("daemon")
 
@@ -47,6 +49,7 @@ class Views:
         return {
             "schema": 1,
             "agent": __version__,
+            "release": release_told(Path(self._config.device.state_dir), Launched.of()),
             "board": {"model": model, "profile": profile},
             "sensors": {name: str(health) for name, health in self._steering.reading.health},
             "engine": self._engine,
@@ -75,6 +78,7 @@ class Views:
             "energy": runner.energy_metrics() if runner.training else None,
             "store": desk.scrubs.metrics(),
             "policy": policy,
+            "agent": desk.updates.shown(),
         }
 
 

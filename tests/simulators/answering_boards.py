@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 BIRTH = {
     "schema": 1,
     "agent": "0.1.0",
+    "release": {"slot": "installed", "trial": "", "safe_mode": ""},
     "board": {"model": "Raspberry Pi 4 Model B", "profile": "raspberry-pi-4"},
     "active_model": {"name": "colours", "version": "1.0", "model_sha256": "ab" * 32},
     "policy": {"name": "raspberry-pi-4", "sha256": "cd" * 32},
