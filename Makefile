@@ -88,8 +88,9 @@ format:  ## let ruff format the sources
 container-test:  ## build the image with buildah and run it (root, Debian; about 5 minutes)
 	packaging/container/test.sh
 
-systemd-test:  ## boot a systemd with temperd-powerd's units and kill what can be killed (root, cgroup v2; a minute)
+systemd-test: $(VENV)/.installed  ## boot a systemd with temperd's units and kill what can be killed (root, Debian, x86-64)
 	packaging/systemd/test.sh
+	PYTHON=$(BIN)/python packaging/systemd/booted.sh $(ARGS)
 
 arm64-test:  ## the engine's tests on an emulated Cortex-A72, losses compared (root, Debian, x86-64; about 15 minutes)
 	$(MAKE) .venv-ort/.installed EXTRA=ort

@@ -135,6 +135,7 @@ def test_a_daemon_that_hangs_feeds_no_watchdog_and_comes_back_after_its_kill(
             made.daemon.send_signal(signal.SIGABRT)
             made.daemon.send_signal(signal.SIGCONT)
             assert made.daemon.wait(PATIENCE_S) == -signal.SIGABRT
+            until(lambda: not emulated_boards(tmp_path))  # else two would write one tree
             made.start()
             assert service.recv(64) == b"READY=1"
         finally:
@@ -153,6 +154,15 @@ def hang(world: World, service: socket.socket) -> None:
     with pytest.raises(TimeoutError):
         service.recv(64)
     service.settimeout(PATIENCE_S)
+
+
+def emulated_boards(folder: Path) -> list[Path]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            command = (entry / "cmdline").read_bytes()
+            found += [entry] if b"agent.board.emulated" in command and str(folder).encode() in command else []
+    return found
 
 
 def until(true: Callable[[], bool]) -> None:
