@@ -66,6 +66,19 @@ def build(cls: type[T], table: Mapping[str, object], path: str = "") -> T:
         raise TableError(_join(path, error.key), error.what) from error
 
 
+def build_known(cls: type[T], table: Mapping[str, object], path: str = "") -> T:
+    """Make a `cls` from what a later version of this program may have written: keys that it added are passed over.
+
+    For state on the disk alone: after a rollback the release before has to go on from it. What people and consoles
+    write is read by `build`, which refuses a typing error.
+
+    Raises:
+        TableError: missing key, wrong type, value out of range.
+    """
+    known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return build(cls, {key: value for key, value in table.items() if key in known}, path)
+
+
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path and key else path or key
 

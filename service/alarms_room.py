@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.errors import BoardError
-from policies.strict import TableError, build
+from policies.strict import TableError, build_known
 from service.alarms import AlarmState, Raised, body, judge
 from service.alarms_kinds import KINDS, MAX_LISTED, MAX_TEXT, Facts
 from service.job import TERMINAL, State
@@ -281,8 +281,8 @@ def _recall(journal: Journal) -> _Recalled:
     if not text:
         return _Recalled({}, frozenset(KINDS))
     try:
-        kept = build(_Kept, json.loads(text))
-        alarms = {kind: build(_KeptAlarm, _table(table)) for kind, table in kept.raised.items()}
+        kept = build_known(_Kept, json.loads(text))
+        alarms = {kind: build_known(_KeptAlarm, _table(table)) for kind, table in kept.raised.items()}
     except (ValueError, TypeError, AttributeError) as error:  # a TableError is a ValueError
         log.warning("alarms of before are forgotten, the journal has them in another form", why=str(error))
         return _Recalled({}, frozenset(KINDS))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from policies.strict import build
+from policies.strict import build_known
 from service.command_types import PAUSE, Command
 from service.journal import Journal
 from service.logs import logger
@@ -85,7 +85,7 @@ def _recall(journal: Journal) -> dict[str, _Hold]:
         kept = json.loads(journal.recall(HELD) or "{}")
         if isinstance(kept, list):
             return {str(job_id): _Hold(held=True, issued_at=0, id="") for job_id in kept}
-        return {job_id: build(_Hold, table) for job_id, table in kept.items()}
+        return {job_id: build_known(_Hold, table) for job_id, table in kept.items()}
     except (ValueError, AttributeError, TypeError) as error:  # a TableError is a ValueError
         log.warning("paused jobs are forgotten, the journal has them in another form", why=str(error))
         return {}

@@ -25,7 +25,7 @@ JOBS_KEPT = 1_000  # finished jobs with plan and result, about 20 KB each at mos
 UNTOLD_KEPT = 5_000  # finished jobs that no broker confirmed, as on a board that never has one: 100 MB at most
 ENDED_AGAIN = 100  # of them so many are told once more to a broker that lost all: 2 MB at most, on bad networks
 
-_REMEMBER = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+_REMEMBER = "INSERT INTO marks (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 
 class Opened(NamedTuple):
@@ -162,7 +162,8 @@ class Journal:
                 raise ValueError(f"job {job_id} is already in the journal")
             enter(db, job_id, digest, "job", self._ledger_kept)
             db.execute(
-                "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, 1, 1, NULL, '', '', NULL, NULL, ?, ?, 0, NULL, 0)",
+                "INSERT INTO jobs (id, digest, type, spec, state, attempt, version, reason_code, reason, created,"
+                " updated, status_published) VALUES (?, ?, ?, ?, ?, 1, 1, '', '', ?, ?, 0)",
                 (job_id, digest, kind, dump(spec), State.RECEIVED, now, now),
             )
             for told, kept in ((1, JOBS_KEPT), (0, UNTOLD_KEPT)):
@@ -252,7 +253,8 @@ class Journal:
             for mark, value in (marks or {}).items():
                 db.execute(_REMEMBER, (mark, value))
             row = db.execute(
-                "INSERT INTO counters VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value",
+                "INSERT INTO counters (name, value) VALUES (?, 1)"
+                " ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value",
                 (name,),
             ).fetchone()
             return int(row[0])
@@ -280,7 +282,7 @@ class Journal:
         with self._writing() as db:
             refuse_up_to(db, new_id(max(0, int(now * 1000)), lambda count: b"\xff" * count))
             for name in ("session", "state-version"):
-                db.execute("INSERT INTO counters VALUES (?, ?)", (name, max(0, int(now))))
+                db.execute("INSERT INTO counters (name, value) VALUES (?, ?)", (name, max(0, int(now))))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

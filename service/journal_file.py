@@ -11,6 +11,10 @@ from pathlib import Path
 from agent.errors import BoardError
 
 SCHEMA_VERSION = 2
+MIN_READER = "min-reader"
+"""A counter: the earliest schema whose programs can go on with the file. A migration that only adds tables, or columns
+with a default, leaves it where it was or sets it to the schema before: after a rollback the release before opens the
+same file, and the ledger in it must not be lost. Files without it, as all up to schema 2, are for their own schema."""
 BUSY_S = 2.0  # a reader may hold the file for a moment
 _LEAST_FREE_BYTES = 1 << 20  # below this, "unable to open" means that SQLite found no room for its log
 
@@ -51,6 +55,8 @@ def _migrate(database: sqlite3.Connection, path: Path, verdict: str) -> None:
     if verdict != "ok":
         raise _CorruptError(verdict)
     version = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if version > SCHEMA_VERSION >= _min_reader(database, version):
+        return  # a later release was here: its columns and tables stay as they are
     if version > SCHEMA_VERSION:
         fix = "Install that version, or move the file away"
         raise BoardError("the journal was written by a newer temperd", where=str(path), fix=fix)
@@ -59,6 +65,12 @@ def _migrate(database: sqlite3.Connection, path: Path, verdict: str) -> None:
     elif version < SCHEMA_VERSION:
         steps = " ".join(_MIGRATIONS[step] for step in range(version, SCHEMA_VERSION))
         database.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+
+def _min_reader(database: sqlite3.Connection, version: int) -> int:
+    """The earliest schema whose programs may open a file of a later one; its own where it does not say."""
+    row = database.execute("SELECT value FROM counters WHERE name = ?", (MIN_READER,)).fetchone()
+    return version if row is None else int(row[0])
 
 
 class _CorruptError(sqlite3.DatabaseError):

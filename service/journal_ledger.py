@@ -9,7 +9,8 @@ LEDGER_KEPT = 10_000  # commands; years of work for one board, about 1 MB
 
 _HIGH_WATER = "SELECT value FROM marks WHERE name = 'high_water'"
 _RAISE_HIGH_WATER = (
-    "INSERT INTO marks VALUES ('high_water', ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)"
+    "INSERT INTO marks (name, value) VALUES ('high_water', ?)"
+    " ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)"
 )
 
 
@@ -35,7 +36,8 @@ def judged(db: sqlite3.Connection, command_id: str, digest: str) -> Verdict:
 def enter(db: sqlite3.Connection, command_id: str, digest: str, outcome: str, kept: int) -> None:
     """Enter a command, or another outcome of it; beyond `kept` the oldest go, and count as replays from then on."""
     db.execute(
-        "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome",
+        "INSERT INTO ledger (id, digest, outcome) VALUES (?, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome",
         (command_id, digest, outcome),
     )
     dropped = db.execute(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from policies.strict import TableError, build
+from policies.strict import TableError, build_known
 from service.asked import Asked
 from service.journal import Journal
 from service.logs import logger
@@ -37,7 +37,7 @@ def recall(journal: Journal) -> dict[str, ModelAsked]:
         tables = json.loads(journal.recall(KEPT) or "[]")
         if not isinstance(tables, list):
             raise TableError("", "must be a list")
-        asked = [build(ModelAsked, table) for table in tables]
+        asked = [build_known(ModelAsked, table) for table in tables]
         return {one.id: one for one in asked}
     except (ValueError, AttributeError, TypeError) as error:  # a TableError is a ValueError
         log.warning("commands about models are forgotten, the journal has them in another form", why=str(error))

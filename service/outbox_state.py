@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.durable import read_bounded, remove_partials, write_atomic
 from agent.errors import TemperdError
 from agent.strict_json import loads
-from policies.strict import TableError, build, limits
+from policies.strict import TableError, build_known, limits
 from service.logs import logger
 from service.outbox_segment import BLOCK_BYTES
 
@@ -90,7 +90,9 @@ class Counters:
     def _load(self) -> _Kept | None:
         try:
             remove_partials(self._path.parent)
-            return build(_Kept, _table(loads(read_bounded(self._path, _MAX_BYTES), what=_NAME, max_bytes=_MAX_BYTES)))
+            return build_known(
+                _Kept, _table(loads(read_bounded(self._path, _MAX_BYTES), what=_NAME, max_bytes=_MAX_BYTES))
+            )
         except FileNotFoundError:
             return None
         except (TemperdError, TableError) as error:

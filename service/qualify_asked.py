@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from policies.strict import TableError, build
+from policies.strict import TableError, build_known
 from service.asked import Asked
 from service.journal import Journal
 from service.logs import logger
@@ -31,7 +31,7 @@ def recall(journal: Journal, name: str) -> list[StressAsked]:
     """What is kept under `name`: one command or a list. What another version wrote must not stop the daemon."""
     try:
         found = json.loads(journal.recall(name) or "[]") or []
-        return [build(StressAsked, _table(item)) for item in (found if isinstance(found, list) else [found])]
+        return [build_known(StressAsked, _table(item)) for item in (found if isinstance(found, list) else [found])]
     except ValueError as error:  # a TableError is one too
         log.warning("stress runs asked for before are forgotten, the journal has them in another form", why=str(error))
         return []

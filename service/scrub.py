@@ -16,7 +16,7 @@ from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer
 from policies.policy import Policy
 from policies.reading import Action
 from policies.scrub import ScrubClock, allowed, due, due_before_job, duty
-from policies.strict import build
+from policies.strict import build_known
 from service.asked import RUNNING, Asked
 from service.asked_told import Teller
 from service.commands import SCRUB, Command
@@ -275,7 +275,7 @@ def _recall(journal: Journal) -> dict[str, Asked]:
     """Commands that wait, and those that ended last. What another version wrote must not stop the daemon."""
     try:
         tables = json.loads(journal.recall(ASKED) or "{}")
-        return {name: build(Asked, table) for name, table in tables.items()}
+        return {name: build_known(Asked, table) for name, table in tables.items()}
     except (ValueError, AttributeError, TypeError) as error:  # a TableError is a ValueError
         log.warning("scrubs asked for before are forgotten, the journal has them in another form", why=str(error))
         return {}

@@ -30,7 +30,7 @@ from agent.board.powerd_link import WAITING, PowerdLink
 from agent.durable import remove, write_atomic
 from agent.errors import ArtifactError, BoardError
 from policies.reading import Health
-from policies.strict import TableError, build, limits
+from policies.strict import TableError, build_known, limits
 
 __all__ = ["FREQUENCIES", "Levers"]
 
@@ -281,7 +281,7 @@ class Levers:
         try:
             data = self._undo_file.read_bytes()
             body = strict_json.loads(data, what="list of changed limits", max_bytes=MAX_UNDO_BYTES)
-            undo = build(_Undo, body if isinstance(body, dict) else {})
+            undo = build_known(_Undo, body if isinstance(body, dict) else {})
         except (OSError, ArtifactError, TableError) as error:
             self._complain("undo", f"the list of changed limits is unreadable and ignored: {error}")
             return {}, {}, {}

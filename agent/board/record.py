@@ -13,7 +13,7 @@ from typing import NamedTuple
 from agent import strict_json
 from agent.durable import disk_errors, read_bounded, sync_folder, write_atomic
 from agent.errors import ArtifactError
-from policies.strict import TableError, build, limits
+from policies.strict import TableError, build_known, limits
 
 FILE_NAME = "board.json"
 SCHEMA = 1
@@ -110,6 +110,6 @@ def _parse(data: bytes) -> BoardRecord:
     if not isinstance(body, dict):
         raise ArtifactError("must be a table", where=FILE_NAME)
     try:
-        return build(BoardRecord, body)
+        return build_known(BoardRecord, body)
     except TableError as error:
         raise ArtifactError(str(error), where=FILE_NAME) from error

@@ -15,6 +15,7 @@ from service import journal as module
 from service.commands import new_id
 from service.job import STAGE_EVENTS, Event, Standing, State, advance
 from service.journal import Journal, Verdict
+from service.journal_file import MIN_READER
 
 NOW = 1_772_366_400.0
 ROOT = Path(__file__).parents[2]
@@ -264,6 +265,41 @@ def test_a_second_quarantine_keeps_the_first(path: Path) -> None:
         made.close()
         assert aside == path.with_name(f"journal.db.corrupt-{number}")
     assert path.with_name("journal.db.corrupt-1").read_bytes() == b"rubbish" * 1000
+
+
+LATER = (  # what a release with another schema may have added
+    "ALTER TABLE jobs ADD COLUMN mood TEXT NOT NULL DEFAULT 'good'; ALTER TABLE ledger ADD COLUMN by TEXT;"
+    "ALTER TABLE counters ADD COLUMN note TEXT; ALTER TABLE marks ADD COLUMN note TEXT;"
+    "CREATE TABLE moods (name TEXT PRIMARY KEY) STRICT; PRAGMA user_version = 3;"
+)
+
+
+def test_after_a_rollback_the_release_before_goes_on_with_the_journal_of_the_later_one(path: Path) -> None:
+    journal = reopened(path)
+    journal.record(an_id(1), "d1", "succeeded")
+    journal._db.executescript(LATER)
+    journal._db.execute("INSERT INTO counters (name, value) VALUES (?, 2)", (MIN_READER,))
+    journal._db.execute("UPDATE jobs SET mood = 'bad'")
+    journal.record(an_id(2), "d2", "succeeded")
+    journal.close()
+    before = reopened(path)
+    assert [before.judge(an_id(number), f"d{number}") for number in (1, 2, 3)] == ["repeat", "repeat", "new"]
+    job = before.add_job(an_id(3), "d3", "fine-tune", {"model": "m"}, NOW)
+    before.update(job.id, NOW, standing=Standing(State.ACCEPTED))
+    before.remember("held", "{}")
+    assert before.next_session() > 0
+    assert before._db.execute("PRAGMA user_version").fetchone()[0] == 3, "the later release finds its own file again"
+    assert before._db.execute("SELECT mood FROM jobs").fetchone()[0] == "good"
+    before.close()
+    assert Journal.peek(path).job(job.id) is not None
+
+
+def test_a_journal_that_says_nothing_of_earlier_readers_is_for_its_own_release_alone(path: Path) -> None:
+    journal = reopened(path)
+    journal._db.executescript(LATER)
+    journal.close()
+    with pytest.raises(BoardError, match="newer"):
+        Journal.open(path, NOW)
 
 
 def test_a_newer_journal_is_left_alone(journal: Journal, path: Path) -> None:

@@ -198,7 +198,13 @@ def test_an_end_that_the_broker_has_not_confirmed_is_told_again_also_after_a_res
     assert bench.uplink.seen[-1]["result"]["damaged"] == 0
 
 
-@pytest.mark.parametrize("kept", ["[1]", '{"a": 1}', '{"a": {"digest": "b", "newer": 1}}', "{"])
+def test_a_command_that_a_later_release_kept_with_more_is_still_answered(bench: Bench) -> None:
+    bench.journal.remember(ASKED, '{"a": {"digest": "b", "newer": 1}}')
+    bench.start()
+    assert bench.scrubs.repeat("a")
+
+
+@pytest.mark.parametrize("kept", ["[1]", '{"a": 1}', '{"a": {"newer": 1}}', "{"])
 def test_commands_that_another_version_kept_do_not_stop_the_daemon(bench: Bench, kept: str) -> None:
     bench.journal.remember(ASKED, kept)
     bench.start()
