@@ -246,15 +246,9 @@ class Fleet:
     def _container(self, service: Service, command: Sequence[str]) -> list[str]:
         """The command that makes the container; the service is its process 1."""
         steps = ["set -e", *self._limits(service), "mount --make-rprivate /", *self._mounts(service)]
-        shell = "\n".join(
-            [
-                *steps,
-                f"cd {_quoted(self._root(service))}",
-                f'exec {shlex.join(["chroot", ".", *_become(service)])} "$@"',
-            ]
-        )
+        shell = "\n".join([*steps, f"cd {_quoted(self._root(service))}", 'exec chroot . "$@"'])
         folder = str(service.said.get("working_dir") or service.image.config.get("WorkingDir") or "/")
-        inner = ["sh", "-c", 'cd "$0" && exec "$@"', folder, *command]
+        inner = ["sh", "-c", 'cd "$0" && exec "$@"', folder, *_become(service), *command]
         return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", shell, "sh", *inner]
 
     def _limits(self, service: Service) -> Iterator[str]:

@@ -4,7 +4,7 @@
 test.py FILE.json FOLDER NAME=ROOT=IMAGE.json...
 
 FILE.json is the file as `docker compose config --format json` prints it; each image is given with its unpacked root and
-the `config` of its manifest. Run it as root in a network namespace of its own.
+what `buildah inspect --type image` prints. Run it as root in a network namespace of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> None:
     images = {}
     for argument in arguments[2:]:
         name, root, config = argument.split("=", 2)
-        images[name] = Image(Path(root), json.loads(Path(config).read_text(encoding="utf-8")))
+        about = json.loads(Path(config).read_text(encoding="utf-8"))
+        images[name] = Image(Path(root), about["Docker"]["config"])
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607 - a tool of this machine
     fleet = Fleet(read(file), images, folder)
     try:

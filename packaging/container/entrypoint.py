@@ -26,6 +26,7 @@ SETTINGS = {
     "TEMPERD_EMULATED": "raspberry-pi-4",
     "TEMPERD_BOARD": "auto",
 }
+LEAST_ROOM = 1 << 20  # bytes; a journal and its log take more at the first job
 CONFIGURATION = 78  # as temperd's own: what starting again does not mend
 # What the board must be told to trust lies in the volume, where `docker cp` and `temperd keys trust` reach it.
 TEMPLATE = """\
@@ -94,11 +95,22 @@ def make_identity(config: Path) -> None:
     except ConfigError:
         return  # the daemon says it better, with the exit code for it
     check_owner(Path(device.state_dir))
+    tell_room(Path(device.state_dir))
     if (Path(device.state_dir) / "keys" / "identity.json").exists():
         return
     made = subprocess.run([PROGRAM, "keys", "init", device.name], check=False)  # noqa: S603 - a name judged above
     if made.returncode:
         sys.exit(made.returncode)
+
+
+def tell_room(state: Path) -> None:
+    """Say first that the volume is full, where it is: what fails of it later may name no more than a file."""
+    try:
+        found = os.statvfs(state)
+    except OSError:
+        return
+    if (left := found.f_bavail * found.f_frsize) < LEAST_ROOM:
+        sys.stderr.write(f"temperd: the volume is full: {left} bytes are left [{state}]. Make room, then start again\n")
 
 
 def check_owner(state: Path) -> None:
