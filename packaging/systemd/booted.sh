@@ -29,7 +29,7 @@ for suite in "$@"; do
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/temperd-booted.XXXXXX")
     mkdir "$scratch/root" "$scratch/world"
     package=${TEMPERD_DEB:-}
-    [ -n "$package" ] || package=$("$project/packaging/deb/build.sh" "$suite" amd64 "$scratch" | tail -n 1)
+    [ -n "$package" ] || package=$(PYTHON=$python "$project/packaging/deb/build.sh" "$suite" amd64 "$scratch" | tail -n 1)
     tar -xf "$tar" -C "$scratch/root"
     echo "$suite, $(basename "$package")"
     PYTHONPATH=$project "$python" "$here/drive_daemon.py" "$scratch/root" "$package" "$scratch/world" &
