@@ -8,15 +8,22 @@ import json
 import os
 import random
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from agent.agent_archive import write_archive
+from agent.build_release import Recipe, build_release, pins_here
 from agent.errors import TemperdError
+from agent.publish_release import publish_release
+from agent.repository import Publisher, utc_now
 from service.commands import sign_command
 from service.live import read_live
 from tests.simulators.fleet import World
+from tests.simulators.wheels import own_wheel
 from tests.soak.judge import ENDED
 from tests.soak.keeper import Keeper
 from tests.soak.plan import COMMANDS, Event, Kind
@@ -25,6 +32,8 @@ from tests.soak.watch import Look, look
 LOOK_S = 2.0
 SEND_S = 120.0
 VALID_S = 900
+UPDATE_WINDOW_S = 30.0
+"""Of a trial: by our clock, as the daemon's."""
 BALLAST_LEFT = 24 << 10
 """Bytes that a full disk still has: a file of one block, and no more."""
 
@@ -51,7 +60,7 @@ class Driver:
         self._injected: dict[str, object] = {}
         self._began = time.monotonic()
         self._images = str(world.images())
-        self._draw = random.Random(0)
+        self._draw, self._releases = random.Random(0), 0
 
     async def play(self, events: list[Event], seconds: float) -> None:
         """Let everything happen; `seconds` are those of the emulated day."""
@@ -127,7 +136,12 @@ class Driver:
             await self._command("fine-tune", {**job, "priority": self._draw.randint(-5, 5)})
         elif event.kind is Kind.EVALUATE:
             await self._command("evaluate", {"data": self._images})
-        elif event.kind is not Kind.UPDATE:
+        elif event.kind is Kind.UPDATE:
+            self._releases += 1
+            version = f"99.{self._releases}.0"
+            await asyncio.to_thread(publish, self.world, version)
+            await self._command("update-agent", {"version": version, "window_s": UPDATE_WINDOW_S})
+        else:
             await self._command(str(event.kind), {})
 
     async def _command(self, kind: str, args: dict[str, object]) -> None:
@@ -212,3 +226,15 @@ class Driver:
             async with asyncio.timeout(seconds):
                 while not true():  # noqa: ASYNC110 - other processes are waited for: they set no event
                     await asyncio.sleep(1)
+
+
+def publish(world: World, version: str) -> None:
+    """temperd from this tree as another version, in the repository."""
+    with tempfile.TemporaryDirectory() as place:
+        wheels = (own_wheel(Path(place), version),)
+        made = build_release(Recipe(wheels, f"{sys.version_info.major}.{sys.version_info.minor}", pins_here()))
+        path = Path(place) / made.name
+        with path.open("wb") as stream:
+            write_archive(stream, made.contents)
+        publisher = Publisher.open(world.folder / "repository", world.folder / "publisher-keys", utc_now)
+        publish_release(publisher, path)

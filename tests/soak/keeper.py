@@ -122,13 +122,12 @@ class Keeper:
         life.ended, life.why = time.monotonic(), why
 
 
-def python_environment(root: Path) -> dict[str, str]:
-    """For programs of this source tree."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
-    environment.pop("RUNTIME_DIRECTORY", None)
-    return environment
+def clean_environment() -> dict[str, str]:
+    """As a unit has it: nothing says where code lies, or where another daemon runs."""
+    gone = ("PYTHON", "RUNTIME_DIRECTORY", "NOTIFY_SOCKET")
+    return {name: value for name, value in os.environ.items() if not name.startswith(gone)}
 
 
 def daemon_command(config: Path) -> list[str]:
     """The daemon as the unit starts it."""
-    return [sys.executable, "-m", "service", "run", "--config", str(config)]
+    return [sys.executable, "-I", "-m", "service.launch", "run", "--config", str(config)]

@@ -21,9 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.simulators.fleet import ROOT, World
+from tests.simulators.fleet import World
 from tests.soak.driver import Driver
-from tests.soak.keeper import Keeper, daemon_command, python_environment
+from tests.soak.keeper import Keeper, clean_environment, daemon_command
 from tests.soak.plan import QUIET_SHARE, day
 from tests.soak.report import judged, markdown
 
@@ -102,7 +102,7 @@ def environment(place: Path) -> dict[str, str]:
     """Of the daemon; its live view and the emulated board are not on the disk that fills."""
     runtime = place / "runtime"
     runtime.mkdir()
-    return {**python_environment(ROOT), "RUNTIME_DIRECTORY": str(runtime)}
+    return {**clean_environment(), "RUNTIME_DIRECTORY": str(runtime)}
 
 
 def start_consumer(world: World) -> subprocess.Popen[bytes]:
@@ -114,7 +114,7 @@ def start_consumer(world: World) -> subprocess.Popen[bytes]:
             [*command, "--store", str(world.folder / "fleet.sqlite"), "--name", "soak", "--group", "soak"],
             stdout=log,
             stderr=log,
-            env=python_environment(ROOT),
+            env=clean_environment(),
         )
 
 
