@@ -181,15 +181,21 @@ def read_pins(path: Path) -> dict[str, str]:
     return pins
 
 
-def pins_here() -> dict[str, str]:
-    """Versions of all that temperd requires, as this environment has it."""
+def pins_here(requires: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of all that temperd requires, as this environment has it.
+
+    Args:
+        requires: names of packages that count too: a wheel may ask for more than the temperd that is installed here.
+    """
     found: dict[str, str] = {}
-    todo = [OWN]
+    todo = [OWN, *requires]
     while todo:
         name = todo.pop()
         try:
             package = metadata.distribution(name)
         except metadata.PackageNotFoundError:  # for other machines or Pythons
+            continue
+        if name in found:
             continue
         if name != OWN:
             found[name] = package.version

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.durable import atomic_writer, make_folder
+from agent.durable import atomic_writer, disk_errors, make_folder
 from agent.errors import BoardError, SpecError
 from service.cli import say_json
 
@@ -25,12 +26,13 @@ _PINNED = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+")
 _MANYLINUX = ("manylinux2014", "manylinux_2_28", "manylinux_2_34")
 """Platforms whose wheels run on Debian 12 and later."""
 SERVED = 0o644
+_NO_SOURCE = (".*", "build", "*.egg-info", "__pycache__", "*.so", "tests", "docs", "temperd-demo")
 
 
 def build(options: argparse.Namespace) -> int:
     """Make a release."""
     from agent.agent_archive import write_archive  # noqa: PLC0415 - what other verbs must not load
-    from agent.build_release import Recipe, build_release, pins_here, read_pins  # noqa: PLC0415 - same
+    from agent.build_release import Recipe, build_release, pins_here, read_pins, read_wheel  # noqa: PLC0415 - same
 
     python = options.for_python or f"{sys.version_info.major}.{sys.version_info.minor}"
     if not _PYTHON.fullmatch(python):
@@ -39,7 +41,10 @@ def build(options: argparse.Namespace) -> int:
     make_folder(out, 0o755)
     with tempfile.TemporaryDirectory(prefix="temperd-release-") as scratch:
         wheels = _wheels(options, python, Path(scratch))
-        environment = read_pins(Path(options.against)) if options.against else pins_here()
+        if options.against:
+            environment = read_pins(Path(options.against))
+        else:
+            environment = pins_here(read_wheel(wheels[0], python).requires)
         made = build_release(Recipe(wheels, python, environment, options.arch, options.security_floor))
     path = out / made.name
     with atomic_writer(path, SERVED) as stream:
@@ -64,7 +69,11 @@ def _built(source: Path, folder: Path) -> Path:
         raise SpecError(
             "there is no source of temperd", where=str(source), fix="Name it: --source DIR, or --wheel FILE"
         )
-    return _pip(["wheel", "--no-deps", "--wheel-dir", str(folder), str(source)], folder)
+    # From a copy: what an earlier build left beside the sources would come into the wheel, modules long removed too.
+    copy = folder.with_name("source")
+    with disk_errors(source):
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*_NO_SOURCE))
+    return _pip(["wheel", "--no-deps", "--wheel-dir", str(folder), str(copy)], folder)
 
 
 def _bundled(spec: str, python: str, arch: str, folder: Path) -> Path:

@@ -19,7 +19,7 @@ BESIDE_THE_RUNTIME = ("bench", "logs", "outlook", "runner")
 ARTIFACTS = ("card", "download", "durable", "keys", "parity", "sealed", "strict_json", "vectors", "web")
 
 WHICHEVER_RUNTIME = (
-    *("delta_slots", "faults_job", "keys", "memory", "models"),
+    *("agent_update", "delta_slots", "faults_job", "keys", "memory", "models"),
     *("policy", "queue", "secrets"),
 )
 """End-to-end tests of what the daemon does around a job: CI runs them beside one runtime, at full speed."""
