@@ -15,7 +15,10 @@ example: temperd fine-tune job.toml""",
 example: temperd status --watch""",
     "report": """What this board is and how it fares, for somebody far away: JSON of at most 96 KiB, without secrets.
 With the log of the daemon it comes by `temperd fleet send BOARD collect-report`.
-example: temperd report --out report.json""",
+A FILE that ends in .tar.gz is a bundle for support: the report, what the doctor finds, the log and the unit.
+examples:
+  temperd report --out report.json
+  sudo temperd report --out board-1.tar.gz""",
     "predict": """Ask the tuned model in the active slot: classes of images, anomalies in rows, a forecast of rows.
 examples:
   temperd predict photo.jpg

@@ -39,13 +39,13 @@ def begin(config: Path) -> list[Probe]:
     for name in PROBES:
         words = [sys.executable, "-P", "-m", "service.doctor_probe", name, str(config)]
         process = subprocess.Popen(  # noqa: S603 - our own program
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
         )
         started.append(Probe(name, process))
     return started
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, and where we lie: a program that was started from its folder finds itself again."""
     here = str(Path(__file__).parents[1])
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -93,8 +93,8 @@ def state_files(scene: Scene) -> Iterator[Finding]:
         yield warn("state", f"{state} is not there", "it is made at the daemon's first start", mend)
         return
     mode = stat.S_IMODE(found.st_mode)
-    if mode & 0o077:
-        yield bad("state", f"others may enter {state} (mode {mode:04o})", _STATE_WHY, f"chmod 0700 {state}")
+    if mode & 0o022:
+        yield bad("state", f"others may write into {state} (mode {mode:04o})", _STATE_WHY, f"chmod 0700 {state}")
         return
     owner = _name(found.st_uid)
     foreign = [path for path in _below(state) if path.lstat().st_uid != found.st_uid]
@@ -105,6 +105,10 @@ def state_files(scene: Scene) -> Iterator[Finding]:
         return
     if not os.access(state, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         yield warn("state", f"{scene.user} may not read {state}", "nothing can be said of it", "sudo temperd doctor")
+        return
+    if mode & 0o077:
+        why = "names of models and sizes can be seen; keys and the journal are closed by themselves"
+        yield warn("state", f"others may enter {state} (mode {mode:04o})", why, f"chmod 0700 {state}")
         return
     yield ok("state", f"{state}, all of {owner}")
 

@@ -92,11 +92,14 @@ def test_no_pinned_root_is_bad_and_says_how_to_pin_one(tmp_path: Path) -> None:
     assert "temperd keys trust-repository" in root.mend
 
 
-def test_a_state_that_others_may_enter_is_bad(tmp_path: Path) -> None:
+def test_a_state_that_others_may_write_is_bad_and_one_that_they_may_enter_a_warning(tmp_path: Path) -> None:
     at = scene(tmp_path)
     assert found(doctor_trust.state_files, at)["state"].grade is Grade.WARN
-    at.state.mkdir(mode=0o755)
-    assert found(doctor_trust.state_files, at)["state"].mend == f"chmod 0700 {at.state}"
+    for mode, grade in ((0o777, Grade.BAD), (0o755, Grade.WARN)):
+        at.state.mkdir(exist_ok=True)
+        at.state.chmod(mode)
+        told = found(doctor_trust.state_files, at)["state"]
+        assert (told.grade, told.mend) == (grade, f"chmod 0700 {at.state}")
     at.state.chmod(0o700)
     assert found(doctor_trust.state_files, at)["state"].grade is Grade.OK
 
