@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 FOLDERS = ("policies", "agent/board", "service", "soak", "vectors")
 BESIDE_THE_RUNTIME = ("bench", "logs", "outlook", "runner")
 """Tests of the service that start a worker, or time one."""
-ARTIFACTS = ("card", "download", "durable", "keys", "parity", "sealed", "strict_json", "vectors", "web")
+ARTIFACTS = ("agent_slots", "card", "download", "durable", "keys", "parity", "sealed", "strict_json", "vectors", "web")
 
 WHICHEVER_RUNTIME = (
     *("agent_update", "delta_slots", "faults_job", "keys", "memory", "models"),
