@@ -53,14 +53,18 @@ def find(repository: ModelRepository, name: str, version: str) -> SystemCard:
 def pull(order: SystemOrder, repository: ModelRepository) -> Finished:
     """Bring the bundle that is ordered to the board, where it is not there already; it has the signed hash then.
 
+    Returns:
+        `path`, `version` and `bytes`; an empty path: that system runs already, or with `latest` nothing newer is there.
+
     Raises:
         NetworkError: see `ModelRepository`; `metered-link`.
-        TrustError, SpecError: see `find`; `other-board`, `older-version`, `same-version`, `target-hash`.
+        TrustError, SpecError: see `find`; `other-board`, `older-version`, `target-hash`.
         BoardError: `no-space`, said before a byte is asked for; `disk`.
     """
     repository.refresh()
     card = find(repository, order.name, order.version)
-    _check(card, order)
+    if _runs_already(card, order):
+        return Finished("SUCCEEDED", "", {"path": "", "version": card.version, "bytes": 0})
     folder = Path(order.state_dir) / FOLDER
     make_folder(folder)
     path = folder / f"{card.name}-{card.version}{ENDING}"
@@ -71,21 +75,23 @@ def pull(order: SystemOrder, repository: ModelRepository) -> Finished:
         there = path.stat().st_size if path.is_file() else 0
     if there != info.length or not _verifies(info, path):
         _download(order, repository, card, path)
-    told = {"path": str(path), "version": card.version, "bytes": info.length, "sha256": info.hashes["sha256"]}
-    return Finished("SUCCEEDED", "", told)
+    return Finished("SUCCEEDED", "", {"path": str(path), "version": card.version, "bytes": info.length})
 
 
-def _check(card: SystemCard, order: SystemOrder) -> None:
+def _runs_already(card: SystemCard, order: SystemOrder) -> bool:
+    """Whether there is nothing to do; refuses what is not for this board or older than what runs."""
     if card.compatible != order.compatible:
         what = f"{card.name} {card.version} is for {card.compatible!r}, this board is {order.compatible!r}"
         raise SpecError(what, reason="other-board")
     if not VERSION.fullmatch(order.installed):
-        return  # the image was not written by RAUC, or counts otherwise: nothing to compare with
-    if version_key(card.version) == version_key(order.installed):
-        raise SpecError(f"{card.name} {card.version} runs already", reason="same-version")
-    if version_key(card.version) < version_key(order.installed) and not order.allow_downgrade:
+        return False  # the image was not written by RAUC, or counts otherwise: nothing to compare with
+    found, runs = version_key(card.version), version_key(order.installed)
+    if found < runs and order.version == LATEST:
+        return True
+    if found < runs and not order.allow_downgrade:
         what = f"{card.name} {card.version} is older than {order.installed}, which runs"
         raise SpecError(what, fix='Send "allow_downgrade": true to go back all the same', reason="older-version")
+    return found == runs
 
 
 def _download(order: SystemOrder, repository: ModelRepository, card: SystemCard, path: Path) -> None:

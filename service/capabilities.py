@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from agent.card import VERSION
+from agent.card import NAME, VERSION
 from agent.spec import LEAST_LIMIT_CELSIUS, EvaluateSpec, FineTuneSpec
 from agent.switch import BASE
 from service.commands import (
@@ -32,6 +32,7 @@ from service.commands import (
     SET_POLICY,
     SUPPORTED,
     UPDATE_AGENT,
+    UPDATE_SYSTEM,
     WITHOUT_CLOCK,
     JobArguments,
     NoArguments,
@@ -39,7 +40,7 @@ from service.commands import (
     QualifyArguments,
     RollbackArguments,
 )
-from service.update_arguments import LATEST, AgentArguments
+from service.update_arguments import LATEST, AgentArguments, SystemArguments
 
 WINDOW = r"^(?!(.{5})-\1$)([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"
 """`22:00-06:00`, and not twice the same."""
@@ -113,6 +114,11 @@ def _update() -> dict[str, object]:
     return schema_of(AgentArguments, {"version": version})
 
 
+def _system() -> dict[str, object]:
+    version: dict[str, object] = {"anyOf": [{"const": LATEST}, {"pattern": f"^{VERSION.pattern}$"}]}
+    return schema_of(SystemArguments, {"name": {"pattern": f"^{NAME.pattern}$"}, "version": version})
+
+
 _ARGUMENTS: Mapping[str, Callable[[], dict[str, object]]] = {
     FINE_TUNE: _fine_tune,
     **dict.fromkeys((CANCEL, PAUSE, RESUME, PROMOTE), _job),
@@ -121,6 +127,7 @@ _ARGUMENTS: Mapping[str, Callable[[], dict[str, object]]] = {
     SET_POLICY: _policy,
     QUALIFY: lambda: schema_of(QualifyArguments, {}),
     UPDATE_AGENT: _update,
+    UPDATE_SYSTEM: _system,
 }
 
 

@@ -27,6 +27,7 @@ from service.commands import (
     SCRUB,
     SET_POLICY,
     UPDATE_AGENT,
+    UPDATE_SYSTEM,
     Command,
     Refusal,
     check_command,
@@ -43,6 +44,7 @@ from service.qualify_command import Qualifications
 from service.scrub import Scrubs
 from service.state_version import BoardState
 from service.statuses import Clock, Statuses
+from service.system_update import SystemUpdates
 
 MAX_UNFINISHED = 100  # jobs; more than a board works off in weeks
 WORK = frozenset({FINE_TUNE, EVALUATE, PROMOTE, ROLLBACK, QUALIFY, SCRUB})
@@ -86,14 +88,15 @@ class Rooms:
     models: ModelCommands
     policies: PolicyCommands
     updates: AgentUpdates
+    system: SystemUpdates
     report: Callable[[Command], dict[str, str]]
     """What the journal is to remember of the report that a command asks for."""
     safe_mode: Callable[[], str] = str
     """Why no work is done; empty: it is."""
 
-    def told_later(self) -> tuple[Scrubs | Qualifications | ModelCommands | AgentUpdates, ...]:
+    def told_later(self) -> tuple[Scrubs | Qualifications | ModelCommands | AgentUpdates | SystemUpdates, ...]:
         """Those whose commands are answered when something has ended."""
-        return (self.scrubs, self.qualifications, self.models, self.updates)
+        return (self.scrubs, self.qualifications, self.models, self.updates, self.system)
 
 
 class CommandDesk:
@@ -240,6 +243,9 @@ class CommandDesk:
             rooms.jobs.obey()
         elif command.type == UPDATE_AGENT:
             rooms.updates.ask(command)
+        elif command.type == UPDATE_SYSTEM:
+            rooms.system.ask(command)
+            rooms.jobs.wake()
         elif command.type == SET_POLICY:
             rooms.policies.take(command)
         elif command.type == COLLECT_REPORT:
@@ -261,7 +267,7 @@ class CommandDesk:
         """End a job, a stress run, an evaluation or an update."""
         record, jobs = self._journal.job(command.job), self._rooms.jobs
         is_canceled = record is not None and record.standing.state is State.CANCELED
-        others = (self._rooms.qualifications, self._rooms.models, self._rooms.updates)
+        others = (self._rooms.qualifications, self._rooms.models, self._rooms.updates, self._rooms.system)
         if is_canceled or (record is None and any(room.cancel(command.job) for room in others)):
             self.answers.give(command, "succeeded")
             return

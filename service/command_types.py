@@ -15,7 +15,7 @@ from agent.switch import BASE
 from policies.policy import MAX_POLICY_BYTES
 from policies.strict import TableError, build, limits
 from service.qualify_plan import DEFAULT_MINUTES, LEAST_MINUTES, MOST_MINUTES
-from service.update_arguments import AgentArguments
+from service.update_arguments import AgentArguments, SystemArguments
 
 SCHEMA = 1
 """Form of a request. A new field is no new form: boards refuse fields that they do not know."""
@@ -29,12 +29,12 @@ _MAX_ID_MS = (1 << 48) - 1
 FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB = "fine-tune", "cancel", "pause", "resume", "scrub"
 SET_POLICY, QUALIFY = "set-policy", "qualify"
 COLLECT_REPORT, EVALUATE, PROMOTE, ROLLBACK = "collect-report", "evaluate", "promote", "rollback"
-UPDATE_AGENT = "update-agent"
+UPDATE_AGENT, UPDATE_SYSTEM = "update-agent", "update-system"
 SUPPORTED = (
     *(FINE_TUNE, CANCEL, PAUSE, RESUME, SCRUB, SET_POLICY, QUALIFY, COLLECT_REPORT),
-    *(EVALUATE, PROMOTE, ROLLBACK, UPDATE_AGENT),
+    *(EVALUATE, PROMOTE, ROLLBACK, UPDATE_AGENT, UPDATE_SYSTEM),
 )
-KNOWN = (*SUPPORTED, "update-system")
+KNOWN = SUPPORTED
 WITHOUT_CLOCK = frozenset({CANCEL, PAUSE, COLLECT_REPORT})
 """What runs while the board does not know the time: nothing here starts work or changes a model."""
 
@@ -59,7 +59,6 @@ class Refusal(StrEnum):
     OTHER_DEVICE = "other-device"
     TOPIC_MISMATCH = "topic-mismatch"
     UNKNOWN_TYPE = "unknown-type"
-    UNSUPPORTED_TYPE = "unsupported-type"
     NOT_PERMITTED = "not-permitted"
     CLOCK_UNSYNCHRONISED = "clock-unsynchronised"
     EXPIRED = "expired"
@@ -178,6 +177,11 @@ class Command(Request):
         return build(AgentArguments, self.args)
 
     @property
+    def system_update(self) -> SystemArguments:
+        """Arguments of an update-system command."""
+        return build(SystemArguments, self.args)
+
+    @property
     def expectation(self) -> Expectation:
         """What must hold.
 
@@ -252,6 +256,7 @@ ARGUMENTS: Mapping[str, Callable[[Command], object]] = {
     EVALUATE: attrgetter("evaluation"),
     ROLLBACK: attrgetter("back_to"),
     UPDATE_AGENT: attrgetter("update"),
+    UPDATE_SYSTEM: attrgetter("system_update"),
 }
 """What reads the arguments of each supported command."""
 

@@ -37,6 +37,7 @@ from service.command_types import (
     STRANGERS,
     SUPPORTED,
     UPDATE_AGENT,
+    UPDATE_SYSTEM,
     WITHOUT_CLOCK,
     Command,
     Expectation,
@@ -92,6 +93,7 @@ __all__ = [
     "STRANGERS",
     "SUPPORTED",
     "UPDATE_AGENT",
+    "UPDATE_SYSTEM",
     "WITHOUT_CLOCK",
     "Command",
     "Expectation",
@@ -202,8 +204,6 @@ def _check_type(command: Command) -> None:
     if command.type not in PERMITTED[command.role]:
         what = f"a console with the role {command.role} may not send {command.type!r}"
         raise refuse(Refusal.NOT_PERMITTED, what, f"key {command.keyid}", "The board's owner gives roles")
-    if command.type not in SUPPORTED:
-        raise refuse(Refusal.UNSUPPORTED_TYPE, f"this version does not carry out {command.type!r}", command.id)
 
 
 def _check_time(command: Command, now: float, clock_synchronised: bool) -> None:  # noqa: FBT001 - private, one caller

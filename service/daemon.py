@@ -186,6 +186,7 @@ class Daemon:
                     tasks.create_task(self._parts.backfill.run()),
                     tasks.create_task(desk.work()),
                     tasks.create_task(desk.updates.watch()),
+                    tasks.create_task(desk.system.watch()),
                     tasks.create_task(self._parts.exporter.serve()),
                 ]
                 self._notifier.ready()
@@ -208,6 +209,7 @@ class Daemon:
         log.info("stopping")
         await self._parts.trial.stop()
         await desk.updates.stop()
+        await desk.system.stop()
         await desk.scrubs.stop()
         await desk.models.stop()
         await desk.runner.stop()

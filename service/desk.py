@@ -31,6 +31,8 @@ from service.scrub import Scrubs, ScrubShop
 from service.state_version import BoardState
 from service.statuses import UNSAVED_S, Clock, Statuses, Uplink
 from service.steering import Steering
+from service.system_trial import Sight
+from service.system_update import SystemShop, SystemUpdates
 from service.waiting import WaitingLine
 
 UNSAVED_ANSWERS = 5  # told once more after each connect: 2 KB
@@ -55,6 +57,8 @@ class Desk:
         qualify_shop: how stress runs are made.
         model_shop: how models are scored and exchanged.
         update_shop: how temperd itself is updated.
+        system_shop: how the system is updated.
+        sight: what the trial of a new system looks at.
         state: reads what a command's expectations are held against.
         policy_by_command: whether consoles may set the policy.
         report: what the journal is to remember of the report that a command asks for.
@@ -76,6 +80,8 @@ class Desk:
         qualify_shop: QualifyShop,
         model_shop: ModelShop,
         update_shop: UpdateShop,
+        system_shop: SystemShop,
+        sight: Sight,
         state: Callable[[], BoardState],
         policy_by_command: bool = True,
         report: Callable[[Command], dict[str, str]] = no_report,
@@ -90,8 +96,10 @@ class Desk:
         """Statuses of jobs that changed since then are to be told once more, seconds since 1970; `None`: none are."""
         self.models = ModelCommands(journal, self._statuses, steering, clock, model_shop)
         self.updates = AgentUpdates(journal, self._statuses, clock, update_shop)
+        self.system = SystemUpdates(journal, self._statuses, clock, system_shop, sight)
         self.runner = Runner(
-            *(journal, self._statuses, steering, clock, shop, self._held, self._canceled, lambda: self.models.urgent)
+            *(journal, self._statuses, steering, clock, shop, self._held, self._canceled),
+            lambda: self.models.urgent or self.system.urgent,
         )
         self.line = WaitingLine(
             journal, self._statuses, steering, clock, self._held, self.runner.waited_too_long, self._settle
@@ -106,7 +114,8 @@ class Desk:
         )
         rooms = Rooms(
             *(self, self.scrubs, self.qualifications, self.models),
-            *(policy_commands, self.updates, report, self._safe_mode),
+            *(policy_commands, self.updates, self.system),
+            *(report, self._safe_mode),
         )
         self.commands = CommandDesk(journal, self._statuses, answers, clock, trusted, device, rooms, state)
 
@@ -171,6 +180,7 @@ class Desk:
         self.qualifications.publish_pending()
         self.models.publish_pending()
         self.updates.publish_pending()
+        self.system.publish_pending()
 
     def broker_lost(self) -> None:
         """The broker lost what it kept: statuses are told once more.
@@ -184,6 +194,7 @@ class Desk:
         self.qualifications.broker_lost()
         self.models.broker_lost()
         self.updates.broker_lost()
+        self.system.broker_lost()
         self._tell_again()
 
     def broker_was_away(self) -> None:
@@ -199,6 +210,7 @@ class Desk:
         self.qualifications.broker_lost()
         self.models.broker_lost()
         self.updates.broker_lost()
+        self.system.broker_lost()
         self._tell_again()
 
     def _tell_again(self) -> None:
@@ -213,6 +225,7 @@ class Desk:
         self.qualifications.recover()
         self.models.recover()
         self.updates.recover()
+        self.system.recover()
         unfinished = {record.id for record in self._journal.unfinished()}
         for job_id in {*self._held, *self._canceled} - unfinished:
             self._held.discard(job_id)
@@ -227,7 +240,7 @@ class Desk:
         """Something changed, or may have: a waiting job may run, and those that may not are told what they wait for."""
         self._news.set()
         running = self.runner.current
-        if running is None and not self.qualifications.running and not self.models.running:
+        if running is None and not any(room.running for room in (self.qualifications, self.models, self.system)):
             return  # whoever looks for the next job tells them
         with contextlib.suppress(BoardError):  # on a full disk it is done a second later
             self._end_canceled()
@@ -254,6 +267,8 @@ class Desk:
         """Do what is due next; false where nothing is."""
         if self._trial is not None and self._trial.due():
             await self._trial.run()
+        elif self.system.due():
+            await self.system.run()
         elif self.qualifications.due():
             await self.qualifications.run()
         elif self.models.due():

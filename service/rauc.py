@@ -30,7 +30,7 @@ MOST_INSTALL_S = 3600.0  # 4 GB to a slow card take 20 minutes; what takes longe
 MAX_TEXT = 300  # characters of what others say
 IDLE = "idle"
 
-NOT_UPDATABLE, RAUC_BUSY, RAUC_FAILED, NOT_PERMITTED = "not-updatable", "rauc-busy", "rauc-failed", "reboot-refused"
+NOT_UPDATABLE, RAUC_BUSY, RAUC_FAILED, REBOOT_NEEDED = "not-updatable", "rauc-busy", "rauc-failed", "reboot-needed"
 MISSING_FIX = (
     "Install RAUC (apt install rauc rauc-service) and describe the board's slots in /etc/rauc/system.conf; "
     "a board without A/B slots is updated by its package system"
@@ -77,7 +77,7 @@ class System(Protocol):
         """Mark the booted slot `good` or `bad`; what RAUC says to it. BoardError: it did not."""
 
     async def reboot(self) -> None:
-        """Restart the board. BoardError: `reboot-refused`."""
+        """Restart the board. BoardError: `reboot-needed`."""
 
 
 class Rauc:
@@ -137,10 +137,10 @@ class Rauc:
         """Restart the board by logind; it answers before it does.
 
         Raises:
-            BoardError: `reboot-refused`: there is no logind, or it does not let us.
+            BoardError: `reboot-needed`: there is no logind, or it does not let us.
         """
-        async with _bus(NOT_PERMITTED) as bus:
-            await bus.call(LOGIND, LOGIND_PATH, LOGIND_MANAGER, "Reboot", "b", (False,), NOT_PERMITTED)
+        async with _bus(REBOOT_NEEDED) as bus:
+            await bus.call(LOGIND, LOGIND_PATH, LOGIND_MANAGER, "Reboot", "b", (False,), REBOOT_NEEDED)
 
     async def _completed(self, bus: _Bus, completed: asyncio.Queue[Any], told: Callable[[float], None]) -> int:
         """Result of the installation at work: its signal, or, where that is missed, RAUC is idle again."""

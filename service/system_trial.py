@@ -10,22 +10,27 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from agent.errors import TemperdError
+from agent.messages import Failed, Finished, Message, SelfTestOrder
 from policies.reading import Reading
 from policies.trial_health import (
     IDLE,
     LEAST_SHARE,
     TRAINING,
-    Baseline,
     HeatBook,
     HeatMargins,
     baseline_of,
     settle_s,
     too_hot,
 )
+from service.logs import logger
 from service.statuses import Clock
+from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
 
 GATE, LINK, HEAT, CRASHED = "trial-gate", "trial-link", "trial-heat", "crashed"
 MAX_STARTS = 3  # of the daemon in one trial: one may be a person's, three are a pattern
+
+log = logger("system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,7 @@ class Sight:
         training: whether a job trains.
         working: whether anything is at work.
         connected: whether the broker is reached.
+        critical: whether the die is above the abort trip.
         gate: tries the active model; what is wrong with it, empty: nothing.
     """
 
@@ -44,34 +50,8 @@ class Sight:
     training: Callable[[], bool]
     working: Callable[[], bool]
     connected: Callable[[], bool]
+    critical: Callable[[], bool]
     gate: Callable[[], Awaitable[str]]
-
-
-class Book:
-    """What the running system measures of itself, so that the next one can be compared with it.
-
-    Args:
-        sight: see `Sight`.
-        clock: see `Clock`.
-        settle: readings so soon after a change of load do not count, seconds.
-    """
-
-    def __init__(self, sight: Sight, clock: Clock, settle: float | None = None) -> None:
-        self._sight, self._clock = sight, clock
-        self._book = HeatBook() if settle is None else HeatBook(settle)
-        self._had_link = False
-
-    def look(self) -> None:
-        """Take one reading; call once a second."""
-        sight, reading = self._sight, self._sight.reading()
-        load = TRAINING if sight.training() else "" if sight.working() else IDLE
-        over_air = None if reading.ambient_is_baseline else reading.delta_t_celsius
-        self._book.add(self._clock.mono(), load, reading.temperature_celsius, over_air)
-        self._had_link = self._had_link or sight.connected()
-
-    def baseline(self) -> Baseline:
-        """What is known."""
-        return Baseline(self._book.heats(), self._had_link)
 
 
 class SystemTrial:
@@ -88,8 +68,9 @@ class SystemTrial:
     def __init__(self, before: dict[str, object], window_s: float, starts: int, sight: Sight, clock: Clock) -> None:
         self._before, self._window_s, self._starts = baseline_of(before), window_s, starts
         self._sight, self._clock = sight, clock
-        self._book, self._began_s = Book(sight, clock, settle_s(window_s)), clock.mono()
+        self._book, self._began_s = HeatBook(settle_s(window_s)), clock.mono()
         self._tested, self._wrong = False, ""
+        self._connected = self._critical = False
 
     @property
     def watched_s(self) -> float:
@@ -113,16 +94,41 @@ class SystemTrial:
 
     def look(self) -> tuple[str, str] | None:
         """What is wrong, a code and a sentence; empty texts: nothing, and the window is over. `None`: go on looking."""
-        if self._starts > MAX_STARTS:
-            return CRASHED, f"the daemon was started {self._starts} times in the trial"
-        if self._wrong:
-            return GATE, self._wrong
-        self._book.look()
-        now = self._book.baseline()
-        if hot := too_hot(HeatMargins(), self._before.heat, now.heat, int(self._window_s * LEAST_SHARE)):
-            return HEAT, hot
-        if not self.over or self.untested:
-            return None
-        if self._before.had_link and not now.had_link:
-            return LINK, f"the broker was not reached in {self._window_s:g} s, and it was before"
-        return "", ""
+        self._read()
+        over = self.over and not self.untested
+        margins, least = HeatMargins(), int(self._window_s * LEAST_SHARE)
+        wrong = (
+            (CRASHED, self._starts > MAX_STARTS, f"the daemon was started {self._starts} times in the trial"),
+            (GATE, self._wrong, self._wrong),
+            (HEAT, hot := too_hot(margins, self._before.heat, self._book.heats(), least), hot),
+            (HEAT, self._critical and not self._before.critical, "the die came above the abort trip, as never before"),
+            (LINK, over and self._before.had_link and not self._connected, f"no broker in {self._window_s:g} s"),
+        )
+        found = next(((code, why) for code, holds, why in wrong if holds), None)
+        return found or (("", "") if over else None)
+
+    def _read(self) -> None:
+        sight, reading = self._sight, self._sight.reading()
+        load = TRAINING if sight.training() else "" if sight.working() else IDLE
+        over_air = None if reading.ambient_is_baseline else reading.delta_t_celsius
+        self._book.add(self._clock.mono(), load, reading.temperature_celsius, over_air)
+        self._connected = self._connected or sight.connected()
+        self._critical = self._critical or sight.critical()
+
+
+async def self_test(order: SelfTestOrder, nice: int, start: StartWorker = WorkerProcess.start) -> str:
+    """Whether the active model opens and answers; what is wrong, empty: nothing."""
+    last: Message | None = None
+    code = 0
+    try:
+        worker = await start(order, nice, lambda line: log.info("worker", line=line), "agent.worker")
+        try:
+            async for message in worker.messages():
+                last = message
+        finally:
+            code = await worker.end(0.0 if last is None else STOP_GRACE_S)
+    except TemperdError as error:
+        return str(error)
+    if isinstance(last, Finished):
+        return ""
+    return last.message if isinstance(last, Failed) else f"the self-test's worker ended with code {code}"

@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.errors import BoardError, CommandError, EngineError, NetworkError
 from agent.messages import CLOCK_WRONG, METERED, Failed, Finished, Message, SystemOrder
 from agent.system_card import forget
+from policies.trial_health import Baseline
 from service.asked import DEFERRED, INSTALLING, PULLING, RESTARTING, RUNNING, TRIAL, WAITING
-from service.commands import Command
+from service.commands import UPDATE_SYSTEM, Command
 from service.endings import CANCELED
 from service.job import MAX_ATTEMPTS
 from service.journal import Journal
 from service.logs import logger
-from service.rauc import NOT_UPDATABLE, RAUC_BUSY, RaucState, System
+from service.rauc import NOT_UPDATABLE, RAUC_BUSY, REBOOT_NEEDED, RaucState, System
 from service.statuses import Clock, Statuses
-from service.system_ledger import SystemAsked, SystemLedger
-from service.system_trial import Book, Sight, SystemTrial
+from service.system_asked import SystemAsked
+from service.system_trial import Sight, SystemTrial
 from service.until import RETRY_S, Until
+from service.update_ledger import UpdateLedger
 from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
 
 LOOK_S = 1.0
 REBOOT_S = 180.0  # a board that was told to restart and is here still stands in its own way: services get 90 s to end
 RAUC_BACK_S = 120.0  # after a start RAUC may come later than the daemon
 LATER_S = 3600.0  # a metered link is asked for again
-REBOOT_NEEDED = "reboot-needed"
 PATIENT = {NetworkError.reason: RETRY_S, CLOCK_WRONG: RETRY_S, RAUC_BUSY: RETRY_S, METERED: LATER_S}
 """What may be over by itself: reason, and after how many seconds it is looked at again."""
 
@@ -49,6 +52,7 @@ class SystemShop:
         nice: scheduling priority of a worker.
         make_order: the order for a worker, from name, version, compatible, installed version, allow_downgrade.
         system: RAUC and logind.
+        baseline: what this system measured of itself, for the next one to be held against.
         is_there: whether RAUC is, asked without waiting for long.
         start: starts a worker.
     """
@@ -58,6 +62,7 @@ class SystemShop:
     nice: int
     make_order: Callable[[str, str, str, str, bool], SystemOrder]
     system: System
+    baseline: Callable[[], Baseline]
     is_there: Callable[[], str]
     start: StartWorker = WorkerProcess.start
 
@@ -74,9 +79,8 @@ class SystemUpdates:
     """
 
     def __init__(self, journal: Journal, statuses: Statuses, clock: Clock, shop: SystemShop, sight: Sight) -> None:
-        self._ledger = SystemLedger(journal, statuses)
+        self._ledger = UpdateLedger(journal, statuses, UPDATE_SYSTEM, SystemAsked)
         self._clock, self._shop, self._sight = clock, shop, sight
-        self._book = Book(sight, clock)
         self._trial: SystemTrial | None = None
         self._worker: WorkerProcess | None = None
         self._stopped = asyncio.Event()
@@ -148,7 +152,7 @@ class SystemUpdates:
             else:
                 self._ledger.advance(status=WAITING, stage="", code="restarted", reason="the daemon was restarted")
         elif now.stage == TRIAL:
-            self._ledger.note(starts=now.starts + 1)
+            self._ledger.advance(starts=now.starts + 1)
 
     # --- when --------------------------------------------------------------------------------------------------------
 
@@ -228,8 +232,15 @@ class SystemUpdates:
         bundle = await self._pulled(now, board)
         if bundle is None:
             return
-        found = {"found": str(bundle["version"]), "length": bundle["bytes"], "slot_before": board.boot_slot}
-        kept = {"boot_id": self._shop.boot_id, "baseline": self._book.baseline().table()}
+        found: dict[str, Any] = {
+            "found": str(bundle["version"]),
+            "length": bundle["bytes"],
+            "slot_before": board.boot_slot,
+        }
+        if not bundle["path"]:  # it runs already
+            self._end("succeeded", "", "", dataclasses.replace(now, **found).told(board.boot_slot))
+            return
+        kept = {"boot_id": self._shop.boot_id, "baseline": self._shop.baseline().table()}
         self._ledger.advance(stage=INSTALLING, **found, **kept)
         try:
             await self._shop.system.install(str(bundle["path"]), lambda share: log.debug("installing", share=share))
@@ -291,7 +302,7 @@ class SystemUpdates:
             except BoardError as error:  # it would come back with the same system
                 self._end("failed", "fallback-failed", f"{now.why}; it cannot be marked bad: {error}")
                 return
-        self._ledger.note(left_ts=self._clock.now() if self._clock.synchronised() else 0.0)
+        self._ledger.advance(left_ts=self._clock.now() if self._clock.synchronised() else 0.0)
         log.warning("the board restarts for another system")
         try:
             await self._shop.system.reboot()
@@ -315,9 +326,8 @@ class SystemUpdates:
     # --- after the restart -------------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Beside the work: measure this system for the next one, and judge this one where it is on trial."""
+        """Beside the work: judge this system where it is on trial."""
         while True:
-            self._book.look()
             try:
                 await self._look()
             except BoardError as error:
@@ -344,11 +354,9 @@ class SystemUpdates:
             return
         if slot == now.slot_before:
             why = now.why or f"the board came back with the system it had, in slot {slot}"
-            self._end("rolled_back", now.verdict or "boot-failed", why, self._result(now, slot))
+            self._end("rolled_back", now.verdict or "boot-failed", why, now.told(slot))
         elif now.verdict:
-            self._end(
-                "failed", "fallback-failed", f"{now.why}; and slot {slot} was booted again", self._result(now, slot)
-            )
+            self._end("failed", "fallback-failed", f"{now.why}; and slot {slot} was booted again", now.told(slot))
         else:
             self._begin_trial(now, slot)
 
@@ -374,7 +382,7 @@ class SystemUpdates:
         self._trial = None
 
     async def _stays(self, now: SystemAsked, trial: SystemTrial) -> None:
-        result = {**self._result(now, now.slot_after), "trial_s": round(trial.watched_s, 1)}
+        result = now.told(now.slot_after, round(trial.watched_s, 1))
         try:
             message = await self._shop.system.mark("good")
         except BoardError as error:
@@ -384,10 +392,6 @@ class SystemUpdates:
             return
         log.info("the new system stays", slot=now.slot_after, rauc=message)
         self._end("succeeded", "", "", result)
-
-    def _result(self, now: SystemAsked, slot: str) -> dict[str, object]:
-        told = {"name": now.wanted.name, "version": now.found, "bytes": now.length, "slot": slot}
-        return {**told, "slot_before": now.slot_before, "downtime_s": now.downtime_s, "trial_s": None}
 
     def _end(self, status: str, code: str, reason: str, result: dict[str, object] | None = None) -> None:
         self._ledger.close(status, code, reason, result)

@@ -12,12 +12,13 @@ from pathlib import Path
 from agent.board.edac import memory_errors
 from agent.board.profile import BoardProfile, named_profile, pick_profile
 from agent.board.sysfs import BoardRoots, SysfsBoard, read_model
+from agent.energy import TRAINING
 from agent.errors import BoardError
 from agent.keys_consoles import TrustedConsole, load_trusted_consoles
-from agent.messages import EvaluateOrder, Message, Order, Progress, ScrubOrder
+from agent.messages import EvaluateOrder, Message, Order, Progress, ScrubOrder, SelfTestOrder, SystemOrder
 from agent.slots import checkpoint_path
 from policies.trial_standing import Moment
-from service.agent_trial import AgentTrial, TrialShop
+from service.agent_trial import CRITICAL, AgentTrial, TrialShop
 from service.agent_update import UpdateShop
 from service.alarms_room import Alarms, Sources
 from service.backfill import Backfill
@@ -39,6 +40,7 @@ from service.policy_watch import PolicyWatch
 from service.prometheus_export import Exporter
 from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
+from service.rauc import Rauc, is_there
 from service.report import Reports
 from service.report import Views as ReportViews
 from service.report_log import RECENT
@@ -47,6 +49,8 @@ from service.scrub import ScrubShop
 from service.state_version import state_reader
 from service.statuses import Clock, Uplink
 from service.steering import Steering
+from service.system_trial import Sight, self_test
+from service.system_update import SystemShop
 from service.telemetry import Telemetry
 from service.views import Views, training_metrics
 
@@ -106,6 +110,8 @@ class Wiring:
             qualify_shop=QualifyShop(Place(self.state, model, profile.name, profile.emulated), os.cpu_count() or 1),
             model_shop=ModelShop(self.state, self._threads(), config.worker.nice, self._evaluate_order, self.announce),
             update_shop=self._update_shop(),
+            system_shop=self._system_shop(),
+            sight=self._sight(),
             state=self._state,
             policy_by_command=wanted.by_command,
             report=self.reports.marks,
@@ -208,7 +214,25 @@ class Wiring:
         return UpdateShop(
             *(self.state, Launched.of(), self.config.worker.nice, (repository.url, repository.root)),
             metered=repository.metered == "wait",
-            hindrance=lambda: "a stress run" if self.desk.qualifications.running else "",
+            busy=lambda: self.desk.qualifications.running or self.desk.system.running,
+            told=self.announce,
+        )
+
+    def _system_shop(self) -> SystemShop:
+        return SystemShop(
+            *(self.state, self.boot_id, self.config.worker.nice, self._system_order, Rauc()),
+            baseline=self.trial.baseline,
+            is_there=is_there,
+        )
+
+    def _sight(self) -> Sight:
+        return Sight(
+            reading=lambda: self.steering.reading,
+            training=lambda: self.desk.runner.phase == TRAINING,
+            working=lambda: self.desk.runner.current is not None or self.desk.scrubs.running,
+            connected=lambda: self.link.connected,
+            critical=lambda: CRITICAL in (self.steering.decision.rule, *self.steering.decision.notes),
+            gate=lambda: self_test(SelfTestOrder(str(self.state), self._threads()), self.config.worker.nice),
         )
 
     def _make_alarms(self) -> Alarms:
@@ -253,6 +277,20 @@ class Wiring:
             last_end=record.standing.reason_code,
             boot_id=self.boot_id,
             clock_share=self.steering.cap_share,
+        )
+
+    def _system_order(
+        self,
+        name: str,
+        version: str,
+        compatible: str,
+        installed: str,
+        allow_downgrade: bool,  # noqa: FBT001 - of a command
+    ) -> SystemOrder:
+        repository = self.config.repository
+        return SystemOrder(
+            *(str(self.state), repository.url, repository.root, name, version, compatible, installed, allow_downgrade),
+            metered=repository.metered == "wait",
         )
 
     def _evaluate_order(self, spec: Mapping[str, object]) -> EvaluateOrder:

@@ -51,6 +51,7 @@ ARGUMENTS: Mapping[str, dict[str, Any]] = {
     **{kind: {"job": ID} for kind in ("cancel", "pause", "resume", "promote")},
     "evaluate": {"data": "/data"},
     "set-policy": {"name": "quiet"},
+    "update-system": {"name": "plant-image"},
 }
 
 

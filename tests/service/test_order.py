@@ -30,6 +30,7 @@ from service.scrub import ScrubShop
 from service.state_version import BoardState
 from service.statuses import Clock
 from service.steering import Steering
+from tests.simulators.system_updates import QUIET, without_rauc
 
 LOW = Decision(action=Action.SLOW, rule="battery.low")
 HOT_AND_LOW = Decision(action=Action.SLOW, rule="thermal.delta-t-hot", notes=("battery.low",))
@@ -75,6 +76,8 @@ class Bench:
             qualify_shop=QualifyShop(Place(folder, "", "generic", emulated=False), 1),
             model_shop=ModelShop(folder, 1, 0, refuse_evaluation, lambda: None),
             update_shop=UpdateShop(folder, Launched(), 0, ("", ""), metered=False),
+            system_shop=without_rauc(folder),
+            sight=QUIET,
         )
         self.names: dict[str, str] = {}
         for number, depth in enumerate(("25", "75", "0", "head", "auto")):

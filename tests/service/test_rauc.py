@@ -155,7 +155,7 @@ def test_a_board_without_a_bus_cannot_be_updated_nor_restarted(tmp_path: Path, m
     assert absent.value.code == "not-updatable"
     with pytest.raises(BoardError) as absent:
         asyncio.run(Rauc().reboot())
-    assert absent.value.code == "reboot-refused"
+    assert absent.value.code == "reboot-needed"
 
 
 def test_a_bus_that_goes_away_during_an_installation_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,5 +189,5 @@ def test_logind_restarts_the_board_or_says_why_not(bus: str, tmp_path: Path) -> 
     rauc.denied = True
     with pytest.raises(BoardError, match="not you") as denied:
         asyncio.run(Rauc().reboot())
-    assert denied.value.code == "reboot-refused"
+    assert denied.value.code == "reboot-needed"
     rauc.close()

@@ -58,6 +58,7 @@ from service.scrub import ScrubShop
 from service.state_version import BoardState, state_reader
 from service.statuses import Clock
 from service.steering import Steering
+from tests.simulators.system_updates import QUIET, without_rauc
 
 DEVICE = "board-1"
 NOON = 1_800_000_000  # a console's clock, seconds since 1970
@@ -212,6 +213,8 @@ class LedgerWorld:
             qualify_shop=QualifyShop(Place(self.folder, "", "generic", emulated=False), 1),
             model_shop=ModelShop(self.folder, 1, 0, self._evaluate_order, lambda: None, self._start),
             update_shop=UpdateShop(self.folder, Launched(), 0, ("", ""), metered=False),
+            system_shop=without_rauc(self.folder),
+            sight=QUIET,
             state=state_reader(self.journal, self.folder / "store", self.policies),
             policy_by_command=self.by_command,
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("service.daemon", "agent.worker", "agent.scrub_worker", "agent.release_worker")
+PROGRAMS = ("service.daemon", "agent.worker", "agent.scrub_worker", "agent.release_worker", "agent.system_worker")
 ROOMS = ("agent", "policies", "service")
 PLACES = {"move": 2, "publish_plain": 3, "Failed": 0, "Why": 0, "_reject": 1, "_end": 1, "refuse": 0, "put_aside": 0}
 """Calls that take a code, and at which place."""
