@@ -105,13 +105,13 @@ def stage_release(state: Path, version: str, changes: Mapping[str, str] | None =
     return list_files(stage, version)
 
 
-def list_files(stage: Path, version: str) -> str:
+def list_files(stage: Path, version: str, python: str = "") -> str:
     """Write `release.json` of what lies below `stage`; its digest."""
     paths = sorted(path for path in (stage / "site").rglob("*") if path.is_file())
     files = {path.relative_to(stage).as_posix(): _facts(path) for path in paths}
     total = sum(one.length for one in files.values())
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    table = {"kind": "agent", "version": version, "arch": "any", "python": here, "unpacked_length": total}
+    table = {"kind": "agent", "version": version, "arch": "any", "python": python or here, "unpacked_length": total}
     text = json.dumps({**table, "files": {name: asdict(one) for name, one in files.items()}}).encode()
     (stage / "release.json").write_bytes(text)
     return hashlib.sha256(text).hexdigest()
