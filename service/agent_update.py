@@ -74,7 +74,7 @@ class UpdateShop:
         nice: scheduling priority of a worker.
         repository: address, and path of the pinned root.
         metered: bytes cost money here.
-        hindrance: why nothing is to begin now; empty: it may.
+        busy: something is at work that a restart would spoil: a stress run, an update of the system.
         told: called when the fleet is to hear anew what this board is.
         start: starts a worker.
     """
@@ -84,7 +84,7 @@ class UpdateShop:
     nice: int
     repository: tuple[str, str]
     metered: bool
-    hindrance: Callable[[], str] = lambda: ""
+    busy: Callable[[], bool] = lambda: False
     told: Callable[[], None] = lambda: None
     start: StartWorker = WorkerProcess.start
 
@@ -212,7 +212,7 @@ class AgentUpdates:
 
     async def _look(self) -> None:
         now = self._ledger.open
-        if now is None or self._stopping or (now.stage != TRIAL and self._shop.hindrance()):
+        if now is None or self._stopping or (now.stage != TRIAL and self._shop.busy()):
             return
         if now.stage in (RESTARTING, TRIAL):
             self._follow(now)

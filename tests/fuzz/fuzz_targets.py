@@ -6,9 +6,11 @@ Anything else is a crash: another exception, or an altered original that is take
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +22,8 @@ import onnx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper
 
+from agent.agent_archive import entries, write_archive
+from agent.agent_release import AgentRelease, parse_release
 from agent.card import ModelCard, Preprocess
 from agent.card import parse as parse_card
 from agent.dataset import read_arrays
@@ -30,6 +34,7 @@ from agent.keys_consoles import TrustedConsole
 from agent.keys_root import parse_root
 from agent.messages import Go, decode, encode
 from agent.parity import read_header, write_parity
+from agent.pull_release import unpack
 from agent.sealed import Binding, seal, unseal
 from agent.slots import Status, read_manifest, read_status, write_status
 from agent.spec import FineTuneSpec, parse_spec, spec_table
@@ -265,6 +270,42 @@ def root_bytes() -> bytes:
     return Path(made.root_path).read_bytes()
 
 
+def release_targets() -> list[Target]:
+    """The archive as it comes, and what is inside its compression; its facts."""
+    text = b"site/a/b.py: stay cool\n" * 40
+    listed = {"site/a/b.py": {"length": len(text), "sha256": hashlib.sha256(text).hexdigest()}}
+    facts: dict[str, object] = {
+        "kind": "agent", "version": "1.0", "arch": "any", "python": "3.11", "security_floor": 0,
+        "needs": {"numpy": "2.1.0"}, "bundled": {"temperd": "1.0"}, "unpacked_length": len(text),
+    }  # fmt: skip
+    about = canonical({**facts, "files": listed})
+    release = AgentRelease(**facts, files_sha256=hashlib.sha256(about).hexdigest())  # type: ignore[arg-type]
+    out = io.BytesIO()
+    write_archive(out, {"release.json": about, "site/a/b.py": text})
+    stage = folder() / "stage"
+
+    def read(data: bytes) -> None:
+        try:
+            unpack(entries(io.BytesIO(data)), stage, release)
+            found = {
+                path.relative_to(stage).as_posix(): path.read_bytes() for path in stage.rglob("*") if path.is_file()
+            }
+            if found != {"release.json": about, "site/a/b.py": text}:
+                raise Accepted("release")
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def read_facts(table: object) -> None:
+        if parse_release(table, release.path, 9).path != release.path:
+            raise Accepted("facts of another release")
+
+    return [
+        Target("release", out.getvalue(), read),
+        Target("release-inside", gzip.decompress(out.getvalue()), lambda data: read(gzip.compress(data, 1))),
+        json_document("release-facts", release.to_table(), read_facts),
+    ]
+
+
 @cache
 def targets() -> dict[str, Target]:
     """All of them, by name."""
@@ -299,5 +340,6 @@ def targets() -> dict[str, Target]:
         npz_target(),
         Target("policy", (ROOT / "policies" / "default.toml").read_bytes(), read_policy, (PolicyError,)),
         Target("worker-line", encode(Go("TRAINING")), decode),
+        *release_targets(),
     ]
     return {target.name: target for target in made}

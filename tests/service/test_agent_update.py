@@ -77,7 +77,7 @@ class Bench:
         self.last: Message | None = STAGED
         self.stages: tuple[str, ...] = ("PULLING", "INSTALLING")
         self.waits = False
-        self.hindrance = ""
+        self.busy = False
         self.told = 0
         self.begun = asyncio.Event()
         self.open()
@@ -88,7 +88,7 @@ class Bench:
         shop = UpdateShop(
             *(self.folder, Launched(self.place), 0, ("https://models", "root.json")),
             metered=True,
-            hindrance=lambda: self.hindrance,
+            busy=lambda: self.busy,
             told=self.announce,
             start=self.start,  # type: ignore[arg-type]  # as much of a worker as is used
         )
@@ -280,11 +280,11 @@ def test_one_at_a_time_and_none_into_a_trial_or_an_image(bench: Bench) -> None:
 
 
 def test_it_waits_for_a_stress_run(bench: Bench) -> None:
-    bench.hindrance = "a stress run"
+    bench.busy = True
     bench.ask()
     bench.look()
     assert bench.workers == []
-    bench.hindrance = ""
+    bench.busy = False
     bench.look()
     assert len(bench.workers) == 1
 
