@@ -24,8 +24,10 @@ from service.journal import JobRecord, Journal
 
 HERE = Path(__file__).parent
 READY_MOST_S, STARTS = 2.0, 10  # what is promised, and how often it is tried: others may work on this machine
+HELPER = "temperd-powerd.service"
+EXPOSURE_TENTHS = 15  # as in tests/service/test_units.py, by this Debian's systemd
 STATE, DROPINS = "var/lib/temperd", "etc/systemd/system/temperd.service.d"
-LIMIT_BYTES = 64 << 20  # too little for a worker that has loaded its runtime
+LIMIT_BYTES = 64 << 10  # of new memory: what a worker asks for within a few steps
 FULL_MIB = 2
 CAP, FAN = "/sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq", "/sys/class/thermal/cooling_device0/cur_state"
 FOUND = ("1800000", "0")
@@ -57,7 +59,7 @@ class Board:
         self.machine.run("systemctl", "daemon-reload")
 
     def emulate(self, *, yes: bool) -> None:
-        """Have the daemon emulate a board, or read the one it runs on; from its next start on."""
+        """Have the daemon emulate a board, or read the one it runs on; it is stopped for that."""
         config = self.root / "etc/temperd/temperd.toml"
         config.write_text(
             config.read_text("utf-8").replace(*((HARDWARE, EMULATED) if yes else (EMULATED, HARDWARE))), "utf-8"
@@ -80,6 +82,12 @@ class Board:
         )
         return (ready - begun) / USEC
 
+    def works(self) -> None:
+        """Have a daemon at work, with an emulated board that heats up and slows down."""
+        self.emulate(yes=True)
+        if not self.active():
+            self.start()
+
     def send(self, *words: str) -> str:
         """Send a command as alice; its id."""
         told = self.machine.run(
@@ -95,6 +103,13 @@ class Board:
             "--json",
         )
         return str(json.loads(told)["id"])
+
+    def fine_tune(self) -> str:
+        """Have it at work on a job of some seconds; the job's id."""
+        self.works()
+        job = self.send("fine-tune", SPEC)
+        until("a job trains", lambda: self.trains(job))
+        return job
 
     def job(self, job_id: str) -> JobRecord | None:
         """A job as the journal has it."""
@@ -119,6 +134,19 @@ class Board:
 
 
 # --- what is tried, in this order ------------------------------------------------------------------------------------
+
+
+def judged(board: Board) -> None:
+    """What the systemd of this Debian thinks of the units."""
+    version = board.machine.run("systemctl", "--version").split()[1]
+    paths = [board.machine.shown("FragmentPath", unit) for unit in (UNIT, HELPER, "temperd-powerd.socket")]
+    said = board.machine.run("systemd-analyze", "verify", *paths, told=True)
+    holds(f"systemd {version} finds nothing wrong with the units {said}", true=not said)
+    for path in paths[:2]:
+        told = board.machine.run(
+            "systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE_TENTHS}", path
+        )
+        say(f"         {told.strip().splitlines()[-1].removeprefix('→ ')}")
 
 
 def missing_key(board: Board) -> None:
@@ -148,6 +176,7 @@ def starts(board: Board) -> None:
 
 def sandbox(board: Board) -> None:
     """What the unit's processes may and may not do."""
+    board.emulate(yes=False)
     shutil.copy(HERE / "probe.py", board.root / "opt/probe.py")
     board.dropin("probe", "[Service]\nExecStartPre=/bin/sh -c 'python3 -I /opt/probe.py >/run/temperd/probe.json'\n")
     board.start()
@@ -162,10 +191,7 @@ def sandbox(board: Board) -> None:
 
 def training(board: Board) -> None:
     """The runtime, its threads and its niceness under the sandbox, on an emulated board."""
-    board.emulate(yes=True)
-    board.start()
-    job = board.send("fine-tune", SPEC)
-    until("a job trains", lambda: board.trains(job))
+    job = board.fine_tune()
     status = Path(f"/proc/{board.worker()}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     holds("the worker gives way: niceness 10", true=status[16] == "10")
     until("and succeeds under the sandbox", lambda: board.state(job) == "SUCCEEDED")
@@ -173,8 +199,7 @@ def training(board: Board) -> None:
 
 def worker_dies(board: Board) -> None:
     """Fault 43: what takes a worker away takes nothing with it."""
-    job, before = board.send("fine-tune", SPEC), board.machine.pid()
-    until("a job trains", lambda: board.trains(job))
+    job, before = board.fine_tune(), board.machine.pid()
     worker = board.worker()
     with little_memory(worker) as killed:
         until("out of memory: the kernel kills the worker", lambda: killed() or not Path(f"/proc/{worker}").exists())
@@ -196,12 +221,9 @@ def little_memory(pid: int) -> Iterator[object]:
     )
     group.mkdir()
     try:
-        # Its memory moves with it where the kernel can do that; else it dies with the next pages that it asks for.
-        with contextlib.suppress(OSError):
-            (group / "memory.move_charge_at_immigrate").write_text("3")
+        # What it has stays where it was counted; with the next pages that it asks for it is over the limit.
         (group / bound).write_text(str(LIMIT_BYTES))
-        with contextlib.suppress(OSError):
-            (group / "cgroup.procs").write_text(str(pid))
+        (group / "cgroup.procs").write_text(str(pid))
         yield lambda: int((group / counter).read_text().split("oom_kill ")[1].split()[0])
     finally:
         until("its memory group is empty", lambda: not (group / "cgroup.procs").read_text())
@@ -210,8 +232,7 @@ def little_memory(pid: int) -> Iterator[object]:
 
 def watchdog(board: Board) -> None:
     """Fault 44: a daemon that hangs is ended and started again, and its job goes on."""
-    job = board.send("fine-tune", SPEC)
-    until("a job trains", lambda: board.trains(job))
+    job = board.fine_tune()
     before, mark = board.machine.pid(), board.machine.mark()
     board.machine.run("kill", "-STOP", str(before))
     until("hung: the watchdog ends it", lambda: board.machine.pid() != before)
@@ -224,8 +245,7 @@ def watchdog(board: Board) -> None:
 
 def stops(board: Board) -> None:
     """A stop is a clean one in the midst of a job, which goes on afterwards."""
-    job = board.send("fine-tune", SPEC)
-    until("a job trains", lambda: board.trains(job))
+    job = board.fine_tune()
     took = until("stopped in the midst of it", lambda: board.machine.run("systemctl", "stop", UNIT) is not None)
     clean = board.machine.shown("Result") == "success" and board.machine.shown("ExecMainStatus") == "0"
     holds(f"cleanly, within {took:.1f} s, and nothing runs on", true=clean and board.worker() == 0)
@@ -236,6 +256,7 @@ def stops(board: Board) -> None:
 
 def reload(board: Board) -> None:
     """`systemctl reload` reads the policy, and the daemon goes on."""
+    board.works()
     before, mark = board.machine.pid(), board.machine.mark()
     path = board.root / "etc/temperd/policy.toml"
     path.write_text(path.read_text("utf-8").replace('name = "tried"', 'name = "tried-again"'), "utf-8")
@@ -303,8 +324,8 @@ def helper(board: Board) -> None:
     def values() -> tuple[str, ...]:
         return tuple(board.machine.run("cat", CAP, FAN).split())
 
-    board.machine.run("systemctl", "stop", UNIT, "temperd-powerd.service")
     board.emulate(yes=False)
+    board.machine.run("systemctl", "stop", UNIT, HELPER)
     with levers(board):
         holds(
             "helper: it does not run before it is needed", true=board.machine.shown("ActiveState", HELPER) == "inactive"
@@ -323,8 +344,7 @@ def helper(board: Board) -> None:
         until("daemon stopped: limits are as found", lambda: values() == FOUND)
 
 
-HELPER = "temperd-powerd.service"
-TRIED = (missing_key, starts, sandbox, training, worker_dies, watchdog, stops, reload, full_disk, helper)
+TRIED = (judged, missing_key, starts, sandbox, training, worker_dies, watchdog, stops, reload, full_disk, helper)
 
 
 def install(machine: Machine, package: Path) -> None:
@@ -336,8 +356,8 @@ def install(machine: Machine, package: Path) -> None:
     (machine.root / "root/temperd.deb").unlink()
 
 
-def main(root: Path, package: Path, scratch: Path) -> None:
-    """Everything, in order."""
+def main(root: Path, package: Path, scratch: Path, *names: str) -> None:
+    """Everything, in order, or the trials with these names."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     machine = Machine(root, scratch / "console.log")
     try:
@@ -350,10 +370,11 @@ def main(root: Path, package: Path, scratch: Path) -> None:
             "systemd-run", "--quiet", "python3", "-m", "http.server", "--directory", "/srv/repository", str(PORT)
         )
         for trial in TRIED:
-            trial(board)
+            if not names or trial.__name__ in names:
+                trial(board)
     finally:
         machine.stop()
 
 
 if __name__ == "__main__":
-    main(*(Path(word) for word in sys.argv[1:4]))
+    main(*(Path(word) for word in sys.argv[1:4]), *sys.argv[4:])
