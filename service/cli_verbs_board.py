@@ -13,6 +13,8 @@ SPEC is a TOML file:
 example: temperd fine-tune job.toml""",
     "status": """What the daemon on this board is doing.
 example: temperd status --watch""",
+    "launch": """Which release of temperd starts next, and how the last trial ended.
+example: temperd launch --leave-safe-mode""",
     "report": """What this board is and how it fares, for somebody far away: JSON of at most 96 KiB, without secrets.
 With the log of the daemon it comes by `temperd fleet send BOARD collect-report`.
 A FILE that ends in .tar.gz is a bundle for support: the report, what the doctor finds, the log and the unit.
@@ -63,6 +65,8 @@ def board_verbs(verbs: Verbs) -> None:
     predict.add_argument("files", metavar="FILE", nargs="+", help="images, or .csv files of rows, by the model's task")
     predict.add_argument("--columns", metavar="NAME", nargs="+", default=[], help="columns of the .csv (the model's)")
     predict.add_argument("--missing", choices=("skip", "fill"), default="skip", help="bad rows: left out, or filled")
+    start = add_verb(verbs, "launch", "cli_launch:launch", _TEXTS["launch"])
+    start.add_argument("--leave-safe-mode", action="store_true", help="work again: what ended temperd is mended")
     _keys_verbs(verbs)
 
 
