@@ -12,10 +12,10 @@ from typing import NamedTuple
 from agent.errors import ArtifactError
 from agent.strict_json import loads
 from policies.strict import TableError, build
-from service.doctor import Finding, Grade, warn
+from service.doctor import Finding, Grade, bad, warn
 
 PROBES = ("runtime", "broker", "repository")
-PROBE_LIMIT_S = 12.0  # with what else is looked at, the whole stays below 15 s on a dead network
+PROBE_LIMIT_S = 11.0  # with what else is looked at, the whole stays below 15 s on a dead network
 SYSTEMD_LIMIT_S = 3.0
 MAX_ANSWER_BYTES = 64 << 10
 _PROPERTIES = (
@@ -27,22 +27,26 @@ _SECRET = frozenset({"SetCredential", "SetCredentialEncrypted"})  # their values
 
 
 class Probe(NamedTuple):
-    """One that runs."""
+    """One that runs, or why it does not."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
+    why: str = ""
 
 
 def begin(config: Path) -> list[Probe]:
     """Start all probes."""
-    started = []
-    for name in PROBES:
-        words = [sys.executable, "-P", "-m", "service.doctor_probe", name, str(config)]
+    return [_started(name, [sys.executable, "-P", "-m", "service.doctor_probe", name, str(config)]) for name in PROBES]
+
+
+def _started(name: str, words: list[str]) -> Probe:
+    try:
         process = subprocess.Popen(  # noqa: S603 - our own program
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
         )
-        started.append(Probe(name, process))
-    return started
+    except OSError as error:  # an environment below /root, say, and we became the daemon's user
+        return Probe(name, None, f"{words[0]} cannot be started by this user: {error.strerror}")
+    return Probe(name, process)
 
 
 def environment() -> dict[str, str]:
@@ -56,7 +60,10 @@ def collect(probes: list[Probe], mono: Callable[[], float], limit_s: float = PRO
     """What they found; one that is not done in time is ended and told."""
     until = mono() + limit_s
     found: list[Finding] = []
-    for name, process in probes:
+    for name, process, why in probes:
+        if process is None:
+            found.append(bad(name, why, "the daemon's user needs it", f"ls -ld {sys.prefix}, and the folders above"))
+            continue
         try:
             answer, _ = process.communicate(timeout=max(0.1, until - mono()))
         except subprocess.TimeoutExpired:

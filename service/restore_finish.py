@@ -16,7 +16,7 @@ MAX_ASIDE = 1000  # restores of one board
 KEYS = "keys"
 MOVED = (
     *("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "store"),
-    *("board.json", "policy-command.toml", "policy.toml"),
+    *("board.json", "policy-command.toml", "policy.toml", "parity"),
 )
 """What is set aside in any case; the keys are where the back-up brings others."""
 

@@ -258,8 +258,11 @@ def test_a_probe_that_hangs_is_ended_and_one_that_breaks_off_is_bad() -> None:
 
     hangs, breaks = started("import time; time.sleep(600)"), started("print('[{}]'); raise SystemExit(7)")
     breaks.wait(60)
-    told = collect([Probe("repository", breaks), Probe("broker", hangs)], time.monotonic, limit_s=0.2)
-    assert [(one.check, one.grade) for one in told] == [("repository", Grade.BAD), ("broker", Grade.WARN)]
+    probes = [Probe("repository", breaks), Probe("broker", hangs), Probe("runtime", None, "Permission denied")]
+    told = collect(probes, time.monotonic, limit_s=0.2)
+    assert [(one.check, one.grade) for one in told] == [
+        ("repository", Grade.BAD), ("broker", Grade.WARN), ("runtime", Grade.BAD),
+    ]  # fmt: skip
     assert hangs.returncode is not None
 
 
