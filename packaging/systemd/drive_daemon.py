@@ -14,11 +14,11 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from machine import UNIT, Machine, holds, say, until
-from world import CREDENTIAL, EMULATED, HARDWARE, KEY, PORT, SPEC, lay_down
+from world import CREDENTIAL, EMULATED, HARDWARE, KEY, LONG_SPEC, PORT, SPEC, lay_down
 
 from service.journal import JobRecord, Journal
 
@@ -30,7 +30,7 @@ STATE, DROPINS = "var/lib/temperd", "etc/systemd/system/temperd.service.d"
 LIMIT_BYTES = 64 << 10  # of new memory: what a worker asks for within a few steps
 FULL_MIB = 2
 CAP, FAN = "/sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq", "/sys/class/thermal/cooling_device0/cur_state"
-FOUND = ("1800000", "0")
+FOUND, HOT_CELSIUS = ("1800000", "0"), 72  # beyond the policy's first stage, where work goes on
 USEC = 1e6
 WITHOUT = {
     "CapEff": "0" * 16,
@@ -61,9 +61,11 @@ class Board:
     def emulate(self, *, yes: bool) -> None:
         """Have the daemon emulate a board, or read the one it runs on; it is stopped for that."""
         config = self.root / "etc/temperd/temperd.toml"
-        config.write_text(
-            config.read_text("utf-8").replace(*((HARDWARE, EMULATED) if yes else (EMULATED, HARDWARE))), "utf-8"
-        )
+        text = config.read_text("utf-8")
+        if (EMULATED in text) == yes:
+            return
+        self.machine.run("systemctl", "stop", UNIT)
+        config.write_text(text.replace(*((HARDWARE, EMULATED) if yes else (EMULATED, HARDWARE))), "utf-8")
         self.dropin("emulated", (HERE / "examples/emulated.conf").read_text("utf-8") if yes else "")
 
     def active(self) -> bool:
@@ -234,7 +236,7 @@ def watchdog(board: Board) -> None:
     """Fault 44: a daemon that hangs is ended and started again, and its job goes on."""
     job = board.fine_tune()
     before, mark = board.machine.pid(), board.machine.mark()
-    board.machine.run("kill", "-STOP", str(before))
+    board.machine.signal("STOP")
     until("hung: the watchdog ends it", lambda: board.machine.pid() != before)
     until("and it is ready again", board.active)
     told = board.machine.run("journalctl", "--no-pager", "-o", "cat", f"--after-cursor={mark}", "-u", UNIT)
@@ -283,8 +285,8 @@ def full_disk(board: Board) -> None:
 
 
 @contextlib.contextmanager
-def levers(board: Board) -> Iterator[None]:
-    """The kernel's files of a hot board with a clock and a fan, made of plain files; its temperature trembles."""
+def levers(board: Board) -> Iterator[Callable[[int], None]]:
+    """The kernel's files of a board with a clock and a fan, made of plain files; yields what heats it to so many °C."""
     board.machine.shell(
         "for place in devices/system/cpu/cpufreq devices/virtual class/thermal; do"
         " mount -t tmpfs tmpfs /sys/$place; done\n"
@@ -296,23 +298,24 @@ def levers(board: Board) -> Iterator[None]:
         "echo 600000 | tee $cap/scaling_min_freq $cap/cpuinfo_min_freq >/dev/null\n"
         "echo 0 1 2 3 >$cap/related_cpus\n"
         "echo 4 >$fan/max_state; echo 0 >$fan/cur_state; echo pwm-fan >$fan/type\n"
-        "echo cpu-thermal >$zone/type; echo 90000 >$zone/temp\n"
+        "echo cpu-thermal >$zone/type; echo 45000 >$zone/temp\n"
         "for node in cooling_device0 thermal_zone0; do"
         " ln -s ../../devices/virtual/thermal/$node /sys/class/thermal/$node; done\n"
     )
-    over = threading.Event()
+    over, wanted = threading.Event(), [45]
 
     def tremble() -> None:
+        """As a real sensor does: one that says the same for long is not believed."""
         temperature = Path(f"/proc/{board.machine.init}/root/sys/devices/virtual/thermal/thermal_zone0/temp")
-        for value in itertools.cycle((90_000, 90_500)):
-            temperature.write_text(f"{value}\n")
+        for more in itertools.cycle((0, 500)):
+            temperature.write_text(f"{wanted[0] * 1000 + more}\n")
             if over.wait(0.5):
                 return
 
     keeper = threading.Thread(target=tremble)
     keeper.start()
     try:
-        yield
+        yield lambda celsius: wanted.__setitem__(0, celsius)
     finally:
         over.set()
         keeper.join()
@@ -326,18 +329,21 @@ def helper(board: Board) -> None:
 
     board.emulate(yes=False)
     board.machine.run("systemctl", "stop", UNIT, HELPER)
-    with levers(board):
+    with levers(board) as heat:
         holds(
             "helper: it does not run before it is needed", true=board.machine.shown("ActiveState", HELPER) == "inactive"
         )
-        board.machine.run("systemctl", "start", UNIT)
-        until("helper: a hot board's daemon has clock and fan limited", lambda: values() != FOUND)
+        board.start()
+        job = board.send("fine-tune", LONG_SPEC)
+        until("a long job trains", lambda: board.trains(job))
+        heat(HOT_CELSIUS)
+        until("helper: it is hot, and the daemon has clock and fan limited", lambda: values() != FOUND)
         held = values()
         holds(f"helper: {held} by a process that the socket started", true=board.machine.pid(HELPER))
-        board.machine.run("kill", "-KILL", str(board.machine.pid(HELPER)))
+        board.machine.signal("KILL", HELPER)
         until("helper killed with -9: limits come back", lambda: values() == FOUND)
         until("and hold again", lambda: values() == held)
-        board.machine.run("kill", "-KILL", str(board.machine.pid()))
+        board.machine.signal("KILL")
         until("daemon killed with -9: limits come back", lambda: values() == FOUND)
         until("it is started again, and limits hold again", lambda: values() == held)
         board.machine.run("systemctl", "stop", UNIT)

@@ -106,6 +106,10 @@ class Machine:
         """Main process of a unit, as the machine in the container numbers it."""
         return int(self.shown("MainPID", unit))
 
+    def signal(self, name: str, unit: str = UNIT) -> None:
+        """Send the main process of a unit a signal."""
+        self.run("systemctl", "kill", "--kill-who=main", f"--signal={name}", unit)
+
     def journal(self, unit: str = UNIT, since: str = "") -> str:
         """What a unit said, after a cursor."""
         after = (f"--after-cursor={since}",) if since else ()

@@ -16,7 +16,7 @@ from tests.simulators.small_models import SIZE, colour_images, mobile_block_net
 
 DEVICE, PORT = "board-1", 8000
 CREDENTIAL = "etc/credstore/temperd-identity"
-KEY, SPEC = "/root/alice.key", "/root/job.toml"
+KEY, SPEC, LONG_SPEC = "/root/alice.key", "/root/job.toml", "/root/long.toml"
 HARDWARE, EMULATED = 'profile = "raspberry-pi-4"', 'emulated = "raspberry-pi-4"'
 CONFIG = f"""\
 [device]
@@ -73,6 +73,9 @@ def lay_down(root: Path, scratch: Path, policy: str) -> None:
         etc / "root.json": publisher.root_path.read_bytes(),
         etc / "consoles" / public.name: public.read_bytes(),
         root / SPEC.lstrip("/"): JOB.encode(),
+        root / LONG_SPEC.lstrip("/"): JOB.replace("epochs = 400", "epochs = 1000")
+        .replace("batch = 8", "batch = 1")
+        .encode(),
     }.items():
         path.write_bytes(data)
     for path in (etc, *etc.rglob("*")):
