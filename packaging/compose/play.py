@@ -197,9 +197,8 @@ class Fleet:
             assert service.child is not None
             try:
                 service.child.wait(GENEROUS_S)
-            except subprocess.TimeoutExpired:
-                service.child.kill()
-                raise
+            except subprocess.TimeoutExpired as error:
+                raise AssertionError(f"{service.name} does not end\n{self.log(service.name)}") from error
         return {service.name: service.child.returncode for service in running if service.child is not None}
 
     def kill(self) -> None:
@@ -211,8 +210,7 @@ class Fleet:
                 service.child.wait()
         for group, _file, _key in LIMITS:
             for name in self.services:
-                with contextlib.suppress(OSError):
-                    (CGROUPS / group / self._group(name)).rmdir()
+                _remove_group(CGROUPS / group / self._group(name))
 
     def wait(self, what: str, true: Callable[[], T], seconds: float = GENEROUS_S) -> T:
         """Poll until `true()` is truthy."""
@@ -321,9 +319,28 @@ def check(name: str, said: Mapping[str, Any]) -> None:
 
 def _become(service: Service) -> list[str]:
     uid, gid = service.user.split(":")
-    drop = ["--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
+    # To end with us was asked of the process before; what becomes another user forgets it.
+    drop = [
+        "--pdeathsig=KILL",
+        "--clear-groups",
+        "--no-new-privs",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--ambient-caps=-all",
+    ]
     variables = [f"{key}={value}" for key, value in service.environment.items()]
     return ["setpriv", f"--reuid={uid}", f"--regid={gid}", *drop, "env", "-i", *variables]
+
+
+def _remove_group(folder: Path) -> None:
+    """Remove a control group once the kernel has buried what was in it."""
+    for _ in range(60):
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(POLL_S)
 
 
 def _mount_point(path: Path, *, folder: bool) -> None:

@@ -21,7 +21,8 @@ engine() { "$here/packaging/container/engine.sh" "$store" "$@"; }
 settings=$(mktemp -d)
 trap 'rm -rf "$settings"' EXIT
 
-# As debian:SUITE-slim, of which the file system is a larger kind: packages beyond it go, and what is left out there.
+# As debian:SUITE-slim, of which the file system is a larger kind: packages beyond it go, and what is left out there. Where
+# it is emulated they stay: to install Python again would take a quarter of an hour.
 BEYOND=(systemd systemd-sysv udev dbus mosquitto mosquitto-clients python3 python3-venv libgomp1 iproute2 ca-certificates)
 tarball=$("$here/packaging/rootfs.sh" "$suite" "$arch")
 [ "$arch" = "$(dpkg --print-architecture)" ] || "$here/packaging/binfmt.sh" "$arch"
@@ -29,11 +30,13 @@ made=$(engine from --arch "$arch" scratch)
 engine add --quiet "$made" "$tarball" / >/dev/null
 engine config --arch "$arch" "$made"
 engine commit --quiet "$made" localhost/debian:latest >/dev/null
-engine run --isolation chroot "$made" -- apt-get purge -y -qq --autoremove --allow-remove-essential "${BEYOND[@]}" >/dev/null 2>&1
-# shellcheck disable=SC2016 # expanded in there
-engine run --isolation chroot "$made" -- sh -c '
-    find /usr/share/doc -type f ! -name copyright -delete
-    rm -rf /usr/share/man/* /usr/share/info/* /usr/share/locale/* /usr/share/lintian /var/cache/apt/* /var/lib/apt/lists/*'
+if [ "$arch" = "$(dpkg --print-architecture)" ]; then
+    engine run --isolation chroot "$made" -- apt-get purge -y -qq --autoremove --allow-remove-essential "${BEYOND[@]}" >/dev/null 2>&1
+    # shellcheck disable=SC2016 # expanded in there
+    engine run --isolation chroot "$made" -- sh -c '
+        find /usr/share/doc -type f ! -name copyright -delete
+        rm -rf /usr/share/man/* /usr/share/info/* /usr/share/locale/* /usr/share/lintian /var/cache/apt/* /var/lib/apt/lists/*'
+fi
 engine commit --quiet --rm "$made" localhost/base:latest >/dev/null
 
 # pip's settings of this machine as one file, and the local files and folders they name; the image gets none of it.

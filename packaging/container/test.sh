@@ -71,8 +71,10 @@ base_root=$(engine mount "$base")
 echo "     $(size "$root") MB unpacked: $(size "$base_root") MB Debian, $(size "$root/opt/temperd") MB temperd's environment, the rest Python"
 du -sm "$root"/opt/temperd/lib/python3*/site-packages/* | sort -rn | sed -n 1,8p | sed -E 's#\t.*/#\t#; s/^/     /'
 engine rm "$base" >/dev/null
-[ "$(size "$root")" -le "$MOST_MB" ] || failed "the image has more than $MOST_MB MB"
-passed "at most $MOST_MB MB"
+if [ -z "$emulated" ]; then # else the base is a larger one: see build.sh
+    [ "$(size "$root")" -le "$MOST_MB" ] || failed "the image has more than $MOST_MB MB"
+    passed "at most $MOST_MB MB"
+fi
 
 # --- what an engine does with it -------------------------------------------------------------------------------------
 
@@ -96,7 +98,7 @@ if [ -n "$emulated" ]; then
 fi
 cd "$root"
 exec chroot . sh -c "cd /var/lib/temperd && exec \"\$@\"" sh \
-    setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
+    setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all --pdeathsig KILL \
     env -i PATH="$path" RUNTIME_DIRECTORY=/run/temperd ORT_DISABLE_TELEMETRY=1 "$@" tini -s -- temperd run
 '
 state=$work/state
@@ -254,6 +256,8 @@ images=()
 for pair in temperd=localhost/temperd temperd-rehearsal=localhost/temperd-rehearsal eclipse-mosquitto:2.0.22=localhost/debian; do
     image=${pair#*=}
     name=$(engine from --pull-never "$image:latest")
+    # The broker's image brings the folder of its volume.
+    if [ "$image" = localhost/debian ]; then install -d -o 1883 -g 1883 "$(engine mount "$name")/mosquitto/data"; fi
     engine inspect --type image "$image:latest" >"$work/$(basename "$image").json" \
         || failed "an image cannot be read"
     images+=("${pair%%=*}=$(engine mount "$name")=$work/$(basename "$image").json")
