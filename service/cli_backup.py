@@ -83,7 +83,8 @@ def restore(options: argparse.Namespace) -> int:
         say_json({**told, "notes": list(done.notes)})
         return 0
     print(f"{done.manifest.device} is as it was at {made}; {done.canceled} jobs that had not ended are canceled")
-    print(f"what was there before: {state / done.aside}")
+    if done.aside:
+        print(f"what was there before: {state / done.aside}")
     for note in done.notes:
         print(f"NOTE: {note}")
     return 0

@@ -7,6 +7,7 @@ import os
 import pwd
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from agent.board.files import BoardRoots
@@ -20,6 +21,7 @@ from service.doctor_outside import begin, collect, systemd
 from service.live import live_folder, read_live
 from service.state_owner import become_owner
 
+AS_ROOT = "sudo temperd doctor"
 _CREDENTIAL_STORES = tuple(  # systemd.exec(5), LoadCredential=
     f"{top}/{store}" for top in ("/etc", "/run", "/usr/lib") for store in ("credstore", "credstore.encrypted")
 )
@@ -50,9 +52,12 @@ def doctor(options: argparse.Namespace) -> int:
     try:
         become_owner(Path(load_config(path).device.state_dir))
         config = load_config(path)  # once more: the daemon's user must be able to read it
+        _check_user(Path(config.device.state_dir))
     except ConfigError as error:
         why = "the daemon does not start (exit code 78), and nothing more can be looked at"
-        findings = [refused("config", error, why)]
+        found = refused("config", error, why)
+        seen = isinstance(error.__cause__, PermissionError) and os.geteuid() != 0
+        findings = [replace(found, why=f"{_name(os.geteuid())} may not read it", mend=AS_ROOT) if seen else found]
     else:
         findings = [ok("config", str(path)), *_findings(config, path, credential)]
     if options.json:
@@ -66,6 +71,17 @@ def _findings(config: Config, path: Path, credential: bool) -> list[Finding]:  #
     probes = begin(path)
     found = examine(_scene(config, path, credential), CHECKS)
     return [*found, *collect(probes, time.monotonic)]
+
+
+def _check_user(state: Path) -> None:
+    """Another user than the daemon's would see faults that are none.
+
+    Raises:
+        BoardError: we may not look into the state folder.
+    """
+    if state.is_dir() and not os.access(state, os.R_OK | os.X_OK, effective_ids=True):
+        what = f"the state is {_name(state.stat().st_uid)}'s, and {_name(os.geteuid())} may not look into it"
+        raise BoardError(what, where=str(state), fix=f"As root, or as its owner: {AS_ROOT}")
 
 
 def _kept_credential() -> bool:
@@ -94,14 +110,14 @@ def _scene(config: Config, path: Path, credential: bool) -> Scene:  # noqa: FBT0
         live=live,
         now=time.time(),
         mono_s=time.monotonic(),
-        user=_user(),
+        user=_name(os.geteuid()),
         credential=credential,
         unit=systemd(),
     )
 
 
-def _user() -> str:
+def _name(user: int) -> str:
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(user).pw_name
     except KeyError:
-        return str(os.geteuid())
+        return str(user)

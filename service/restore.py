@@ -85,6 +85,7 @@ def restore(
             canceled = settle_journal(state / FOLDER / "new" / JOURNAL, now, manifest.made_at)
             aside = _decide(state)
         finish(state)
+    aside = aside if (state / aside).exists() else ""
     return Restored(manifest, canceled, aside, _notes(state, manifest, with_keys=open_keys is not None))
 
 
@@ -105,7 +106,7 @@ def _unpacked(state: Path, source: BinaryIO, device: str, open_keys: OpenKeys | 
     def make(name: str) -> BinaryIO:
         path = lies_at(new, name)
         make_folder(path.parent)
-        return path.open("xb")
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
     with disk_errors(new):
         manifest = read_archive(source, make)

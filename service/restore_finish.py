@@ -70,4 +70,6 @@ def _move(state: Path, new: Path, aside: Path, names: list[str]) -> None:
             sync_folder(aside)
         if fresh.exists():
             fresh.rename(there)
+    if not any(aside.iterdir()):
+        aside.rmdir()
     sync_folder(state)

@@ -119,6 +119,8 @@ def test_a_board_that_was_restored_with_its_keys_goes_on_and_does_nothing_twice(
     finally:
         journal.close()
     assert not (state / "restoring").exists()
+    assert done.aside == ""
+    assert {path.stat().st_mode & 0o077 for path in state.rglob("*") if path.is_file() and path.name != "lock"} == {0}
 
 
 def test_keys_are_never_in_plain_and_open_with_their_passphrase_and_their_manifest_alone(board: Path) -> None:
@@ -228,8 +230,8 @@ def test_a_state_is_not_overwritten_and_a_daemon_not_disturbed(tmp_path: Path, p
         restore(state, io.BytesIO(plain), DEVICE, 0.0, replace=True)
     assert files(state) == before
     put_back(state, plain, replace=True)
-    aside = {name for name in files(state) if name.startswith("before-restore-2/")}
-    assert {f"before-restore-2/{name}" for name in before if "/" not in name} <= aside
+    aside = {name for name in files(state) if name.startswith("before-restore-1/")}
+    assert {f"before-restore-1/{name}" for name in before if "/" not in name} <= aside
 
 
 def test_killed_at_every_step_the_old_state_is_there_or_the_new_one(tmp_path: Path, plain: bytes) -> None:
