@@ -14,6 +14,7 @@ from typing import Protocol
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp  # public
 
+from agent import system_card
 from agent.agent_release import FOLDER, most_bytes
 from agent.card import grant_path, parse, target_path
 from agent.errors import ArtifactError, TrustError
@@ -25,7 +26,10 @@ from agent.sealed import MAX_SEGMENTS, SEGMENT_BYTES, sealed_length
 from agent.strict_json import loads
 
 MAX_SEALED_BYTES = MAX_SEGMENTS * SEGMENT_BYTES
-RELEASES: Mapping[str, Callable[[object, str, int], int]] = {FOLDER: most_bytes}
+RELEASES: Mapping[str, Callable[[object, str, int], int]] = {
+    FOLDER: most_bytes,
+    system_card.FOLDER: system_card.most_bytes,
+}
 """By the folder of targets that are no models: judges facts, path and length, and gives the most bytes of the file."""
 GRANT_PARTS = 3  # grants/<device>/<name>-<version>.json
 
@@ -60,7 +64,7 @@ class Report:
         findings: what is wrong.
         expires: of each role's document.
         models: `name version` of each model found right.
-        releases: paths of what else was found right: temperd itself.
+        releases: paths of what else was found right: temperd itself, system images.
         grants: how many were found right.
         orphans: files that no document names: left by a publication that was cut off, or older grants. Harmless.
     """

@@ -33,3 +33,14 @@ def release_verbs(verbs: Verbs) -> None:
     publish.add_argument("file", metavar="FILE", help="as `release build` made it")
     publish.add_argument("--repo", metavar="DIR", required=True, help="repository folder")
     publish.add_argument("--keys", metavar="DIR", required=True, help="folder of the repository's private keys")
+    text = "Sign a bundle that `rauc bundle` made into a model repository, for the command update-system."
+    system = add_verb(kinds, "publish-system", "cli_system:publish_system", text, config=False)
+    system.add_argument("file", metavar="FILE", help="the bundle")
+    system.add_argument("--name", required=True, help="of the image: small letters, digits, dots and dashes")
+    system.add_argument(
+        "--version", required=True, help="numbers with dots; the bundle's own, so that boards can compare"
+    )
+    system.add_argument("--compatible", required=True, help="RAUC's name of the boards, as in their system.conf")
+    system.add_argument("--security-floor", type=int, default=0, help="withdraw images with a lower floor")
+    system.add_argument("--repo", metavar="DIR", required=True, help="repository folder")
+    system.add_argument("--keys", metavar="DIR", required=True, help="folder of the repository's private keys")

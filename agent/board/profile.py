@@ -17,7 +17,7 @@ EMULATED_PREFIX = "Emulated "
 CPU_ZONES = ("cpu-thermal", "cpu_thermal", "tj-thermal", "x86_pkg_temp", "acpitz")
 AMBIENT_ZONES = ("ambient-thermal",)
 _POLICIES = Path(policies.__file__).parent  # importlib.resources would load zipfile into every daemon: 0.2 MB
-FANS = ("pwm-fan", "gpio-fan", "rpi-poe-fan")
+FANS = ("pwm-fan", "gpio-fan", "rpi-poe-fan", "Fan")  # the last: what the firmware of an x86 board calls by ACPI
 
 
 @dataclass(frozen=True, slots=True)
