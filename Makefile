@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix soak ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -66,6 +66,9 @@ soak: $(VENV)/.installed tools  ## a day of an emulated board in fast time with 
 
 kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk: the number of cells of each flow
 	$(BIN)/python -m pytest -s tests/e2e/test_kill_matrix.py $(ARGS)
+
+update-test: $(VENV)/.installed  ## releases of temperd on trial, good and bad, on a board as installed (15 minutes)
+	TEMPERD_UPDATES=1 $(BIN)/python -m pytest -s tests/e2e/test_agent_trial.py $(ARGS)
 
 fuzz: .venv-fuzz/.installed  ## 1.2 million damaged inputs for all that reads bytes from outside (two minutes)
 	.venv-fuzz/bin/python tests/fuzz/run.py $(ARGS)
