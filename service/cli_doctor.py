@@ -48,7 +48,7 @@ CHECKS: Mapping[str, Check] = {
 def doctor(options: argparse.Namespace) -> int:
     """All findings; 1 where one is bad."""
     path = config_path(options).absolute()
-    credential = _kept_credential()
+    credential, as_root = _kept_credential(), os.geteuid() == 0
     try:
         become_owner(Path(load_config(path).device.state_dir))
         config = load_config(path)  # once more: the daemon's user must be able to read it
@@ -56,8 +56,10 @@ def doctor(options: argparse.Namespace) -> int:
     except ConfigError as error:
         why = "the daemon does not start (exit code 78), and nothing more can be looked at"
         found = refused("config", error, why)
-        seen = isinstance(error.__cause__, PermissionError) and os.geteuid() != 0
-        findings = [replace(found, why=f"{_name(os.geteuid())} may not read it", mend=AS_ROOT) if seen else found]
+        if isinstance(error.__cause__, PermissionError):
+            mend = f"sudo chgrp {_name(os.geteuid())} {path}; sudo chmod 0640 {path}" if as_root else AS_ROOT
+            found = replace(found, why=f"{_name(os.geteuid())} may not read it", mend=mend)
+        findings = [found]
     else:
         findings = [ok("config", str(path)), *_findings(config, path, credential)]
     if options.json:
