@@ -88,7 +88,7 @@ check: $(VENV)/.installed  ## the gate: ruff, mypy strict, import law, dead link
 format:  ## let ruff format the sources
 	$(BIN)/ruff format .
 
-container-test:  ## build the image with buildah and run it (root, Debian; about 5 minutes)
+container-test:  ## build the images with buildah, run one, and the fleet of the compose file (root, Debian; about 10 minutes)
 	packaging/container/test.sh
 
 systemd-test: $(VENV)/.installed  ## boot a systemd with temperd's units and kill what can be killed (root, Debian, x86-64)

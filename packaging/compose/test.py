@@ -123,7 +123,8 @@ def worker_killed(fleet: Fleet) -> None:
     assert killed is not None
     daemon, starts = fleet.services[name].pid(), fleet.services[name].starts
     os.kill(killed, signal.SIGKILL)
-    fleet.wait("another worker goes on", lambda: training(fleet, name) not in {None, killed})
+    log = fleet.services[name].log
+    fleet.wait("another worker goes on", lambda: '"attempt": 2, "event": "worker started"' in log.read_text("utf-8"))
     assert fleet.services[name].pid() == daemon
     assert fleet.services[name].starts == starts
     fleet.wait("the job succeeds", lambda: (job(fleet, name) or {}).get("status") == "succeeded", JOB_S)
