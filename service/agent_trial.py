@@ -2,7 +2,7 @@
 
 The launcher (`service.launch`) decides what starts; here the release that runs says how it is. On trial it is committed
 after its window, or falls back at once; the one before the trial leaves for it, and measures what it is held against.
-Whatever is decided is on the disk before it is done.
+Whatever is decided is on the disk before it is done; `service.agent_update` tells it from there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from policies.trial_health import (
     settle_s,
     too_hot,
 )
-from policies.trial_standing import Moment, Outcome, Stage, Standing, Trial
+from policies.trial_standing import Moment, Stage, Standing, Trial
 from service.launched import LEAVE_SAFE_MODE, Launched
 from service.logs import logger
 from service.statuses import Clock
@@ -59,8 +59,6 @@ class TrialShop:
         nice: scheduling priority of a worker.
         moment: boot id and seconds since boot.
         connected: whether there is a broker.
-        step: told that the trial of a command has begun or goes on.
-        ended: told how it ended, where it stays.
         margins: how much hotter than before is no accident.
         start: starts a worker.
     """
@@ -71,8 +69,6 @@ class TrialShop:
     nice: int
     moment: Callable[[], Moment]
     connected: Callable[[], bool]
-    step: Callable[[str], None] = lambda _command_id: None
-    ended: Callable[[Outcome], None] = lambda _outcome: None
     margins: HeatMargins = dataclasses.field(default_factory=HeatMargins)
     start: StartWorker = WorkerProcess.start
 
@@ -147,7 +143,6 @@ class AgentTrial:
             self._change(lambda standing: ready(standing, self._shop.moment()))
         downtime = self.standing.trial.downtime_s if self.standing.trial else None
         log.info("on trial", version=trial.version, window_s=trial.window_s, downtime_s=downtime)
-        self._shop.step(trial.command_id)
 
     def staged(self) -> None:
         """A release waits in a slot: the daemon ends, and the launcher begins its trial."""
@@ -241,7 +236,6 @@ class AgentTrial:
         result = self._result()
         self._change(lambda standing: committed(standing, result))
         log.info("the release stays", **result)
-        self._tell()
 
     def _fail(self, code: str, why: str) -> None:
         result = self._result()
@@ -259,10 +253,6 @@ class AgentTrial:
             for load in loads
         }
         return {"window_s": trial.window_s, "heat": heat, "link": self._connected}
-
-    def _tell(self) -> None:
-        if self.standing.last is not None:
-            self._shop.ended(self.standing.last)
 
     # --- the gate ----------------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ def test_a_release_that_cannot_use_the_model_is_left(tmp_path: Path) -> None:
 
 
 def test_a_release_that_finds_no_broker_is_left(tmp_path: Path) -> None:
-    deaf = "\n\ndef _deaf(*_: object, **__: object) -> None:\n    pass\n\n\nLink.start = _deaf\n"
+    deaf = "\n\ndef _deaf(*_: object, **__: object) -> None:\n    pass\n\n\nConnection._dial = _deaf\n"
     link = (ROOT / "service" / "link.py").read_text() + deaf
     with installed(tmp_path) as board:
         board.wait(lambda: b" connected " in board.log())

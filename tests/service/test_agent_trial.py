@@ -60,8 +60,6 @@ class Bench:
     def __init__(self, state: Path) -> None:
         self.state, self.now, self.board, self.connected = state, 1000.0, Board(), True
         self.answer: Message | None = WELL
-        self.steps: list[str] = []
-        self.ends: list[Outcome] = []
         self.orders: list[Message] = []
 
     def moment(self) -> Moment:
@@ -76,8 +74,6 @@ class Bench:
             *(self.state, Launched(place, safe_mode), 1, 0),
             moment=self.moment,
             connected=lambda: self.connected,
-            step=self.steps.append,
-            ended=self.ends.append,
             start=cast("StartWorker", start),
         )
         clock = Clock(lambda: 0.0, lambda: self.now, lambda: True)
@@ -120,12 +116,11 @@ def test_a_release_that_is_well_stays_after_its_window_and_says_what_was_compare
     bench.on_trial()
     bench.now += 2.5
     bench.starts()
-    assert bench.steps == ["command-1"]
     bench.lives(WINDOW_S - 1)
     assert bench.standing().trial is not None
     bench.lives(2)
     end = bench.end()
-    assert (end.status, bench.ends, bench.trial.leaves) == ("succeeded", [end], False)
+    assert (end.status, bench.trial.leaves) == ("succeeded", False)
     assert end.result["downtime_s"] == 2.5
     assert end.result["link"] is True
     assert isinstance(end.result["heat"], dict)
@@ -169,7 +164,6 @@ def test_a_release_that_is_unwell_is_left_at_once_and_exactly_once(
     assert bench.trial.leaves
     end = bench.end()
     assert (end.status, end.code, end.command_id) == ("rolled_back", code, "command-1")
-    assert bench.ends == [], "what became of it the release before tells"
     standing = bench.standing()
     assert standing.is_refused("d2")
     bench.trial.close(told=False)
