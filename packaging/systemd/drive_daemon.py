@@ -176,6 +176,23 @@ def starts(board: Board) -> None:
     holds("READY comes from its main process", true=board.machine.shown("NotifyAccess") == "main" and board.active())
 
 
+def credentials(board: Board) -> None:
+    """The identity comes from systemd, in plain or encrypted, and lies nowhere in the state."""
+    plain, locked = f"/{CREDENTIAL}", "/etc/credstore.encrypted/temperd-identity"
+    holds("the identity is a credential alone", true=board.active() and not (board.root / STATE / "keys").exists())
+    board.machine.shell(
+        f"install -d -m 0700 {Path(locked).parent}; "
+        f"systemd-creds encrypt --with-key=host --name=temperd-identity {plain} {locked} 2>&1; mv {plain} {plain}.away"
+    )
+    board.dropin("identity", (HERE / "examples/identity.conf").read_text("utf-8"))
+    board.start()
+    given = "/run/credentials/temperd.service/temperd-identity"
+    same = board.machine.shell(f"cmp {given} {plain}.away && stat -c %a {Path(given).parent}")
+    holds(f"encrypted: systemd hands it over in memory, its folder has mode {same.strip()}", true=board.active())
+    board.dropin("identity")
+    board.machine.shell(f"mv {plain}.away {plain}")
+
+
 def sandbox(board: Board) -> None:
     """What the unit's processes may and may not do."""
     board.emulate(yes=False)
@@ -350,7 +367,20 @@ def helper(board: Board) -> None:
         until("daemon stopped: limits are as found", lambda: values() == FOUND)
 
 
-TRIED = (judged, missing_key, starts, sandbox, training, worker_dies, watchdog, stops, reload, full_disk, helper)
+TRIED = (
+    judged,
+    missing_key,
+    starts,
+    credentials,
+    sandbox,
+    training,
+    worker_dies,
+    watchdog,
+    stops,
+    reload,
+    full_disk,
+    helper,
+)
 
 
 def install(machine: Machine, package: Path) -> None:
