@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from agent import __version__
 from agent.agent_slots import fill_slot, read_standing, site_of, stage_folder, write_standing
-from policies.trial import MAX_STARTS, Launch, committed, leaving, ready, staged
+from policies.trial import MAX_STARTS, Launch, begin, committed, leaving, ready, staged
 from policies.trial_standing import INSTALLED, Moment, Standing, Trial
 from service import launch as launcher
 from service.kernel_clock import boot_id, since_boot_s
@@ -25,6 +26,7 @@ from service.launched import Launched
 from service.state_lock import state_lock
 from tests.simulators.fleet import ROOT
 from tests.simulators.installed import PACKAGES, list_files
+from tests.simulators.kill_matrix import kill_matrix
 
 SAYS = """
 import json, os, sys
@@ -174,6 +176,30 @@ def test_without_room_for_the_standing_what_is_active_starts_all_the_same(board:
     done = board.launch()
     assert done.returncode == EXIT_CONFIG
     assert "not counted" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["a trial begins", "a trial has failed", "a loop is broken"])
+def test_no_kill_of_a_start_leaves_anything_but_what_was_or_what_is_decided(
+    tmp_path: Path, board: Board, what: str
+) -> None:
+    board.on_trial(SAYS)
+    if what == "a loop is broken":
+        board.keeps(committed_with_starts(committed(ready(board.standing(), board.now()), {}), board.now()))
+    elif what == "a trial has failed":
+        for _ in range(2):
+            board.keeps(begin(board.standing(), board.now(), __version__)[0])
+    before, at = board.standing(), board.now()
+    after, decided = begin(before, at, __version__)
+
+    def check(state: Path) -> None:
+        standing, complaint = read_standing(state)
+        assert complaint == ""
+        assert standing in (before, after)
+        next_one = begin(standing, at, __version__)[1]
+        assert next_one.place == decided.place or (what == "a trial begins" and next_one.place == INSTALLED)
+
+    cells = kill_matrix(board.state, tmp_path, lambda state: launcher.start(state, at), check)
+    sys.stdout.write(f"launcher, {what}: {cells} cells\n")
 
 
 def test_a_pause_is_told_to_the_service_manager_so_that_it_waits(
