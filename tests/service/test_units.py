@@ -35,7 +35,6 @@ SERVICES = sorted(UNITS.glob("*.service"))
 EXPOSURE_TENTHS = 15  # of 100; the network, the clock's state and the workers' niceness are what remains
 PYTHON = "/opt/temperd/bin/python"
 PATIENCE_S = 60.0
-ROUNDS = 2  # of the control loop, in which a daemon that lives feeds its watchdog
 analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
 
@@ -63,12 +62,12 @@ def laid_out(folder: Path) -> list[str]:
 
 
 @analyze
-@pytest.mark.parametrize("example", [None, *EXAMPLES], ids=lambda path: path.stem if path else "alone")
-def test_verify_finds_nothing_with_any_of_the_drop_ins(tmp_path: Path, example: Path | None) -> None:
+@pytest.mark.parametrize("dropins", [[], EXAMPLES], ids=["alone", "with every drop-in"])
+def test_verify_finds_nothing(tmp_path: Path, dropins: list[Path]) -> None:
     units = laid_out(tmp_path)
-    if example:
-        place = tmp_path / "temperd.service.d" / example.name
-        place.parent.mkdir()
+    place = tmp_path / "temperd.service.d"
+    place.mkdir()
+    for example in dropins:
         shutil.copy(example, place)
     done = analyzed("verify", *units)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -130,7 +129,7 @@ def test_a_daemon_that_hangs_feeds_no_watchdog_and_comes_back_after_its_kill(
             made.publish()
             made.start()
             assert service.recv(64) == b"READY=1"
-            assert {service.recv(64) for _ in range(ROUNDS)} == {b"WATCHDOG=1"}
+            assert service.recv(64) == b"WATCHDOG=1"
             hang(made, service)
             made.daemon.send_signal(signal.SIGABRT)
             made.daemon.send_signal(signal.SIGCONT)
