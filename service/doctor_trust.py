@@ -63,7 +63,7 @@ def repository_root(scene: Scene) -> Iterator[Finding]:
     told = f"version {root.version}, expires {root.expires:%Y-%m-%d}"
     if left_s < SOON_S:  # newer roots are fetched along the chain, so an expired pin is no end
         what = f"{told}: {'expired' if left_s <= 0 else 'soon'}"
-        yield warn("root", what, "the publisher renews it; newer ones are fetched", "temperd repo rotate root, there")
+        yield warn("root", what, "the publisher renews it; newer ones are fetched", "temperd repo refresh, at the publisher")
         return
     yield ok("root", told)
 
