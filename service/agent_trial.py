@@ -93,7 +93,7 @@ class AgentTrial:
         self._missed = self._due
         trial = self._trial
         self._book = HeatBook(settle_s(trial.window_s)) if trial else HeatBook()
-        self._connected = self._critical = self._healthy = self._stopping = False
+        self._linked = self._connected = self._critical = self._healthy = self._stopping = False
         self.leaves = False
         self._began_s: float | None = None
         self._last_tick = shop.moment()
@@ -163,7 +163,8 @@ class AgentTrial:
         load = TRAINING if phase == TRAINS else "" if working else IDLE
         over_air = None if reading.ambient_is_baseline else reading.delta_t_celsius
         self._book.add(self._clock.mono(), load, reading.temperature_celsius, over_air)
-        self._connected = self._connected or self._shop.connected()
+        self._linked = self._shop.connected()
+        self._connected = self._connected or self._linked
         rules = (self._steering.decision.rule, *self._steering.decision.notes)
         self._critical = self._critical or CRITICAL in rules
         if self._shop.launched.place and self._began_s is not None and not self.leaves:
@@ -172,8 +173,8 @@ class AgentTrial:
                 self._judge(self._clock.mono() - self._began_s)
 
     def baseline(self) -> Baseline:
-        """What another release will be held against."""
-        return Baseline(self._book.heats(), self._shop.connected(), self._critical)
+        """What another release will be held against, as of the last tick."""
+        return Baseline(self._book.heats(), self._linked, self._critical)
 
     def close(self, *, told: bool) -> None:
         """The daemon has ended everything.
