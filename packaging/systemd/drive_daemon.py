@@ -190,7 +190,9 @@ def credentials(board: Board) -> None:
     same = board.machine.shell(f"cmp {given} {plain}.away && stat -c %a {Path(given).parent}")
     holds(f"encrypted: systemd hands it over in memory, its folder has mode {same.strip()}", true=board.active())
     board.dropin("identity")
-    board.machine.shell(f"mv {plain}.away {plain}")
+    board.machine.shell(
+        f"rm {locked}; mv {plain}.away {plain}"
+    )  # without the drop-in it would come as it is, encrypted
 
 
 def sandbox(board: Board) -> None:
