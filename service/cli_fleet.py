@@ -28,6 +28,7 @@ from service.commands import (
     ROLLBACK,
     SET_POLICY,
     UPDATE_AGENT,
+    UPDATE_SYSTEM,
     Request,
     RollbackArguments,
     new_id,
@@ -40,7 +41,7 @@ from service.fleet.plain import plain
 from service.logs import configure
 from service.qualify_plan import LEAST_MINUTES, MOST_MINUTES
 from service.status_lines import deadline_line, energy_line, table
-from service.update_arguments import AgentArguments
+from service.update_arguments import AgentArguments, SystemArguments
 
 SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, which come at once
 MAX_SPEC_BYTES = 64 << 10
@@ -162,6 +163,18 @@ def _update_arguments(argument: str) -> dict[str, object]:
     return table
 
 
+def _system_arguments(argument: str) -> dict[str, object]:
+    """An image's name, with `=` and a version where it is not to be the latest; or a TOML file with that and more."""
+    name, _, version = argument.partition("=")
+    named: dict[str, object] = {"name": name, **({"version": version} if version else {})}
+    table = _read_table(Path(argument)) if argument.endswith(".toml") else named
+    try:
+        build(SystemArguments, table)
+    except TableError as error:
+        raise SpecError(f"{error.key}: {error.what}", where=argument[:200]) from error
+    return table
+
+
 def _policy_arguments(argument: str) -> dict[str, object]:
     """A file's text, checked here so that a slip is seen at once; the name of a policy that ships; or `reset`."""
     if argument == "reset" and not Path(argument).exists():
@@ -180,6 +193,7 @@ _READERS: Mapping[str, Callable[[str], dict[str, object]]] = {
     ROLLBACK: _rollback_arguments,
     EVALUATE: _evaluate_arguments,
     UPDATE_AGENT: _update_arguments,
+    UPDATE_SYSTEM: _system_arguments,
 }
 
 

@@ -14,8 +14,8 @@ examples:
 TEMPERD_BROKER or a profile (~/.config/temperd/fleet.toml) saves the options that are always the same."""
 _SEND = """Sign a command and send it to one board or several.
 TYPE is fine-tune SPEC.toml, cancel|pause|resume JOB, qualify [MINUTES], scrub, collect-report,
-set-policy FILE|NAME|reset, rollback [SHA256|base], promote JOB, evaluate DATA|SPEC.toml, or
-update-agent [VERSION|SPEC.toml].
+set-policy FILE|NAME|reset, rollback [SHA256|base], promote JOB, evaluate DATA|SPEC.toml,
+update-agent [VERSION|SPEC.toml], or update-system NAME[=VERSION]|SPEC.toml.
 Each board gets a command of its own, with its own id.
 With --watch the exit code is the outcome: 0 all succeeded, 1 one failed, 3 one was refused and none failed."""
 _LIST = """Every board of a tenant: on the broker, and remembered of earlier looks.

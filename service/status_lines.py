@@ -42,11 +42,21 @@ def status_lines(view: Mapping[str, object]) -> list[str]:
     elif policy.get("source") not in (None, "board"):
         lines.append(f"policy {policy.get('name')}, by {policy.get('source')}")
     lines += _queue_lines(view.get("queue"))
+    if system := table(view.get("system")):
+        lines.append(_system_line(system))
     lines += _outbox_lines(table(view.get("telemetry")))
     if store := table(view.get("store")):
         counts = ", ".join(f"{store.get(name)} {name}" for name in ("damaged", "repaired", "unrepairable"))
         lines.append(f"last scrub: {store.get('files')} files, {counts}")
     return lines
+
+
+def _system_line(update: Mapping[str, object]) -> str:
+    """What another image for the board's system comes to."""
+    image = f"system {update.get('name')} {update.get('version')}:"
+    return " ".join(
+        str(word) for word in (image, update.get("status"), update.get("step"), update.get("reason")) if word
+    )
 
 
 def _release_lines(agent: Mapping[str, object]) -> list[str]:

@@ -79,6 +79,7 @@ class Views:
             "store": desk.scrubs.metrics(),
             "policy": policy,
             "agent": desk.updates.shown(),
+            "system": desk.system.shown(),
         }
 
 
