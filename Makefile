@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test systemd-test arm64-test kill-matrix update-test soak ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test kill-matrix update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -90,6 +90,14 @@ format:  ## let ruff format the sources
 
 container-test:  ## build the images with buildah, run one, and the fleet of the compose file (root, Debian; about 10 minutes)
 	packaging/container/test.sh
+
+# Which packages `make deb` makes, as SUITE-ARCHITECTURE.
+DEBS ?= bookworm-amd64 bookworm-arm64 trixie-amd64 trixie-arm64
+deb: $(VENV)/.installed  ## Debian packages in dist/: Bookworm and Trixie, amd64 and arm64 (root, x86-64 Debian; a minute each)
+	for deb in $(DEBS); do PYTHON=$(BIN)/python packaging/deb/build.sh $${deb%-*} $${deb#*-} dist || exit 1; done
+
+deb-test: $(VENV)/.installed  ## install, upgrade, break, remove and purge the packages in booted Debians (root; about 15 minutes)
+	PYTHON=$(BIN)/python packaging/deb/test.sh $(ARGS)
 
 systemd-test: $(VENV)/.installed  ## boot a systemd with temperd's units and kill what can be killed (root, Debian, x86-64)
 	packaging/systemd/test.sh
