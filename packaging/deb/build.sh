@@ -29,6 +29,7 @@ esac
 [ "$(id -u)" = 0 ] || stop "run it as root: bytecode is made by that Debian's own Python, in its root file system"
 [ "$(uname -m)" = x86_64 ] || stop "it builds on x86-64"
 python=$(command -v "${PYTHON:-python3}") || stop "there is no ${PYTHON:-python3}"
+case $python in /*) ;; *) python=$PWD/$python ;; esac
 "$python" -c 'import pip, tomllib' 2>/dev/null || stop "$python lacks pip, or is older than 3.11: set PYTHON"
 revision=${TEMPERD_DEB_REVISION:-1}
 [[ $revision =~ ^[0-9][0-9a-z.+]{0,15}$ ]] || stop "TEMPERD_DEB_REVISION=$revision is no revision: digits first"

@@ -24,6 +24,8 @@ if [ "${#missing[@]}" -gt 0 ]; then
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 python=$(command -v "${PYTHON:-python3}") || stop "there is no ${PYTHON:-python3}"
+case $python in /*) ;; *) python=$PWD/$python ;; esac
+export PYTHON=$python
 work=$(mktemp -d /tmp/temperd-deb-test.XXXXXX)
 trap 'rm -rf --one-file-system "$work"' EXIT
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$here" log -1 --format=%ct 2>/dev/null || date +%s)}
