@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test kill-matrix update-test soak ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test rauc-test kernel-test kill-matrix update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -102,6 +102,12 @@ deb-test: $(VENV)/.installed  ## install, upgrade, break, remove and purge the p
 systemd-test: $(VENV)/.installed  ## boot a systemd with temperd's units and kill what can be killed (root, Debian, x86-64)
 	packaging/systemd/test.sh
 	PYTHON=$(BIN)/python packaging/systemd/booted.sh $(ARGS)
+
+rauc-test: $(VENV)/.installed  ## update a system by the real RAUC, and leave one that heats (root, Debian; two minutes)
+	PYTHON=$(BIN)/python packaging/rauc/test.sh
+
+kernel-test: $(VENV)/.installed  ## real kernel nodes in an emulated x86 machine: sensors and levers (root, Debian; 10 minutes)
+	PYTHON=$(BIN)/python packaging/kernel/test.sh
 
 arm64-test:  ## the engine's tests on an emulated Cortex-A72, losses compared (root, Debian, x86-64; about 15 minutes)
 	$(MAKE) .venv-ort/.installed EXTRA=ort

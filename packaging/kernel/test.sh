@@ -52,7 +52,7 @@ depmod -b "$work/kernel" "$release"
 mkdir -p "$work"/first/{bin,modules,dev,proc,sys,root}
 cp "$work/busybox/bin/busybox" "$work/first/bin/"
 number=100
-for module in virtio_blk virtio_pci ext4 crc32c_generic; do
+for module in virtio_blk virtio_pci virtio_net ext4 crc32c_generic; do
     modprobe -d "$work/kernel" -S "$release" --show-depends "$module" | awk '$1 == "insmod" { print $2 }'
 done | awk '!seen[$0]++' | while read -r file; do
     cp "$file" "$work/first/modules/$number-$(basename "$file")"
@@ -94,6 +94,12 @@ Gateway=10.0.2.2
 LinkLocalAddressing=no
 END
 ln -sf /usr/lib/systemd/system/systemd-networkd.service "$work/root/etc/systemd/system/multi-user.target.wants/"
+# What this machine needs not, and an emulated processor would be busy with for a minute.
+for unit in mosquitto getty@tty1 serial-getty@ttyS0 e2scrub_reap systemd-binfmt kmod-static-nodes systemd-pcrphase \
+    systemd-pcrphase-sysinit proc-sys-fs-binfmt_misc; do
+    case $unit in proc-*) kind=automount ;; *) kind=service ;; esac
+    ln -sf /dev/null "$work/root/etc/systemd/system/$unit.$kind"
+done
 echo acpi-cpufreq >"$work/root/etc/modules-load.d/board.conf"
 echo machine >"$work/root/etc/hostname"
 printf '[Journal]\nForwardToConsole=yes\nTTYPath=/dev/ttyS0\n' >>"$work/root/etc/systemd/journald.conf"

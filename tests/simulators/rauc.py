@@ -106,9 +106,14 @@ class StandInRauc:
         denied: logind does not let anybody restart the board.
         marks: what slots were marked with.
         version: what bundles say of themselves, by their bytes.
+
+    Args:
+        address: of the bus.
+        slots: of the board.
+        names: what to be on the bus; logind alone beside the real RAUC.
     """
 
-    def __init__(self, address: str, slots: Slots) -> None:
+    def __init__(self, address: str, slots: Slots, names: tuple[str, ...] = (NAME, LOGIND)) -> None:
         self._address, self.slots = address, slots
         self.error, self.hangs, self.denied = "", False, False
         self.reboots, self.marks = 0, list[tuple[str, str]]()
@@ -118,7 +123,7 @@ class StandInRauc:
         self._up = threading.Event()
         self._bus = open_dbus_connection(address)
         proxy = Proxy(message_bus, self._bus)
-        for name in (NAME, LOGIND):
+        for name in names:
             proxy.RequestName(name)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
