@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test rauc-test kernel-test kill-matrix update-test soak ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -109,9 +109,12 @@ rauc-test: $(VENV)/.installed  ## update a system by the real RAUC, and leave on
 kernel-test: $(VENV)/.installed  ## real kernel nodes in an emulated x86 machine: sensors and levers (root, Debian; 10 minutes)
 	PYTHON=$(BIN)/python packaging/kernel/test.sh
 
-arm64-test:  ## the engine's tests on an emulated Cortex-A72, losses compared (root, Debian, x86-64; about 15 minutes)
+arm64-test:  ## a Cortex-A72 by emulation: losses compared, one job, tests of policies/ and agent/ (root, x86-64 Debian; half an hour)
 	$(MAKE) .venv-ort/.installed EXTRA=ort
 	PYTHON=.venv-ort/bin/python packaging/arm64/test.sh $(ARGS)
+
+machine-test: $(VENV)/.installed  ## a whole arm64 machine by emulation: the .deb installed, a job by command, memory and power lost (root, x86-64 Debian)
+	PYTHON=$(BIN)/python packaging/machine/test.sh $(ARGS)
 
 clean:  ## remove environments and what the demo made
 	rm -rf .node-asyncapi .venv-fuzz .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo temperd-soak build *.egg-info
