@@ -14,6 +14,7 @@ import pytest
 from agent.agent_slots import write_standing
 from policies.trial_health import SETTLE_S
 from policies.trial_standing import INSTALLED, Standing
+from service.commands import sign_command
 from tests.simulators.fleet import ROOT
 from tests.simulators.installed import Installed, installed
 
@@ -60,6 +61,23 @@ def test_a_good_release_stays_and_the_work_goes_on(tmp_path: Path) -> None:
         sys.stdout.write(f"downtime of a good update: {downtime:.2f} s\n")
         board.manager.stop()
         assert board.standing().starts == (), "a stop is no crash"
+
+
+@pytest.mark.parametrize("changes", [{}, CRASHES], ids=["stays", "is-left"])
+def test_a_job_that_trains_goes_on_from_its_checkpoint_whichever_release_runs(
+    tmp_path: Path, changes: dict[str, str]
+) -> None:
+    with installed(tmp_path) as board:
+        board.publish()
+        request = board.request("fine-tune", board.job(board.images(), epochs=300))
+        envelope = sign_command(request, board.console_key)
+        board.send_envelope("fine-tune", request.id, envelope, until=("running",))
+        board.wait(lambda: (found := board.record(request.id)) and found.standing.state == "TRAINING")
+        board.update(NEW, changes, window_s=WINDOW_S)
+        assert ended(board).active == (INSTALLED if changes else "a")
+        job = board.ended(request.id, 300.0)
+        assert job.standing.state == "SUCCEEDED", job.standing
+        assert job.standing.attempt == 1, "put aside at its checkpoint, not interrupted"
 
 
 @pytest.mark.parametrize("changes", [CRASHES, HANGS], ids=["crashes", "hangs"])
