@@ -122,13 +122,23 @@ def test_a_volume_of_another_user_is_said_with_what_to_do(tmp_path: Path, capsys
     monkeypatch.setattr(ENTRYPOINT.os, "access", lambda *_: False)
     with pytest.raises(SystemExit) as ended:
         ENTRYPOINT.check_owner(tmp_path)
-    assert ended.value.code == 78
+    assert ended.value.code == ENTRYPOINT.CONFIGURATION == 78
     assert "chown -R 10001:10001" in capsys.readouterr().err
 
 
 def test_a_volume_of_ours_is_taken(tmp_path: Path) -> None:
     ENTRYPOINT.check_owner(tmp_path)
     ENTRYPOINT.check_owner(tmp_path / "not-there")
+
+
+def test_a_full_volume_is_said_and_a_roomy_one_is_not(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    ENTRYPOINT.tell_room(tmp_path / "not-there")
+    monkeypatch.setattr(ENTRYPOINT, "LEAST_ROOM", 0)
+    ENTRYPOINT.tell_room(tmp_path)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(ENTRYPOINT, "LEAST_ROOM", 1 << 62)
+    ENTRYPOINT.tell_room(tmp_path)
+    assert f"bytes are left [{tmp_path}]" in capsys.readouterr().err
 
 
 # --- the fleet -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from play import Fleet, Image, read
 
 BOARDS = {"board-pi4": "raspberry-pi-4", "board-pi5": "raspberry-pi-5", "board-orin": "jetson-orin-nano"}
 MIB = 1 << 20
+REFUSED = 3  # the exit code of a console whose command was rejected
 BEGAN = time.monotonic()
 JOB_S = 900.0  # a fine-tune on a machine that has other work
 
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> None:
         listed(fleet)
         learns(fleet)
         worker_killed(fleet)
+        is_no_slot(fleet)
         comes_back(fleet)
         again(fleet)
         ended = fleet.down()
@@ -153,6 +155,14 @@ def worker(pid: int) -> int | None:
         if found := worker(int(child)):
             return found
     return None
+
+
+def is_no_slot(fleet: Fleet) -> None:
+    """The image is what is updated: a release for the slots of a board is refused."""
+    done = fleet.run("console", "fleet", "send", "board-orin", "update-agent", "--watch", "--json")
+    assert done.returncode == REFUSED, done.stdout + done.stderr
+    assert "not-updatable" in done.stdout, done.stdout
+    passed("update-agent is refused: not-updatable")
 
 
 def comes_back(fleet: Fleet) -> None:
