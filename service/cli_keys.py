@@ -24,20 +24,27 @@ from agent.keys_stored import IDENTITY_FILE, Found, find_identity, write_credent
 from agent.repository_bounds import MAX_ROOT_BYTES
 from service.cli import config_path, say_json
 from service.config import load_config
+from service.state_owner import as_owner, make_state
 
 MAX_DOCUMENT_BYTES = 4096  # a public document has 200 bytes
 ENCRYPT = "systemd-creds encrypt --name=temperd-identity {} /etc/credstore.encrypted/temperd-identity"
 
 
 def init(options: argparse.Namespace) -> int:
-    """Make the board's identity and write its public document to the working folder."""
+    """Make the board's identity and write its public document to the working folder.
+
+    For root the identity becomes the daemon's, and the document root's: the working folder may be closed to the daemon.
+    """
     name = options.name or load_config(config_path(options)).device.name
     if options.credential:
         stored = new_identity(name)
         write_credential(Path(options.credential), stored)
         identity = as_identity(stored)
     else:
-        identity = create_identity(keys_folder(options), name)
+        state = state_folder(options)
+        make_state(state)
+        with as_owner(state):
+            identity = create_identity(keys_folder(options), name)
     document = write_document(identity.public)
     if options.json:
         say_json({"device": name, "fingerprint": identity.public.fingerprint, "document": str(document)})

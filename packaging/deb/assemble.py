@@ -42,10 +42,6 @@ STORY = (
     "Models come sealed and signed and are trained on the board's own data; commands are signed and come over MQTT. "
     "The environment with its own onnxruntime lies in /opt/temperd; it is made for Python {}."
 )
-LAUNCHER = """\
-#!/bin/sh
-exec /opt/temperd/bin/python -I -m {module} "$@"
-"""
 PROGRAM = """\
 #!/opt/temperd/bin/python -I
 import sys
@@ -158,8 +154,7 @@ def environment(project: dict[str, Any], suite: str, wheels: Path, library: Path
 
 def system_files(stage: Path) -> None:
     """Put the launcher, the units and what else the system reads at their places."""
-    module = "service.launch" if (PROJECT / "service/launch.py").exists() else "service"
-    put(stage / "usr/bin/temperd", LAUNCHER.format(module=module), 0o755)
+    put(stage / "usr/bin/temperd", (HERE / "launcher").read_bytes(), 0o755)
     units = PROJECT / "packaging/systemd"
     put(stage / "usr/lib/sysusers.d/temperd.conf", (units / "temperd.sysusers").read_bytes())
     places = {

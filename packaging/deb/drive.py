@@ -81,9 +81,12 @@ def first_boot_of_the_image(board: Board) -> None:
     until("the image's daemon ends, as it has no identity", lambda: machine.shown("ActiveState") == "failed")
     holds("with exit code 78", true=machine.shown("ExecMainStatus") == EX_CONFIG)
     holds("and a line that says what to do", true="temperd keys init" in machine.journal())
-    machine.shell(f"cd {STATE} && temperd keys init")
+    machine.shell("cd /root && temperd keys init")
+    owner = machine.shell(f"stat -c %U {STATE}/keys/identity.json").strip()
+    holds("temperd keys init, by root in a private folder, makes the user's identity and leaves the document there",
+          true=owner == "temperd" and machine.shell("ls /root/*.device.json"))  # fmt: skip
     machine.run("systemctl", "restart", "temperd.service")
-    holds("temperd keys init, then it is ready", true=board.active())
+    holds("then it is ready", true=board.active())
     board.apt_does("purge temperd")
 
 
@@ -108,7 +111,7 @@ def fresh(board: Board) -> None:
         f"temperd:temperd 700 {STATE}",
         f"temperd:temperd 700 {STATE}/keys",
         f"temperd:temperd 600 {STATE}/keys/identity.json",
-        "root:temperd 1770 /etc/temperd",
+        "root:temperd 750 /etc/temperd",
         f"root:temperd 640 {CONFIG}",
     ]
     holds(f"state and identity are the user's, the configuration is root's {'' if owners == wanted else owners}",
@@ -118,9 +121,12 @@ def fresh(board: Board) -> None:
     holds(f"the board is named after its host: {name}", true=name == re.sub(r"[^a-z0-9-]", "-", host.lower()))
     enabled = machine.run("systemctl", "is-enabled", "temperd.service", "temperd-powerd.socket").split()
     holds("both units are enabled", true=enabled == ["enabled", "enabled"])
-    machine.shell("cd /tmp && rm -f alice.* && temperd keys console alice --out . && chmod 644 alice.pub.json && "
-                  "temperd keys trust alice.pub.json")  # fmt: skip
+    machine.shell("cd /root && umask 077 && temperd keys console alice --out . && temperd keys trust alice.pub.json")
     holds("root trusts a console with one command", true=board.there("/etc/temperd/consoles/alice.pub.json"))
+    shown = machine.run("runuser", "-u", "temperd", "--", "temperd", "keys", "show")
+    holds("the daemon's user reads whom the board trusts", true="alice" in shown)
+    written = machine.run("runuser", "-u", "temperd", "--", "sh", "-c", "touch /etc/temperd/mine 2>&1", check=False)
+    holds("and cannot change it", true="Permission denied" in written)
     holds("no file of the package differs from what was installed", true=not machine.run("dpkg", "-V", "temperd"))
 
 
