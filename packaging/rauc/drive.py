@@ -113,8 +113,8 @@ class Drive:
         assert self.restart() == "A"
         self.until(command, "running", "trial")
         inject = self.world.state / "run/board/inject.json"
-        inject.write_text('{"heat_watts": 14}')
-        self.world.wait(lambda: self.logind.reboots == BACK)
+        inject.write_text('{"heat_watts": 30}')
+        self.world.wait(lambda: self.logind.reboots == BACK, 2 * HEATING_S)
         assert self.rauc.slots.state("A") == "bad", "RAUC marked it"
         inject.unlink()
         assert self.restart() == "B"
