@@ -3,54 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import os
 import secrets
+import shutil
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from agent.durable import disk_error, disk_errors, sync_folder
-from agent.errors import SpecError
+from agent.errors import BoardError, SpecError
 from agent.keys_files import OPEN_TO_ALL, check_mode
-from service.backup import SealKeys, make_backup
+from service.backup import Made, SealKeys, make_backup
 from service.backup_format import SealedKeys
 from service.cli import config_path, say_json
 from service.config import load_config
 from service.state_owner import as_owner, make_state
 
+PIPE = "-"  # standard output, or input
 MAX_FILE_BYTES = 4096  # of a passphrase file
 
 
 def backup(options: argparse.Namespace) -> int:
     """Write a back-up; a file that could not be finished is removed."""
     config = load_config(config_path(options))
-    state, out = Path(config.device.state_dir), Path(options.out)
-    seal = _sealer(options)
-    partial = out.with_name(f".{out.name}.partial")
-    if out.exists():
-        raise SpecError("this file exists", where=str(out), fix="Name another one")
-    try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            with as_owner(state):
-                made = make_backup(state, stream, config.device.name, time.time(), seal)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(out)
-        sync_folder(out.absolute().parent)
-    except OSError as error:
-        raise disk_error(error, out) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    keys = "encrypted" if made.manifest.keys else "left out"
-    if options.json:
-        files = len(made.manifest.files)
-        say_json({"file": str(out), "bytes": made.bytes, "device": made.manifest.device, "files": files, "keys": keys})
-    else:
-        print(
-            f"{out}: {made.bytes / 1e6:.1f} MB, {len(made.manifest.files)} files of {made.manifest.device}, keys {keys}"
-        )
+    state, seal = Path(config.device.state_dir), _sealer(options)
+
+    def write(stream: BinaryIO) -> Made:
+        with as_owner(state):
+            return make_backup(state, stream, config.device.name, time.time(), seal)
+
+    made = _to_output(write) if options.out == PIPE else _to_file(Path(options.out), write)
+    keys, files = "encrypted" if made.manifest.keys else "left out", len(made.manifest.files)
+    device = made.manifest.device
+    if options.json and options.out != PIPE:
+        say_json({"file": options.out, "bytes": made.bytes, "device": device, "files": files, "keys": keys})
+        return 0
+    told = f"{options.out}: {made.bytes / 1e6:.1f} MB, {files} files of {device}, keys {keys}"
+    print(told, file=sys.stderr if options.out == PIPE else sys.stdout)
     return 0
 
 
@@ -72,8 +67,8 @@ def restore(options: argparse.Namespace) -> int:
         def opener(keys: SealedKeys, bound: bytes) -> bytes:
             return open_keys(keys, passphrase, bound)
 
-    with disk_errors(path):
-        source = path.open("rb")
+    with _reachable(path):
+        source = sys.stdin.buffer if options.file == PIPE else path.open("rb")
     make_state(state)
     with source, as_owner(state):
         done = put_back(state, source, config.device.name, time.time(), replace=options.replace, open_keys=opener)
@@ -88,6 +83,46 @@ def restore(options: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"NOTE: {note}")
     return 0
+
+
+def _to_output(write: Callable[[BinaryIO], Made]) -> Made:
+    """Whole first, for a pipe takes nothing back."""
+    with tempfile.TemporaryFile() as stream:
+        made = write(stream)
+        stream.seek(0)
+        shutil.copyfileobj(stream, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return made
+
+
+def _to_file(out: Path, write: Callable[[BinaryIO], Made]) -> Made:
+    with _reachable(out):
+        if out.exists():
+            raise SpecError("this file exists", where=str(out), fix="Name another one")
+        partial = out.with_name(f".{out.name}.partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                made = write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.rename(out)
+            sync_folder(out.absolute().parent)
+        finally:
+            partial.unlink(missing_ok=True)
+        return made
+
+
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[None]:
+    """The installed program becomes the daemon's user first: it cannot reach what is root's alone."""
+    try:
+        yield
+    except PermissionError as error:
+        fix = "Let the shell open the file: temperd backup --out - > FILE, temperd restore - < FILE"
+        raise BoardError("this user may not", where=str(path), fix=fix, reason="disk") from error
+    except OSError as error:
+        raise disk_error(error, path) from error
 
 
 def _sealer(options: argparse.Namespace) -> SealKeys | None:
@@ -113,9 +148,18 @@ def _passphrase(options: argparse.Namespace, *, new: bool) -> str:
             check_mode(path, OPEN_TO_ALL)
             lines = source.read(MAX_FILE_BYTES).decode("utf-8", "replace").splitlines()
         return lines[0] if lines else ""
-    if not os.isatty(0):
+    if not _has_terminal():
         raise SpecError("no terminal to ask for the passphrase", fix="Give --passphrase-file")
     text = getpass.getpass("passphrase: ")
     if new and getpass.getpass("once more: ") != text:
         raise SpecError("these are two passphrases")
     return text
+
+
+def _has_terminal() -> bool:
+    """Whether there is one to ask at, also where standard input is the back-up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

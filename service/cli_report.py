@@ -26,6 +26,7 @@ from service.support import SUFFIXES, secrets_of, write_bundle
 DOCTOR_LIMIT_S = 40.0  # it ends by itself within 15, on a busy board later
 LOG_LIMIT_S = 20.0
 LOG_LINES = 3000
+_NOT_ROOT = "\nThis user may not read the whole journal: sudo /opt/temperd/bin/temperd report --out FILE.tar.gz\n"
 _JOURNAL = (
     "journalctl",
     "-u",
@@ -114,4 +115,5 @@ def _log() -> str:
         done = subprocess.run(_JOURNAL, capture_output=True, check=False, timeout=LOG_LIMIT_S)  # noqa: S603 - fixed words
     except (OSError, subprocess.TimeoutExpired):
         return "no journal of systemd here: the log is where the daemon's standard error goes (docker logs)\n"
-    return done.stdout.decode("utf-8", "replace") or done.stderr.decode("utf-8", "replace")
+    said = done.stdout.decode("utf-8", "replace") or done.stderr.decode("utf-8", "replace")
+    return said + ("" if os.geteuid() == 0 else _NOT_ROOT)

@@ -20,7 +20,7 @@ With the log of the daemon it comes by `temperd fleet send BOARD collect-report`
 A FILE that ends in .tar.gz is a bundle for support: the report, what the doctor finds, the log and the unit.
 examples:
   temperd report --out report.json
-  sudo temperd report --out board-1.tar.gz""",
+  sudo /opt/temperd/bin/temperd report --out board-1.tar.gz""",
     "predict": """Ask the tuned model in the active slot: classes of images, anomalies in rows, a forecast of rows.
 examples:
   temperd predict photo.jpg

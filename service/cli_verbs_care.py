@@ -18,13 +18,13 @@ examples:
 That is the journal, the tuned models, what was learnt of the board, a policy set by command.
 Private keys come along with --with-keys only, encrypted with a passphrase.
 examples:
-  temperd backup --out board-1.backup
-  temperd backup --out board-1.backup --with-keys --passphrase-file passphrase""",
+  sudo temperd backup --out - > board-1.backup
+  sudo temperd backup --out - --with-keys > board-1.backup""",
     "restore": """Put a back-up into the state folder, while no daemon runs; what was there is set aside, not lost.
 Commands sent before are not run again, and jobs that had not ended are canceled.
 examples:
-  temperd restore board-1.backup
-  temperd restore board-1.backup --with-keys --passphrase-file passphrase""",
+  sudo temperd restore - --replace < board-1.backup
+  sudo temperd restore - --with-keys < board-1.backup""",
 }
 
 
@@ -35,10 +35,12 @@ def care_verbs(verbs: Verbs) -> None:
     level.add_argument("level", choices=("debug", "info", "warning", "error", "configured"))
     level.add_argument("--for", dest="duration", metavar="TIME", default="10m", help="30s, 10m, 2h; at most 24h (10m)")
     backup = add_verb(verbs, "backup", "cli_backup:backup", _TEXTS["backup"])
-    backup.add_argument("--out", metavar="FILE", required=True, help="file to make; there must be none")
+    backup.add_argument(
+        "--out", metavar="FILE", required=True, help="file to make; there must be none; -: standard output"
+    )
     backup.add_argument("--with-keys", action="store_true", help="the board's private keys too, encrypted")
     restore = add_verb(verbs, "restore", "cli_backup:restore", _TEXTS["restore"])
-    restore.add_argument("file", metavar="FILE", help="made by `temperd backup`")
+    restore.add_argument("file", metavar="FILE", help="made by `temperd backup`; -: standard input")
     restore.add_argument("--replace", action="store_true", help="also where a state is: it is set aside")
     restore.add_argument("--with-keys", action="store_true", help="the private keys in it too")
     for verb in (backup, restore):

@@ -81,7 +81,7 @@ class Scene:
     @property
     def daemon(self) -> str:
         """How the commands that are suggested become the daemon's user."""
-        return "sudo -u temperd " if self.unit.get("LoadState") == "loaded" else ""
+        return "sudo " if self.unit.get("LoadState") == "loaded" else ""
 
 
 Check: TypeAlias = Callable[[Scene], Iterable[Finding]]

@@ -57,13 +57,15 @@ def repository_root(scene: Scene) -> Iterator[Finding]:
         root = read_root(path)
     except (BoardError, ArtifactError) as error:
         mend = f"{scene.daemon}temperd keys trust-repository 1.root.json"
-        yield refused("root", error, why, mend)
+        yield bad("root", f"{error.what} ({error.where})", why, mend if error.code == "key-missing" else error.fix)
         return
     left_s = root.expires.timestamp() - scene.now
     told = f"version {root.version}, expires {root.expires:%Y-%m-%d}"
     if left_s < SOON_S:  # newer roots are fetched along the chain, so an expired pin is no end
         what = f"{told}: {'expired' if left_s <= 0 else 'soon'}"
-        yield warn("root", what, "the publisher renews it; newer ones are fetched", "temperd repo refresh, at the publisher")
+        yield warn(
+            "root", what, "the publisher renews it; newer ones are fetched", "temperd repo refresh, at the publisher"
+        )
         return
     yield ok("root", told)
 

@@ -72,7 +72,7 @@ def test_a_credential_counts_where_it_was_seen_or_the_daemon_runs_with_it(tmp_pa
     assert found(doctor_trust.identity, asked)["identity"].grade is Grade.BAD, "the unit asks for it, and it may lack"
     assert found(doctor_trust.identity, replace(asked, credential=True))["identity"].grade is Grade.OK
     assert found(doctor_trust.identity, replace(asked, live={}))["identity"].grade is Grade.OK
-    assert found(doctor_trust.identity, asked)["identity"].mend == "sudo -u temperd temperd keys init"
+    assert found(doctor_trust.identity, asked)["identity"].mend == "sudo temperd keys init"
 
 
 def test_consoles_are_named_with_their_roles_and_none_is_a_warning(tmp_path: Path) -> None:
