@@ -31,8 +31,9 @@ from service.scrub import Scrubs, ScrubShop
 from service.state_version import BoardState
 from service.statuses import UNSAVED_S, Clock, Statuses, Uplink
 from service.steering import Steering
+from service.system_shop import SystemShop
 from service.system_trial import Sight
-from service.system_update import SystemShop, SystemUpdates
+from service.system_update import SystemUpdates
 from service.waiting import WaitingLine
 
 UNSAVED_ANSWERS = 5  # told once more after each connect: 2 KB
@@ -250,8 +251,11 @@ class Desk:
         """Run jobs, scrubs, stress runs and what is done with models, one at a time, until the runner is stopped."""
         while not self.runner.stopping:
             try:
-                if self._safe_mode():  # what waits stays where it is
+                if self._safe_mode():  # what waits stays where it is; another system may be the cure
                     self._end_canceled()
+                    if self.system.due():
+                        await self.system.run()
+                        continue
                 elif await self._work_once():
                     continue
             except BoardError as error:

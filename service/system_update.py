@@ -9,28 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from agent.errors import BoardError, CommandError, EngineError, NetworkError
 from agent.messages import CLOCK_WRONG, METERED, Failed, Finished, Message, SystemOrder
 from agent.system_card import forget
-from policies.trial_health import Baseline
 from service.asked import DEFERRED, INSTALLING, PULLING, RESTARTING, RUNNING, TRIAL, WAITING
 from service.commands import UPDATE_SYSTEM, Command
 from service.endings import CANCELED
 from service.job import MAX_ATTEMPTS
 from service.journal import Journal
 from service.logs import logger
-from service.rauc import NOT_UPDATABLE, RAUC_BUSY, REBOOT_NEEDED, RaucState, System
+from service.rauc import NOT_UPDATABLE, RAUC_BUSY, REBOOT_NEEDED, RaucState
 from service.statuses import Clock, Statuses
 from service.system_asked import SystemAsked
+from service.system_shop import SystemShop
 from service.system_trial import Sight, SystemTrial
 from service.until import RETRY_S, Until
 from service.update_ledger import UpdateLedger
-from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
+from service.worker_process import STOP_GRACE_S, WorkerProcess
 
 LOOK_S = 1.0
 REBOOT_S = 180.0  # a board that was told to restart and is here still stands in its own way: services get 90 s to end
@@ -40,31 +37,6 @@ PATIENT = {NetworkError.reason: RETRY_S, CLOCK_WRONG: RETRY_S, RAUC_BUSY: RETRY_
 """What may be over by itself: reason, and after how many seconds it is looked at again."""
 
 log = logger("system")
-
-
-@dataclass(frozen=True, slots=True)
-class SystemShop:
-    """What an update is made of.
-
-    Attributes:
-        state: the daemon's state folder.
-        boot_id: of the kernel.
-        nice: scheduling priority of a worker.
-        make_order: the order for a worker, from name, version, compatible, installed version, allow_downgrade.
-        system: RAUC and logind.
-        baseline: what this system measured of itself, for the next one to be held against.
-        is_there: whether RAUC is, asked without waiting for long.
-        start: starts a worker.
-    """
-
-    state: Path
-    boot_id: str
-    nice: int
-    make_order: Callable[[str, str, str, str, bool], SystemOrder]
-    system: System
-    baseline: Callable[[], Baseline]
-    is_there: Callable[[], str]
-    start: StartWorker = WorkerProcess.start
 
 
 class SystemUpdates:
@@ -166,6 +138,12 @@ class SystemUpdates:
         return self._working
 
     @property
+    def under_way(self) -> bool:
+        """Whether it has the board, or the board is to restart for it, or its trial is not over."""
+        now = self._ledger.open
+        return self._working or (now is not None and now.stage in (INSTALLING, RESTARTING, TRIAL))
+
+    @property
     def urgent(self) -> bool:
         """Whether a job gives way: the board is to restart, or a trial is over but for the test of the model."""
         now = self._ledger.open
@@ -179,9 +157,10 @@ class SystemUpdates:
             return False
         if self._trial is not None and self._trial.untested:
             return True
-        if now.status == WAITING or self._again or self._is_to_restart(now):
+        if self._again or self._is_to_restart(now):
             return True
-        return now.status == DEFERRED and 0 < now.retry_s <= self._clock.now()
+        late = now.status == DEFERRED and 0 < now.retry_s <= self._clock.now()
+        return (late or now.status == WAITING) and not self._shop.busy()
 
     def _is_to_restart(self, now: SystemAsked) -> bool:
         """It was not this boot that it was to restart from: one restart for a slot, and no other."""

@@ -49,8 +49,8 @@ from service.scrub import ScrubShop
 from service.state_version import state_reader
 from service.statuses import Clock, Uplink
 from service.steering import Steering
+from service.system_shop import SystemShop
 from service.system_trial import Sight, self_test
-from service.system_update import SystemShop
 from service.telemetry import Telemetry
 from service.views import Views, training_metrics
 
@@ -214,7 +214,7 @@ class Wiring:
         return UpdateShop(
             *(self.state, Launched.of(), self.config.worker.nice, (repository.url, repository.root)),
             metered=repository.metered == "wait",
-            busy=lambda: self.desk.qualifications.running or self.desk.system.running,
+            busy=lambda: self.desk.qualifications.running or self.desk.system.under_way,
             told=self.announce,
         )
 
@@ -223,13 +223,19 @@ class Wiring:
             *(self.state, self.boot_id, self.config.worker.nice, self._system_order, Rauc()),
             baseline=self.trial.baseline,
             is_there=is_there,
+            busy=lambda: self.trial.on_trial or self.trial.leaves,
         )
 
     def _sight(self) -> Sight:
+        def working() -> bool:
+            desk = self.desk
+            rooms = (desk.scrubs, desk.qualifications, desk.models, desk.system, self.trial)
+            return desk.runner.current is not None or any(room.running for room in rooms)
+
         return Sight(
             reading=lambda: self.steering.reading,
             training=lambda: self.desk.runner.phase == TRAINING,
-            working=lambda: self.desk.runner.current is not None or self.desk.scrubs.running,
+            working=working,
             connected=lambda: self.link.connected,
             critical=lambda: CRITICAL in (self.steering.decision.rule, *self.steering.decision.notes),
             gate=lambda: self_test(SelfTestOrder(str(self.state), self._threads()), self.config.worker.nice),

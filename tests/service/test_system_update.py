@@ -17,8 +17,9 @@ from service.commands import UPDATE_SYSTEM, Command, new_id
 from service.job import MAX_ATTEMPTS
 from service.journal import Journal
 from service.statuses import Clock, Statuses
+from service.system_shop import SystemShop
 from service.system_trial import MAX_STARTS, Sight
-from service.system_update import RAUC_BACK_S, SystemShop, SystemUpdates
+from service.system_update import RAUC_BACK_S, SystemUpdates
 from service.until import RETRY_S
 from tests.simulators.system_updates import PlannedSystem
 
@@ -53,7 +54,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder, self.boots, self.mono_s, self.now_s = folder, 1, 0.0, float(NOW)
         self.system = PlannedSystem()
-        self.absent = ""
+        self.absent, self.busy = "", False
         self.last: Message | None = Finished("SUCCEEDED", "", {"path": "/b.raucb", "version": "2.0", "bytes": 7})
         self.orders: list[SystemOrder] = []
         self.seen: list[dict[str, Any]] = []
@@ -67,6 +68,7 @@ class Bench:
         clock = Clock(lambda: self.now_s, lambda: self.mono_s, lambda: True)
         shop = SystemShop(
             *(self.folder, f"boot-{self.boots}", 0, self.order, self.system, lambda: self.before, lambda: self.absent),
+            lambda: self.busy,
             self.start,  # type: ignore[arg-type]
         )
         sight = Sight(
@@ -383,6 +385,20 @@ def test_one_at_a_time(bench: Bench) -> None:
     with pytest.raises(CommandError) as refused:
         bench.ask()
     assert refused.value.code == "busy"
+
+
+def test_it_waits_for_the_trial_of_a_release_of_temperd(bench: Bench) -> None:
+    bench.busy = True
+    bench.ask()
+    assert not bench.room.due()
+    bench.busy = False
+    assert bench.room.due()
+    assert not bench.room.under_way
+    bench.work()
+    assert bench.room.under_way
+    bench.busy = True
+    bench.crash()
+    assert bench.room.due(), "what is installed waits for nothing but the restart"
 
 
 def test_rauc_gone_from_the_new_system_ends_it(bench: Bench) -> None:

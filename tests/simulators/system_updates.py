@@ -11,8 +11,8 @@ from agent.messages import SystemOrder
 from policies.reading import Reading
 from policies.trial_health import Baseline
 from service.rauc import Rauc, RaucState
+from service.system_shop import SystemShop
 from service.system_trial import Sight
-from service.system_update import SystemShop
 
 
 async def _answers() -> str:
