@@ -1,6 +1,6 @@
 """The board's private keys in a back-up: encrypted with a passphrase, and bound to all else that the file says.
 
-The key is scrypt's (RFC 7914) of the passphrase, N = 2^17, r = 8, p = 1: 128 MiB and about a second for each guess. The
+The key is scrypt's (RFC 7914) of the passphrase, N = 2^17, r = 8, p = 1: 128 MiB of memory for each guess. The
 identity is encrypted by AES-256-GCM with the manifest as associated data. The figures are the format's: a file cannot
 ask for others.
 """
