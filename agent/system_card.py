@@ -51,8 +51,14 @@ class SystemCard:
             raise TableError("compatible", "is empty or holds unprintable characters")
 
     def table(self) -> dict[str, object]:
-        """As the target's `custom`."""
-        return asdict(self)
+        """As the target's `custom`; a card built by hand is checked as strictly as one that was read.
+
+        Raises:
+            TableError: a value that is out of bounds.
+        """
+        table = asdict(self)
+        build(SystemCard, table)
+        return table
 
     @property
     def path(self) -> str:

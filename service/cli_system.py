@@ -18,11 +18,12 @@ def publish_system(options: argparse.Namespace) -> int:
 
     try:
         card = SystemCard(options.name, options.version, options.compatible, options.security_floor)
+        table = card.table()
     except TableError as error:
         raise SpecError(error.what, where=f"--{error.key.replace('_', '-')}") from error
     publish(Publisher.open(Path(options.repo), Path(options.keys), utc_now), Path(options.file), card)
     if options.json:
-        say_json({**card.table(), "path": card.path})
+        say_json({**table, "path": card.path})
     else:
         print(f"published {card.name} {card.version} for boards that RAUC calls {card.compatible!r}: {card.path}")
     return 0
