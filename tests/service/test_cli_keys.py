@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,22 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
     assert main(["keys", *arguments, "--json"]) != 0
     return str(json.loads(capsys.readouterr().out)["error"])
+
+
+def test_what_root_makes_is_the_owners_of_the_state(board: Path, said: Any) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    owner = 54321
+    board.chmod(0o700)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # as /var/lib is; the working folder stays closed to the owner
+        state = Path(folder, "state")
+        state.mkdir(mode=0o700)
+        os.chown(state, owner, owner)
+        document = board / said("init", "press-07", "--state", str(state))["document"]
+        made = [state / "keys", state / "keys" / "identity.json"]
+        assert [(path.stat().st_uid, path.stat().st_gid) for path in made] == [(owner, owner)] * len(made)
+    assert (document.stat().st_uid, os.geteuid()) == (0, 0)
 
 
 def test_everything_trusted_is_shown(board: Path, said: Any, capsys: pytest.CaptureFixture[str]) -> None:
