@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test soak ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -69,6 +69,9 @@ kill-matrix: $(VENV)/.installed  ## kill -9 at every step that writes to a disk:
 
 update-test: $(VENV)/.installed  ## releases of temperd on trial, good and bad, on a board as installed (15 minutes)
 	TEMPERD_UPDATES=1 $(BIN)/python -m pytest -s tests/e2e/test_agent_trial.py $(ARGS)
+
+package-update-test: $(VENV)/.installed  ## the Debian package updates itself, well and badly, in its own root file system (root; 4 minutes)
+	PYTHON=$(BIN)/python packaging/update/test.sh $(ARGS)
 
 fuzz: .venv-fuzz/.installed  ## 1.2 million damaged inputs for all that reads bytes from outside (two minutes)
 	.venv-fuzz/bin/python tests/fuzz/run.py $(ARGS)

@@ -19,12 +19,14 @@ from agent.messages import (
     Order,
     Planned,
     Progress,
+    ReleaseOrder,
     Scrubbed,
     ScrubOrder,
     SelfTestOrder,
     Stage,
     Steer,
     SwitchOrder,
+    SystemOrder,
     Waits,
     Warned,
     decode,
@@ -47,6 +49,7 @@ BY_HINT = {
     "float": floats,
     "bool": st.booleans(),
     "float | None": st.none() | floats,
+    "tuple[str, ...]": st.lists(st.text(max_size=20), max_size=5).map(tuple),
     "dict[str, object]": tables,
     "dict[str, object] | None": st.none() | tables,
 }
@@ -72,6 +75,8 @@ EXAMPLES: tuple[Message, ...] = (
     SwitchOrder("/state", None, "", promotes=False, threads=1),
     EvaluateOrder("/state", "http://repo", "/root.json", {"data": "/srv"}, 1),
     SelfTestOrder("/state", 1),
+    ReleaseOrder("/state", "http://repo", "/root.json", "latest", "b", "0.1.0", refused=("ab" * 32,)),
+    SystemOrder("/state", "http://repo", "/root.json", "pi", "latest", "pi-4"),
 )
 
 
