@@ -158,6 +158,8 @@ def test_wrong_types_and_unknown_or_missing_keys_are_engine_errors(message: Mess
 
 def decodes_to(hint: str, value: object) -> bool:
     """Whether a value of JSON may stand for the annotation."""
+    if hint == "tuple[str, ...]":
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
     fits = {
         "str": str,
         "str | None": (str, type(None)),
