@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ CONFIG = "/etc/temperd/temperd.toml"
 STATE = "/var/lib/temperd"
 GROUP = "/sys/fs/cgroup/system.slice/temperd.service"
 CONSOLE_KEY, ROOT_OF_TRUST, GREEN = "/srv/alice.pub.json", "/srv/root.json", "/srv/green.png"
-SHORT, LONG = 40, 500  # epochs; the long one lasts past its first checkpoint, which comes after 30 s
+SHORT, LONG = 40, 200  # epochs; the long one lasts past its first checkpoint, which comes after 30 s
 JOB_S = 1800.0  # a job by emulation on a busy machine; a minute on an idle one
 AS_TEMPERD = "runuser -u temperd -- "
 TOO_LITTLE = 50 << 20  # bytes beside what the daemon holds: a worker has 100 MiB before it has begun
@@ -71,7 +72,7 @@ class Story:
 
     def ready(self) -> str:
         """Wait until the daemon is ready; the time from its start to READY by the machine's own clock."""
-        self.machine.run("until systemctl is-active --quiet temperd; do sleep 0.2; done")
+        self.machine.run("until systemctl is-active --quiet temperd; do sleep 1; done")
         at = self.unit("InactiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic", "NRestarts")
         took = int(at["ActiveEnterTimestampMonotonic"]) - int(at["InactiveExitTimestampMonotonic"])
         if at["NRestarts"] != "0":
@@ -100,11 +101,11 @@ class Story:
         root = self.outside.publish(self.ask("keys show")["document"])
         self.put(ROOT_OF_TRUST, root.encode())
         self.put(CONSOLE_KEY, self.outside.console.encode())
-        self.machine.run(f"{AS_TEMPERD}temperd keys trust-repository {ROOT_OF_TRUST}")
-        self.machine.run(f"{AS_TEMPERD}temperd keys trust {CONSOLE_KEY}")
+        self.machine.run(f"temperd keys trust-repository {ROOT_OF_TRUST}")
+        self.machine.run(f"temperd keys trust {CONSOLE_KEY}")
         self.put(DATA, samples())
         self.put(GREEN, green_image())
-        self.machine.run("systemctl start --no-block temperd")
+        self.machine.run("sync; systemctl start --no-block temperd")
         self.tell("configured", from_start_to_ready=self.ready())
 
     def work(self) -> None:
@@ -137,7 +138,7 @@ class Story:
     def lose_power(self) -> None:
         """In the middle of a job; the board boots from the same disk and the job goes on from its checkpoint."""
         command = self.outside.send(BOARD, "fine-tune", job(LONG))
-        self.machine.run(f"until [ -e {STATE}/checkpoints/{command}.sealed ]; do sleep 0.2; done", JOB_S)
+        self.machine.run(f"until [ -e {STATE}/store/checkpoints/{command}.sealed ]; do sleep 1; done", JOB_S)
         self.machine.cut_power()
         boot = self.machine.boot()
         replayed = self.machine.run("dmesg | grep -o 'EXT4-fs (vda): recovery complete'").strip()
@@ -172,13 +173,14 @@ class Story:
 
 def main() -> int:
     """Play it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the machine and the broker end with us
     story = Story(Path(sys.argv[1]), Path(sys.argv[2]))
     try:
         story.install()
         story.configure()
         story.work()
-        story.run_out_of_memory()
         story.lose_power()
+        story.run_out_of_memory()
         story.switch_off()
         story.judge_what_was_said()
     except (MachineError, AssertionError) as error:

@@ -106,6 +106,8 @@ mkdir -p "$root/usr/lib/modules" "$root/usr/local/lib/temperd-test"
 mv "$root/usr/lib/modules.new" "$root/usr/lib/modules/$release"
 install -m 644 "$here/guest.py" "$root/usr/local/lib/temperd-test/"
 install -m 644 "$here/guest.service" "$root/etc/systemd/system/temperd-test.service"
+mkdir "$root/etc/systemd/system/temperd.service.d"
+install -m 644 "$here/slow.conf" "$project/packaging/systemd/examples/emulated.conf" "$root/etc/systemd/system/temperd.service.d/"
 install -m 644 "$here/guest.network" "$root/etc/systemd/network/10-test.network"
 mkdir -p "$root/etc/systemd/system/multi-user.target.wants" "$root/var/log/journal"
 for unit in /etc/systemd/system/temperd-test.service /lib/systemd/system/systemd-networkd.service; do
@@ -118,7 +120,7 @@ for unit in kmod-static-nodes.service systemd-binfmt.service proc-sys-fs-binfmt_
     ln -s /dev/null "$root/etc/systemd/system/$unit"
 done
 cp "$package" "$root/root/temperd.deb"
-mke2fs -q -t ext4 -d "$root" "$work/disk" 3G
+mke2fs -q -t ext4 -d "$root" "$work/disk" 3G >/dev/null
 rm -rf --one-file-system "$root"
 passed "disk: $(du -m "$work/disk" | cut -f1) MB of 3 GB"
 
