@@ -91,7 +91,7 @@ check: $(VENV)/.installed  ## the gate: ruff, mypy strict, import law, dead link
 format:  ## let ruff format the sources
 	$(BIN)/ruff format .
 
-container-test:  ## build the images with buildah, run one, and the fleet of the compose file (root, Debian; 5 to 15 minutes)
+container-test:  ## build the images with buildah, run one, and the fleet of the compose file (root, Debian; a quarter of an hour)
 	packaging/container/test.sh
 
 # Which packages `make deb` makes, as SUITE-ARCHITECTURE.
