@@ -69,13 +69,14 @@ def test_a_job_that_trains_goes_on_from_its_checkpoint_whichever_release_runs(
 ) -> None:
     with installed(tmp_path) as board:
         board.publish()
-        request = board.request("fine-tune", board.job(board.images(), epochs=300))
+        request = board.request("fine-tune", board.job(board.images(), epochs=1000))
         envelope = sign_command(request, board.console_key)
         board.send_envelope("fine-tune", request.id, envelope, until=("running",))
         board.wait(lambda: (found := board.record(request.id)) and found.standing.state == "TRAINING")
         board.update(NEW, changes, window_s=WINDOW_S)
         assert ended(board).active == (INSTALLED if changes else "a")
-        job = board.ended(request.id, 300.0)
+        assert b"job put aside" in board.log()
+        job = board.ended(request.id, 600.0)
         assert job.standing.state == "SUCCEEDED", job.standing
         assert job.standing.attempt == 1, "put aside at its checkpoint, not interrupted"
 
