@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from tests.simulators.rauc import (
 )
 
 CONTENT = bytes(range(256)) * 16
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(shutil.which("dbus-daemon") is None, reason="no dbus-daemon here (apt install dbus)"),
+]
 NO_RAUC = lacks_rauc()
 
 

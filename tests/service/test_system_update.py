@@ -23,6 +23,8 @@ from service.system_update import RAUC_BACK_S, SystemUpdates
 from service.until import RETRY_S
 from tests.simulators.system_updates import PlannedSystem
 
+pytestmark = pytest.mark.once
+
 NOW = 1_800_000_000
 WINDOW_S = 60.0
 
