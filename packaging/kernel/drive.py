@@ -163,7 +163,16 @@ class Drive:
         self.wait(self.values, "the board's first telemetry")
         self.passed(f"booted, temperd ready and on the broker after {time.monotonic() - began:.0f} s")
         self.readings()
+        self.bus()
         self.levers()
+
+    def bus(self) -> None:
+        """The unit's sandbox lets the daemon ask the system bus: it finds no RAUC, instead of no bus."""
+        request = self.world.request("update-system", {"name": "image"})
+        envelope = sign_command(request, self.world.console_key)
+        told = self.world.send_envelope("update-system", request.id, envelope, until=("rejected",), seconds=WAIT_S)
+        assert (told["reason_code"], "no RAUC" in told["reason"]) == ("not-updatable", True), told
+        self.passed(f"update-system is refused: {told['reason'][:50]}")
 
     def warm(self, celsius: float) -> None:
         """Let the die become so warm, no faster than a die can."""
