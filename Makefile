@@ -106,10 +106,10 @@ systemd-test: $(VENV)/.installed  ## boot a systemd with temperd's units and kil
 	packaging/systemd/test.sh
 	PYTHON=$(BIN)/python packaging/systemd/booted.sh $(ARGS)
 
-rauc-test: $(VENV)/.installed  ## update a system by the real RAUC, and leave one that heats (root, Debian; two minutes)
+rauc-test: $(VENV)/.installed  ## update a system by the real RAUC, and leave one that heats (root, Debian; a minute)
 	PYTHON=$(BIN)/python packaging/rauc/test.sh
 
-kernel-test: $(VENV)/.installed  ## real kernel nodes in an emulated x86 machine: sensors and levers (root, Debian; 10 minutes)
+kernel-test: $(VENV)/.installed  ## real kernel nodes in an emulated x86 machine: sensors and levers (root, Debian; 5 minutes)
 	PYTHON=$(BIN)/python packaging/kernel/test.sh
 
 arm64-test:  ## a Cortex-A72 by emulation: losses compared, one job, tests of policies/ and agent/ (root, x86-64 Debian; half an hour)

@@ -5,7 +5,7 @@
 
 Root on Debian with rauc, squashfs-tools, openssl, dbus and mosquitto. Real are RAUC's service with signed bundles on a
 bus of its own, the daemon on an emulated board, the repository and the broker. Stand-ins are the boot loader (a
-script), logind (it counts restarts) and the restart itself (another boot id for the daemon). Two minutes.
+script), logind (it counts restarts) and the restart itself (another boot id for the daemon). A minute.
 """
 
 from __future__ import annotations
