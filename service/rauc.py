@@ -196,15 +196,18 @@ class _Bus:
         return {key: value for key, (_signature, value) in found.items()}
 
     async def listen(self, name: str, path: str, interface: str, member: str) -> asyncio.Queue[Any]:
-        """A queue that gets each such signal from now on; raises like `call`."""
+        """A queue that gets each such signal of who has the name now; raises like `call`.
+
+        Whoever may use the bus can send us a signal of any name: the bus vouches for its sender alone.
+        """
         from jeepney import MatchRule, MessageType  # noqa: PLC0415
 
         rule = MatchRule(type="signal", sender=name, interface=interface, member=member, path=path)
         bus = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+        (owner,) = await self.call(*bus, "GetNameOwner", "s", (name,))
         await self.call(*bus, "AddMatch", "s", (rule.serialise(),))
         queue: asyncio.Queue[Any] = asyncio.Queue(1)
-        # By its unique name the sender would not match: signals carry that.
-        wanted = MatchRule(type=MessageType.signal.name, interface=interface, member=member, path=path)
+        wanted = MatchRule(type=MessageType.signal.name, sender=owner, interface=interface, member=member, path=path)
         self._router.filter(wanted, queue=queue).__enter__()  # for as long as the connection lives
         return queue
 

@@ -21,6 +21,7 @@ from tests.simulators.rauc import (
     StandInRauc,
     lacks_rauc,
     private_bus,
+    say_completed,
 )
 
 CONTENT = bytes(range(256)) * 16
@@ -140,6 +141,25 @@ def test_an_installation_that_is_at_work_is_not_joined(bus: str, tmp_path: Path)
         return told
 
     assert asyncio.run(both())[0] == 0.5
+    rauc.close()
+
+
+def test_the_word_of_another_than_rauc_ends_no_installation(bus: str, tmp_path: Path) -> None:
+    rauc = StandInRauc(bus, Slots(tmp_path / "slots"))
+    board = Board(rauc, tmp_path)
+    rauc.hangs, rauc.error = True, "the slot cannot be written"
+
+    async def deceived() -> None:
+        told: list[float] = []
+        work = asyncio.ensure_future(board.client.install(str(board.bundle("2.0")), told.append))
+        while not told:  # noqa: ASYNC110 - it waits for the end now
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(say_completed, bus)
+        rauc.release()
+        await work
+
+    with pytest.raises(BoardError, match="the slot cannot be written"):
+        asyncio.run(deceived())
     rauc.close()
 
 
