@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from policies.strict import TableError, build, limits
+from policies.strict import TableError, build, build_known, limits
 
 T = TypeVar("T")
 
@@ -216,8 +216,7 @@ def _consistent(standing: Standing) -> Standing:
 
 
 def _known(cls: type[T], table: object, path: str) -> T:
-    names = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return build(cls, {key: value for key, value in _table(table, path).items() if key in names}, path)
+    return build_known(cls, _table(table, path), path)
 
 
 def _plain(value: object) -> object:

@@ -7,7 +7,6 @@ release runs then. Each step is in the journal before its effect, and done twice
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 from agent import __version__
 from agent.agent_slots import read_standing, write_standing
 from agent.agent_stage import clear_leftovers
-from agent.errors import BoardError, CommandError, EngineError, NetworkError
-from agent.messages import CLOCK_WRONG, METERED, Failed, Finished, Go, Message, ReleaseOrder, Stage, Warned
-from policies.strict import build
+from agent.errors import BoardError, CommandError
+from agent.messages import Finished, Go, Message, ReleaseOrder, Stage, Warned
+from policies.strict import build_known
 from policies.trial import TrialError, emptied, staged
 from policies.trial_standing import Standing, Trial
-from service.asked import DEFERRED, INSTALLING, PULLING, RESTARTING, RUNNING, TRIAL, WAITING
+from service.asked import INSTALLING, RESTARTING, RUNNING, TRIAL, WAITING
 from service.command_types import UPDATE_AGENT, Command
 from service.endings import CANCELED
 from service.job import MAX_ATTEMPTS
@@ -30,18 +29,15 @@ from service.journal import Journal
 from service.launched import Launched
 from service.logs import logger
 from service.statuses import Clock, Statuses
-from service.until import RETRY_S, Until
 from service.update_arguments import AgentArguments
 from service.update_ledger import UpdateAsked, UpdateLedger
+from service.update_room import CANCELED_REASON, UpdateRoom
 from service.update_shown import release_told
-from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
+from service.worker_process import StartWorker, WorkerProcess
 
-LOOK_S = 1.0
-LATER_S = 3600.0  # a metered link is asked for again
 NOT_UPDATABLE = "not-updatable"
 TRIAL_LOST = "trial-lost"
-PATIENT = {NetworkError.reason: RETRY_S, CLOCK_WRONG: RETRY_S, "busy": RETRY_S, METERED: LATER_S}
-"""What may be over by itself: reason, and after how many seconds it is looked at again. `busy`: a job pulls a model."""
+REPOSITORY_BUSY = "busy"  # a job pulls a model
 
 log = logger("update")
 
@@ -58,10 +54,14 @@ class AgentAsked(UpdateAsked):
     found: str = ""
     before: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse arguments that this release cannot read: a later one may have taken the command."""
+        _ = self.wanted
+
     @property
     def wanted(self) -> AgentArguments:
         """The arguments, which were checked when the command came."""
-        return build(AgentArguments, self.args)
+        return build_known(AgentArguments, self.args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class UpdateShop:
     start: StartWorker = WorkerProcess.start
 
 
-class AgentUpdates:
+class AgentUpdates(UpdateRoom[AgentAsked]):
     """See the module.
 
     Args:
@@ -100,10 +100,9 @@ class AgentUpdates:
     """
 
     def __init__(self, journal: Journal, statuses: Statuses, clock: Clock, shop: UpdateShop) -> None:
-        self._ledger = UpdateLedger(journal, statuses, UPDATE_AGENT, AgentAsked)
-        self._clock, self._shop = clock, shop
-        self._worker: WorkerProcess | None = None
-        self._stopping = self._canceled = False
+        ledger = UpdateLedger(journal, statuses, UPDATE_AGENT, AgentAsked)
+        super().__init__(ledger, clock, shop.start, shop.nice, REPOSITORY_BUSY)
+        self._shop = shop
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -121,45 +120,11 @@ class AgentUpdates:
             raise CommandError(f"{now.id} is {now.status}", where=now.stage, reason="busy")
         if (trial := self._standing().trial) is not None:
             raise CommandError(f"{trial.version} is on trial", fix="Wait for its end", reason="trial-under-way")
-        self._canceled = False
         asked = AgentAsked(digest=command.digest, id=command.id, args=dict(command.args), before=__version__)
         self._ledger.begin(asked)
 
-    def cancel(self, command_id: str) -> bool:
-        """End an update that has not touched its slot; of one that is pulled the status follows within seconds.
-
-        Returns:
-            Whether it is canceled, now or before; false where it has ended otherwise, is not known, or is too far.
-
-        Raises:
-            BoardError: the disk refuses: not to be acknowledged.
-        """
-        now = self._ledger.open
-        if now is None or now.id != command_id:
-            return self._ledger.outcome(command_id).startswith(CANCELED) and self._ledger.repeat(command_id)
-        if now.stage not in ("", PULLING):
-            return False
-        self._canceled = True
-        if self._worker is not None:
-            self._worker.kill()
-        else:
-            self._end(CANCELED, CANCELED, "canceled by an operator")
-        return True
-
-    def repeat(self, command_id: str) -> bool:
-        """Publish the status of the command once more; false where it is not known here."""
-        return self._ledger.repeat(command_id)
-
-    def publish_pending(self) -> None:
-        """Publish what the broker has not confirmed."""
-        self._ledger.publish_pending()
-
-    def broker_lost(self) -> None:
-        """The broker lost what it kept: all is told once more."""
-        self._ledger.broker_lost()
-
     def recover(self) -> None:
-        """After a start: a trial's end is told, and what was cut short is due once more, so many times.
+        """After what cut it short: a trial's end is told, and an attempt is due once more, so many times.
 
         Raises:
             BoardError: the disk refuses.
@@ -172,7 +137,7 @@ class AgentUpdates:
             if now.attempt >= MAX_ATTEMPTS:
                 self._end("failed", "too-many-attempts", "the daemon or the board went down in each attempt")
             else:
-                self._ledger.advance(status=WAITING, stage="", code="restarted", reason="the daemon was restarted")
+                self._ledger.advance(status=WAITING, stage="", code="restarted", reason="the attempt was cut short")
 
     def _follow(self, now: AgentAsked) -> bool:
         """Tell what the standing knows of the trial; false where the release is not staged yet."""
@@ -201,34 +166,30 @@ class AgentUpdates:
 
     # --- the work ----------------------------------------------------------------------------------------------------
 
-    async def watch(self) -> None:
-        """Beside the work: begin what is due, and tell how a trial goes."""
-        while True:
-            try:
-                await self._look()
-            except BoardError as error:
-                log.error("the update waits", why=str(error))  # noqa: TRY400 - said whole
-            await asyncio.sleep(LOOK_S)
-
     async def _look(self) -> None:
+        """Begin what is due, and tell how a trial goes."""
         now = self._ledger.open
         if now is None or self._stopping or (now.stage != TRIAL and self._shop.busy()):
             return
         if now.stage in (RESTARTING, TRIAL):
             self._follow(now)
-        elif now.status == WAITING or (now.status == DEFERRED and 0 < now.retry_s <= self._clock.now()):
-            await self._fetch(now)
+        elif now.status == RUNNING:  # the disk took no end, or there was no process
+            self.recover()
+        elif self._is_due(now):
+            self._working = True
+            try:
+                await self._fetch(now)
+            finally:
+                self._working = False
 
     async def _fetch(self, now: AgentAsked) -> None:
         """A release into the free slot, or why there is none."""
-        fresh = {"status": RUNNING, "stage": PULLING, "code": "", "reason": "", "retry_s": 0.0, "waits_for": None}
-        now = self._ledger.advance(**fresh, attempt=now.attempt + (now.status == WAITING))
-        log.info("update begins", id=now.id, version=now.wanted.version, attempt=now.attempt)
+        now = self._begun(now)
         standing = self._standing()
         slot = standing.free_slot
-        last = await self._work(self._order(now, standing, slot), slot)
+        last = await self._work(self._order(now, standing, slot), "agent.release_worker")
         if self._canceled:
-            self._end(CANCELED, CANCELED, "canceled by an operator")
+            self._end(CANCELED, CANCELED, CANCELED_REASON)
         elif isinstance(last, Finished):
             self._stage(now, last.result, slot)
         elif not self._stopping:  # else it goes on at the next start
@@ -245,32 +206,18 @@ class AgentUpdates:
             metered=self._shop.metered,
         )
 
-    async def _work(self, order: ReleaseOrder, slot: str) -> Finished | Failed:
-        """What a worker says last; before it touches the slot nothing is to start from there any more."""
-        last: Message | None = None
-        worker = self._worker = await self._shop.start(
-            order, self._shop.nice, lambda line: log.info("release worker", line=line), "agent.release_worker"
-        )
-        try:
-            async for last in worker.messages():
-                if isinstance(last, Warned):
-                    log.warning("release worker warns", what=last.what)
-                elif isinstance(last, Stage):
-                    self._grant(last, slot)
-                    await worker.send(Go(last.stage))
-        except (EngineError, BoardError) as error:
-            last = Failed(error.code, str(error))
-            worker.kill()
-        finally:
-            self._worker = None
-            code = await worker.end(0.0 if last is None else STOP_GRACE_S)
-        return last if isinstance(last, Finished | Failed) else Failed("worker-crashed", f"the worker ended: {code}")
+    async def _hear(self, message: Message, worker: WorkerProcess) -> None:
+        if isinstance(message, Warned):
+            log.warning("release worker warns", what=message.what)
+        elif isinstance(message, Stage) and not self._canceled and not self._stopping:
+            self._grant(message)
+            await worker.send(Go(message.stage))
 
-    def _grant(self, stage: Stage, slot: str) -> None:
-        if stage.stage.lower() != INSTALLING:
-            return
-        self._change(lambda standing: emptied(standing, slot))
-        self._ledger.advance(stage=INSTALLING, found=stage.detail)
+    def _grant(self, stage: Stage) -> None:
+        """Before the slot is touched nothing is to start from it any more."""
+        if stage.stage.lower() == INSTALLING:
+            self._change(lambda standing: emptied(standing, standing.free_slot))
+            self._ledger.advance(stage=INSTALLING, found=stage.detail)
 
     def _stage(self, now: AgentAsked, result: dict[str, Any], slot: str) -> None:
         """The slot is whole: its trial is next."""
@@ -281,23 +228,6 @@ class AgentUpdates:
         trial = Trial(slot, version, str(result["digest"]), now.id, now.wanted.window_s)
         self._change(lambda standing: staged(standing, trial))
         self._ledger.advance(stage=RESTARTING, found=version)
-
-    def _put_off(self, code: str, why: str) -> None:
-        """Wait for what may be over by itself; else it has failed, and what ran runs on."""
-        if code not in PATIENT:
-            self._end("failed", code, why)
-            return
-        again = self._clock.now() + PATIENT[code]
-        until = Until("clock" if code == CLOCK_WRONG else "job" if code == "busy" else "network", ts=again)
-        self._ledger.advance(
-            status=DEFERRED, stage="", code=code, reason=why[:500], retry_s=again, waits_for=until.table()
-        )
-
-    async def stop(self) -> None:
-        """The daemon goes: what was fetched so far stays."""
-        self._stopping = True
-        if self._worker is not None:
-            self._worker.kill()
 
     # --- the disk ----------------------------------------------------------------------------------------------------
 
@@ -320,7 +250,7 @@ class AgentUpdates:
             raise BoardError(str(error), reason=error.code) from error
 
     def _end(self, status: str, code: str = "", reason: str = "", result: dict[str, object] | None = None) -> None:
-        self._ledger.close(status, code, reason, result)
+        super()._end(status, code, reason, result)
         self._shop.told()
         with contextlib.suppress(BoardError):  # rubbish hinders nobody: the next start clears it
             clear_leftovers(self._shop.state)

@@ -34,10 +34,10 @@ from service.steering import Steering
 from service.system_shop import SystemShop
 from service.system_trial import Sight
 from service.system_update import SystemUpdates
+from service.until import RETRY_DISK_S
 from service.waiting import WaitingLine
 
 UNSAVED_ANSWERS = 5  # told once more after each connect: 2 KB
-RETRY_DISK_S = 5.0  # a full disk is usually emptied by a person or a log rotation
 
 log = logger("jobs")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from policies.strict import build
+from policies.strict import build_known
 from service.update_arguments import SystemArguments
 from service.update_ledger import UpdateAsked
 
@@ -39,10 +39,14 @@ class SystemAsked(UpdateAsked):
     why: str = ""
     downtime_s: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse arguments that this release cannot read: a later one may have taken the command."""
+        _ = self.wanted
+
     @property
     def wanted(self) -> SystemArguments:
         """The arguments."""
-        return build(SystemArguments, self.args)
+        return build_known(SystemArguments, self.args)
 
     def told(self, slot: str, trial_s: float | None = None) -> dict[str, object]:
         """Of the status it ends with, as docs/mqtt.md has it.

@@ -11,8 +11,8 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from agent.errors import BoardError, CommandError, EngineError, NetworkError
-from agent.messages import CLOCK_WRONG, METERED, Failed, Finished, Message, SystemOrder
+from agent.errors import BoardError, CommandError
+from agent.messages import Finished
 from agent.system_card import forget
 from service.asked import DEFERRED, INSTALLING, PULLING, RESTARTING, RUNNING, TRIAL, WAITING
 from service.commands import UPDATE_SYSTEM, Command
@@ -25,21 +25,17 @@ from service.statuses import Clock, Statuses
 from service.system_asked import SystemAsked
 from service.system_shop import SystemShop
 from service.system_trial import Sight, SystemTrial
-from service.until import RETRY_S, Until
+from service.until import Until
 from service.update_ledger import UpdateLedger
-from service.worker_process import STOP_GRACE_S, WorkerProcess
+from service.update_room import CANCELED_REASON, UpdateRoom
 
-LOOK_S = 1.0
 REBOOT_S = 180.0  # a board that was told to restart and is here still stands in its own way: services get 90 s to end
 RAUC_BACK_S = 120.0  # after a start RAUC may come later than the daemon
-LATER_S = 3600.0  # a metered link is asked for again
-PATIENT = {NetworkError.reason: RETRY_S, CLOCK_WRONG: RETRY_S, RAUC_BUSY: RETRY_S, METERED: LATER_S}
-"""What may be over by itself: reason, and after how many seconds it is looked at again."""
 
 log = logger("system")
 
 
-class SystemUpdates:
+class SystemUpdates(UpdateRoom[SystemAsked]):
     """See the module.
 
     Args:
@@ -51,12 +47,11 @@ class SystemUpdates:
     """
 
     def __init__(self, journal: Journal, statuses: Statuses, clock: Clock, shop: SystemShop, sight: Sight) -> None:
-        self._ledger = UpdateLedger(journal, statuses, UPDATE_SYSTEM, SystemAsked)
-        self._clock, self._shop, self._sight = clock, shop, sight
+        ledger = UpdateLedger(journal, statuses, UPDATE_SYSTEM, SystemAsked)
+        super().__init__(ledger, clock, shop.start, shop.nice, RAUC_BUSY)
+        self._shop, self._sight = shop, sight
         self._trial: SystemTrial | None = None
-        self._worker: WorkerProcess | None = None
-        self._stopped = asyncio.Event()
-        self._canceled = self._working = self._again = False
+        self._again = False
         self._began_s = clock.mono()
 
     # --- commands ----------------------------------------------------------------------------------------------------
@@ -73,41 +68,7 @@ class SystemUpdates:
             raise CommandError(f"{now.id} is {now.status}", where=now.stage, reason="busy")
         if absent := self._shop.is_there():
             raise CommandError(absent, reason=NOT_UPDATABLE)
-        self._canceled = False
         self._ledger.begin(SystemAsked(digest=command.digest, id=command.id, args=dict(command.args)))
-
-    def cancel(self, command_id: str) -> bool:
-        """End an update that is not being installed yet; of one that is pulled the status follows within seconds.
-
-        Returns:
-            Whether it is canceled, now or before; false where it has ended otherwise, is not known, or is installed.
-
-        Raises:
-            BoardError: the disk refuses: not to be acknowledged.
-        """
-        now = self._ledger.open
-        if now is None or now.id != command_id:
-            return self._ledger.outcome(command_id).startswith(CANCELED)
-        if now.stage not in ("", PULLING):
-            return False
-        self._canceled = True
-        if self._worker is not None:
-            self._worker.kill()
-        elif not self._working:
-            self._end(CANCELED, CANCELED, "canceled by an operator")
-        return True
-
-    def repeat(self, command_id: str) -> bool:
-        """Publish the status of the command once more; false where it is not known here."""
-        return self._ledger.repeat(command_id)
-
-    def publish_pending(self) -> None:
-        """Publish what the broker has not confirmed."""
-        self._ledger.publish_pending()
-
-    def broker_lost(self) -> None:
-        """The broker lost what it kept: all is told once more."""
-        self._ledger.broker_lost()
 
     def recover(self) -> None:
         """After a start: what was cut short is due once more, so many times; a trial counts its starts.
@@ -127,15 +88,6 @@ class SystemUpdates:
             self._ledger.advance(starts=now.starts + 1)
 
     # --- when --------------------------------------------------------------------------------------------------------
-
-    @property
-    def _stopping(self) -> bool:
-        return self._stopped.is_set()
-
-    @property
-    def running(self) -> bool:
-        """Whether it has the board: it is pulled, installed, or the board is to go down."""
-        return self._working
 
     @property
     def under_way(self) -> bool:
@@ -159,8 +111,7 @@ class SystemUpdates:
             return True
         if self._again or self._is_to_restart(now):
             return True
-        late = now.status == DEFERRED and 0 < now.retry_s <= self._clock.now()
-        return (late or now.status == WAITING) and not self._shop.busy()
+        return self._is_due(now) and not self._shop.busy()
 
     def _is_to_restart(self, now: SystemAsked) -> bool:
         """It was not this boot that it was to restart from: one restart for a slot, and no other."""
@@ -200,9 +151,7 @@ class SystemUpdates:
             self._working = False
 
     async def _install(self, now: SystemAsked) -> None:
-        fresh = {"status": RUNNING, "stage": PULLING, "code": "", "reason": "", "retry_s": 0.0, "waits_for": None}
-        now = self._ledger.advance(**fresh, attempt=now.attempt + (now.status == WAITING))
-        log.info("update of the system begins", id=now.id, name=now.wanted.name, attempt=now.attempt)
+        now = self._begun(now)
         try:
             board = await self._shop.system.state()
         except BoardError as error:
@@ -231,11 +180,12 @@ class SystemUpdates:
     async def _pulled(self, now: SystemAsked, board: RaucState) -> dict[str, object] | None:
         """What the worker says of the bundle on the board; `None`: it is not there, and that was told."""
         wanted = now.wanted
-        last = await self._work(
-            self._shop.make_order(wanted.name, wanted.version, board.compatible, board.version, wanted.allow_downgrade)
+        order = self._shop.make_order(
+            wanted.name, wanted.version, board.compatible, board.version, wanted.allow_downgrade
         )
+        last = await self._work(order, "agent.system_worker")
         if self._canceled:
-            self._end(CANCELED, CANCELED, "canceled by an operator")
+            self._end(CANCELED, CANCELED, CANCELED_REASON)
         elif isinstance(last, Finished):
             return last.result
         elif self._stopping:
@@ -243,35 +193,6 @@ class SystemUpdates:
         else:
             self._put_off(last.code, last.message)
         return None
-
-    async def _work(self, order: SystemOrder) -> Finished | Failed:
-        """What a worker says last."""
-        last: Message | None = None
-        worker = self._worker = await self._shop.start(
-            order, self._shop.nice, lambda line: log.info("system worker", line=line), "agent.system_worker"
-        )
-        try:
-            async for message in worker.messages():
-                last = message
-        except EngineError as error:
-            last = Failed(error.code, str(error))
-        finally:
-            self._worker = None
-            code = await worker.end(0.0 if last is None else STOP_GRACE_S)
-        return last if isinstance(last, Finished | Failed) else Failed("worker-crashed", f"the worker ended: {code}")
-
-    def _put_off(self, code: str, why: str) -> None:
-        """Wait for what may be over by itself; else it has failed, and the board is as it was."""
-        if self._canceled:
-            self._end(CANCELED, CANCELED, "canceled by an operator")
-        elif code in PATIENT:
-            again = self._clock.now() + PATIENT[code]
-            until = Until("clock" if code == CLOCK_WRONG else "job" if code == RAUC_BUSY else "network", ts=again)
-            self._ledger.advance(
-                status=DEFERRED, stage="", code=code, reason=why, retry_s=again, waits_for=until.table()
-            )
-        else:
-            self._end("failed", code, why)
 
     async def _restart(self, now: SystemAsked) -> None:
         """Tell the board to restart, and wait for the end; where it does not come, somebody has to see to it."""
@@ -296,24 +217,10 @@ class SystemUpdates:
             reason = f"restart the board: {why}"
             self._ledger.advance(status=DEFERRED, code=REBOOT_NEEDED, reason=reason, waits_for=until)
 
-    async def stop(self) -> None:
-        """The daemon goes: what was pulled so far stays."""
-        self._stopped.set()
-        if self._worker is not None:
-            self._worker.kill()
-
     # --- after the restart -------------------------------------------------------------------------------------------
 
-    async def watch(self) -> None:
-        """Beside the work: judge this system where it is on trial."""
-        while True:
-            try:
-                await self._look()
-            except BoardError as error:
-                log.error("the update of the system waits", why=str(error))  # noqa: TRY400 - said whole
-            await asyncio.sleep(LOOK_S)
-
     async def _look(self) -> None:
+        """Judge this system where it is on trial."""
         now = self._ledger.open
         if now is None or self._working or now.stage not in (RESTARTING, TRIAL):
             return
@@ -341,7 +248,7 @@ class SystemUpdates:
 
     def _begin_trial(self, now: SystemAsked, slot: str) -> None:
         known = now.left_ts and now.downtime_s is None and self._clock.synchronised()
-        down_s = round(self._clock.now() - now.left_ts, 1) if known else now.downtime_s
+        down_s = round(max(0.0, self._clock.now() - now.left_ts), 1) if known else now.downtime_s
         changes = {"status": RUNNING, "stage": TRIAL, "slot_after": slot, "code": "", "reason": "", "waits_for": None}
         if now.stage != TRIAL or now.status != RUNNING:
             now = self._ledger.advance(**changes, downtime_s=down_s, starts=1)
@@ -366,12 +273,12 @@ class SystemUpdates:
             message = await self._shop.system.mark("good")
         except BoardError as error:
             if trial.watched_s < now.wanted.window_s + RAUC_BACK_S:
-                raise  # asked again in a second
+                raise  # asked again soon
             self._end("failed", error.code, f"the new system is healthy and cannot be marked good: {error}", result)
             return
         log.info("the new system stays", slot=now.slot_after, rauc=message)
         self._end("succeeded", "", "", result)
 
-    def _end(self, status: str, code: str, reason: str, result: dict[str, object] | None = None) -> None:
-        self._ledger.close(status, code, reason, result)
+    def _end(self, status: str, code: str = "", reason: str = "", result: dict[str, object] | None = None) -> None:
+        super()._end(status, code, reason, result)
         forget(self._shop.state)

@@ -12,6 +12,7 @@ from policies.policy_schedule import MINUTES_A_DAY, parse_hours
 from policies.schedule import QUIET, is_within
 
 RETRY_S = 60.0  # a network that was away is asked again once a minute
+RETRY_DISK_S = 5.0  # a full disk is usually emptied by a person or a log rotation
 COOLER_KELVIN = 3.0  # below a job's own limit it goes on: a value at the limit would else stop and start it each second
 HELD, QUEUED, WINDOW, JOB_HOT = "held", "queued", "window", "job.temperature"
 DAEMON_STOPPED = "daemon-stopped"

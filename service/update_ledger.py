@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from policies.strict import TableError, build
+from policies.strict import TableError, build_known
 from service.asked import DEFERRED, RUNNING, Asked
 from service.asked_told import Teller
 from service.journal import Journal
@@ -140,12 +140,11 @@ class UpdateLedger(Generic[A]):
 
     def _recall(self, cls: type[A]) -> list[A]:
         """What is kept, the latest last. Keys of a later version are left out: after a rollback it has been here."""
-        known = {item.name for item in dataclasses.fields(cls)}
         try:
             tables = json.loads(self._journal.recall(self._kind) or "[]")
             if not isinstance(tables, list):
                 raise TableError("", "must be a list")
-            return [build(cls, {key: table[key] for key in table if key in known}) for table in tables]
+            return [build_known(cls, table) for table in tables]
         except (ValueError, AttributeError, TypeError) as error:  # a TableError is a ValueError
             log.warning("updates are forgotten, the journal has them in another form", why=str(error))
             return []

@@ -16,13 +16,14 @@ from agent.errors import BoardError, CommandError
 from agent.messages import Failed, Finished, Go, Message, ReleaseOrder, Stage
 from policies import trial as trials
 from policies.trial_standing import Content, Moment, Refused, Standing
-from service.agent_update import LATER_S, AgentUpdates, UpdateShop
+from service.agent_update import AgentUpdates, UpdateShop
 from service.commands import UPDATE_AGENT, Command, new_id
 from service.job import MAX_ATTEMPTS
 from service.journal import Journal
 from service.launched import Launched
 from service.statuses import Clock, Statuses
 from service.until import RETRY_S
+from service.update_room import LATER_S
 
 NOW = 1_800_000_000.0
 DIGEST = "ab" * 32
@@ -46,6 +47,8 @@ class Worker:
     async def messages(self) -> AsyncIterator[Message]:
         for stage in self._stages:
             yield Stage(stage, "0.2.0")
+            if self.gone.is_set():
+                return
             assert self.granted[-1:] == [stage], "it goes on only when it is told to"
         if self.waits:
             await self.gone.wait()
@@ -78,6 +81,7 @@ class Bench:
         self.stages: tuple[str, ...] = ("PULLING", "INSTALLING")
         self.waits = False
         self.busy = False
+        self.while_started: Callable[[], object] = lambda: None
         self.told = 0
         self.begun = asyncio.Event()
         self.open()
@@ -106,6 +110,7 @@ class Bench:
     async def start(self, order: Message, _nice: int, _log: Callable[[str], None], module: str = "") -> Worker:
         assert module == "agent.release_worker"
         assert isinstance(order, ReleaseOrder)
+        self.while_started()
         worker = Worker(order, self.last, self.stages, self.begun)
         worker.waits = self.waits
         self.workers.append(worker)
@@ -311,6 +316,58 @@ def test_it_can_be_canceled_until_the_slot_is_taken(bench: Bench) -> None:
     assert not bench.room.cancel(command.id)
 
 
+def test_one_that_is_canceled_while_its_worker_starts_touches_no_slot(bench: Bench) -> None:
+    write_standing(bench.folder, Standing(active="b", contents={slot: Content("0.1.5", slot * 64) for slot in "ab"}))
+    bench.restart("b")
+    command = bench.ask()
+
+    def cancel() -> None:
+        assert bench.room.cancel(command.id)
+        assert bench.words()[-1] == ("running", "pulling", ""), "an end is told once, when there is no worker any more"
+
+    bench.while_started = cancel
+    bench.stages = ("INSTALLING",)
+    bench.look()
+    assert bench.workers[0].gone.is_set()
+    assert bench.words()[-1] == ("canceled", "", "canceled")
+    assert bench.workers[0].granted == []
+    assert set(bench.standing().contents) == {"a", "b"}
+
+
+@pytest.mark.parametrize("stage", ["restarting", "installing"])
+def test_what_the_disk_did_not_take_is_done_again_without_a_restart(bench: Bench, stage: str) -> None:
+    command = bench.ask()
+    before = bench.room._ledger.advance
+
+    def refuse(**changes: Any) -> Any:
+        if changes.get("stage") == stage or changes.get("status") == "failed":
+            raise BoardError("full", reason="no-space")
+        return before(**changes)
+
+    bench.room._ledger.advance = refuse  # type: ignore[method-assign]
+    with pytest.raises(BoardError):
+        bench.look()
+    bench.room._ledger.advance = before  # type: ignore[method-assign]
+    for _ in range(3):
+        bench.look()
+    assert bench.words()[-1] == ("running", "restarting", "")
+    trial = bench.standing().trial
+    assert trial is not None
+    assert trial.command_id == command.id
+
+
+def test_a_clock_that_is_set_back_puts_nothing_off_for_years(bench: Bench) -> None:
+    bench.stages, bench.last = ("PULLING",), Failed("network", "not now")
+    bench.now = NOW * 2
+    bench.ask()
+    bench.look()
+    bench.now = NOW
+    bench.look()
+    assert len(bench.workers) == 2
+    bench.look()
+    assert len(bench.workers) == 2
+
+
 def test_a_daemon_that_goes_down_begins_again_so_many_times(bench: Bench) -> None:
     bench.ask()
     for _ in range(MAX_ATTEMPTS):
@@ -362,6 +419,13 @@ def test_keys_of_a_later_version_in_the_journal_are_passed_over(bench: Bench) ->
     bench.journal.remember(UPDATE_AGENT, kept.replace('{"digest"', '{"later": 1, "digest"'))
     bench.restart()
     assert bench.room.repeat(command.id)
+    bench.journal.remember(UPDATE_AGENT, kept.replace('"args": {', '"args": {"later": 1'))
+    bench.restart()
+    bench.look()
+    assert len(bench.workers) == 1
+    bench.journal.remember(UPDATE_AGENT, kept.replace('"args": {', '"args": {"window_s": 0.001'))
+    bench.restart()
+    assert not bench.room.repeat(command.id), "what a later release took must not end this one at each start"
     bench.journal.remember(UPDATE_AGENT, "[[]]")
     bench.restart()
     assert not bench.room.repeat(command.id)
