@@ -24,6 +24,7 @@ from service.backup_format import SealedKeys
 from service.cli import config_path, say_json
 from service.config import load_config
 from service.state_owner import as_owner, make_state
+from service.terminal import has_terminal
 
 PIPE = "-"  # standard output, or input
 MAX_FILE_BYTES = 4096  # of a passphrase file
@@ -148,18 +149,9 @@ def _passphrase(options: argparse.Namespace, *, new: bool) -> str:
             check_mode(path, OPEN_TO_ALL)
             lines = source.read(MAX_FILE_BYTES).decode("utf-8", "replace").splitlines()
         return lines[0] if lines else ""
-    if not _has_terminal():
+    if not has_terminal():
         raise SpecError("no terminal to ask for the passphrase", fix="Give --passphrase-file")
     text = getpass.getpass("passphrase: ")
     if new and getpass.getpass("once more: ") != text:
         raise SpecError("these are two passphrases")
     return text
-
-
-def _has_terminal() -> bool:
-    """Whether there is one to ask at, also where standard input is the back-up."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True

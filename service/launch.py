@@ -4,13 +4,14 @@ This program always comes from the installed release. It is short, imports littl
 starts, in the same process: systemd sees one daemon, and a worker inherits where its code lies.
 
 As root it first becomes the owner of the state folder, for every verb, so that nobody's code runs but by its own
-rights. docs/updates.md tells what it decides, `policies.trial` decides it.
+rights, and cannot type at root's terminal. docs/updates.md tells what it decides, `policies.trial` decides it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import time
 import tomllib
@@ -28,10 +29,12 @@ from service.launched import DEFAULT_CONFIG, LAUNCHER, SAFE_MODE, SLOT, TRIAL
 from service.state_lock import LOCK_FILE
 from service.state_owner import become_owner
 from service.systemd import Notifier
+from service.terminal import forbid_typing, has_terminal
 
 DEFAULT_STATE = "/var/lib/temperd"
 _NO_START = {"-h", "--help", "--example"}  # with which `run` only says something
 MAX_CONFIG_BYTES = 256 << 10  # what `service.config` reads
+OPEN_TO_WRITERS = stat.S_IWGRP | stat.S_IWOTH
 PAUSE_STEP_S = 5.0  # shorter than any watchdog that makes sense
 EXTEND_USEC = 30_000_000  # of the time that systemd gives a start, asked for anew each step
 
@@ -45,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     state = state_folder(words, os.environ)
     if state is None:  # the installed release says what is wrong with the configuration
         return _become(None, words, Launch(INSTALLED))
-    become_owner(state)
+    if become_owner(state) and has_terminal() and not forbid_typing():
+        _say("the installed release is used: no other may be at root's terminal, where it could type")
+        return _become(state, words, Launch(INSTALLED))
     if words[:1] == ["run"] and not _NO_START & set(words):
         launch = start(state, Moment(boot_id(), since_boot_s()))
         _pause(launch)
@@ -140,13 +145,27 @@ def _fault(state: Path, standing: Standing, place: str) -> str:
     if place == INSTALLED:
         return ""
     try:
-        if agent_folder(state).stat().st_uid != os.geteuid():
-            return "it belongs to another user"
+        if foreign := _foreign(state, place):
+            return foreign
         release = verify_slot(state, place, standing.contents[place].digest)
     except (ArtifactError, BoardError, OSError) as error:
         return str(error)
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     return "" if release.python in (here, "any") else f"it is for Python {release.python}, here is {here}"
+
+
+def _foreign(state: Path, slot: str) -> str:
+    """Who else could have put something into a slot: root with a state in /tmp must not run what lies there."""
+    folders = (state.resolve(), agent_folder(state), agent_folder(state) / slot)
+    for folder in folders:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            return f"{folder} is no folder"
+        if found.st_uid != os.geteuid():
+            return f"{folder} belongs to another user"
+        if found.st_mode & OPEN_TO_WRITERS:
+            return f"others may write into {folder}: chmod go-w"
+    return ""
 
 
 # --- starting it -----------------------------------------------------------------------------------------------------

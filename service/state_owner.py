@@ -34,18 +34,23 @@ def make_state(state: Path) -> None:
     if owner is not None and not state.exists():
         with disk_errors(state):
             state.mkdir(mode=0o700)
-            os.chown(state, *owner)
+            os.chown(state, *owner, follow_symlinks=False)
 
 
-def become_owner(state: Path) -> None:
-    """As root: be the owner of the state folder from now on, with its groups. As anybody else: nothing."""
+def become_owner(state: Path) -> bool:
+    """As root: be the owner of the state folder from now on, with its groups. As anybody else: nothing.
+
+    Returns:
+        Whether this process was root's, and is no more.
+    """
     owner = owner_of(state)
     if owner is None:
-        return
+        return False
     user, group = owner
     os.setgroups(_groups(user, group))
     os.setgid(group)
     os.setuid(user)
+    return True
 
 
 @contextlib.contextmanager

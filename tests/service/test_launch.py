@@ -20,6 +20,7 @@ from agent.agent_slots import fill_slot, read_standing, site_of, stage_folder, w
 from policies.trial import MAX_STARTS, Launch, begin, committed, leaving, ready, staged
 from policies.trial_standing import INSTALLED, Moment, Standing, Trial
 from service import launch as launcher
+from service import terminal
 from service.kernel_clock import boot_id, since_boot_s
 from service.launch import environment, state_folder
 from service.launched import Launched
@@ -39,6 +40,18 @@ if not mark.exists():
     mark.touch()
     sys.exit(1)
 time.sleep(600)
+"""
+TYPES = """
+import errno, fcntl, json, os, subprocess, sys, termios
+def type_x():
+    try:
+        fcntl.ioctl(0, termios.TIOCSTI, b"x")
+    except OSError as error:
+        return errno.errorcode[error.errno]
+if sys.argv[-1] == "child":
+    sys.exit(print(type_x()))
+child = subprocess.run([sys.executable, __file__, "child"], stdout=subprocess.PIPE, text=True).stdout.strip()
+print(json.dumps({"uid": os.geteuid(), "terminal": os.isatty(0), "errors": [type_x(), child]}))
 """
 EXIT_CONFIG = 78
 
@@ -235,22 +248,49 @@ def foreign() -> Iterator[Board]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("verb", ["run", "status"])
-def test_root_becomes_the_owner_of_the_state_before_anything_of_a_slot_runs(foreign: Board, verb: str) -> None:
+def started_by_root(foreign: Board, verb: str, program: str, *before: str) -> subprocess.CompletedProcess[str]:
     version = subprocess.run(
         [SYSTEM_PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
-    foreign.runs(SAYS, python=version)
+    foreign.runs(program, python=version)
     for path in (foreign.state, *foreign.state.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
-    program = "import sys; sys.path.insert(0, sys.argv[1]); import service.launch; service.launch.main(sys.argv[2:])"
-    words = [str(foreign.folder), verb, "--config", str(foreign.config)]
-    done = subprocess.run(
-        [SYSTEM_PYTHON, "-I", "-c", program, *words], capture_output=True, text=True, timeout=120, check=False
+    start = "import sys; sys.path.insert(0, sys.argv[1]); import service.launch; service.launch.main(sys.argv[2:])"
+    words = [SYSTEM_PYTHON, "-I", "-c", start, str(foreign.folder), verb, "--config", str(foreign.config)]
+    return subprocess.run(
+        [*before, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+@pytest.mark.parametrize("verb", ["run", "status"])
+def test_root_becomes_the_owner_of_the_state_before_anything_of_a_slot_runs(foreign: Board, verb: str) -> None:
+    done = started_by_root(foreign, verb, SAYS)
     said = json.loads(done.stdout)
     assert (said["uid"], said["env"]["TEMPERD_SLOT"]) == (NOBODY, "a"), done.stderr
+
+
+def test_what_root_starts_cannot_type_at_roots_terminal(foreign: Board) -> None:
+    if os.uname().machine not in terminal._IOCTL:
+        pytest.skip("no filter for this machine: there the installed release runs")
+    spawn = "import pty, sys; pty.spawn(sys.argv[1:])"
+    done = started_by_root(foreign, "status", TYPES, SYSTEM_PYTHON, "-c", spawn)
+    said = json.loads(done.stdout)
+    assert said == {"uid": NOBODY, "terminal": True, "errors": ["EPERM", "EPERM"]}, done.stderr
+
+
+@pytest.mark.parametrize("what", ["shared", "led elsewhere"])
+def test_a_slot_that_others_may_have_filled_is_not_started(board: Board, what: str) -> None:
+    board.runs(SAYS)
+    agent = board.state / "agent"
+    if what == "shared":
+        board.state.chmod(0o1777)
+    else:
+        agent.rename(board.folder / "elsewhere")
+        agent.symlink_to(board.folder / "elsewhere")
+    done = board.launch()
+    assert done.returncode == EXIT_CONFIG
+    assert ("others may write into" if what == "shared" else "is no folder") in done.stderr
 
 
 def test_a_slot_of_another_user_is_not_started(board: Board) -> None:
