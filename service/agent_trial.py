@@ -18,8 +18,8 @@ from agent import __version__
 from agent.agent_slots import agent_folder, read_standing, standing_changed, write_standing
 from agent.durable import remove
 from agent.energy import TRAINING as TRAINS
-from agent.errors import BoardError, TemperdError
-from agent.messages import Failed, Finished, Message, SelfTestOrder
+from agent.errors import BoardError
+from agent.messages import SelfTestOrder
 from policies.trial import TrialError, committed, failed, healthy, leaving, opened, ready, stopped
 from policies.trial_health import (
     IDLE,
@@ -36,9 +36,10 @@ from policies.trial_health import (
 from policies.trial_standing import Moment, Stage, Standing, Trial
 from service.launched import LEAVE_SAFE_MODE, Launched
 from service.logs import logger
+from service.self_test import self_test
 from service.statuses import Clock
 from service.steering import Steering
-from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
+from service.worker_process import StartWorker, WorkerProcess
 
 HEALTHY_S = 120.0  # a release that ran for so long after it was ready does not end at each start
 AGAIN_S = 60.0  # after a start that should have been the trial's: the disk refused, and a loop helps nobody
@@ -59,6 +60,7 @@ class TrialShop:
         nice: scheduling priority of a worker.
         moment: boot id and seconds since boot.
         connected: whether there is a broker.
+        busy: something is at work that a restart would spoil: a release that is staged waits.
         margins: how much hotter than before is no accident.
         start: starts a worker.
     """
@@ -69,6 +71,7 @@ class TrialShop:
     nice: int
     moment: Callable[[], Moment]
     connected: Callable[[], bool]
+    busy: Callable[[], bool] = lambda: False
     margins: HeatMargins = dataclasses.field(default_factory=HeatMargins)
     start: StartWorker = WorkerProcess.start
 
@@ -98,7 +101,7 @@ class AgentTrial:
         self._began_s: float | None = None
         self._last_tick = shop.moment()
         self._gate, self._tested = "", False
-        self._worker: WorkerProcess | None = None
+        self._testing = False
 
     @property
     def safe_mode(self) -> str:
@@ -200,12 +203,12 @@ class AgentTrial:
         trial = self._trial
         if trial is not None:
             self._judge_trial(trial, for_s)
-        elif self._due is not None and (self._due != self._missed or for_s >= AGAIN_S):
+        elif self._due is not None and (self._due != self._missed or for_s >= AGAIN_S) and not self._shop.busy():
             self.staged()
         elif not self._healthy and for_s >= HEALTHY_S:
-            self._healthy = True
             if self.standing.starts or self.standing.fell:
                 self._change(healthy)
+            self._healthy = True
         elif self.safe_mode and (agent_folder(self._shop.state) / LEAVE_SAFE_MODE).exists():
             remove(agent_folder(self._shop.state) / LEAVE_SAFE_MODE)
             self._change(opened)
@@ -264,34 +267,22 @@ class AgentTrial:
     @property
     def running(self) -> bool:
         """Whether it is being tried."""
-        return self._worker is not None
+        return self._testing
 
     async def run(self) -> None:
         """See whether the active model opens and answers under this release; `tick` acts on it."""
-        order = SelfTestOrder(str(self._shop.state), self._shop.threads)
-        last: Message | None = None
+        self._testing = True
         try:
-            self._worker = await self._shop.start(order, self._shop.nice, lambda line: log.info("worker", line=line))
-            async for last in self._worker.messages():  # noqa: B007 - the last word counts
-                pass
-        except TemperdError as error:
-            last = Failed(error.code, str(error))
+            order = SelfTestOrder(str(self._shop.state), self._shop.threads)
+            wrong = await self_test(order, self._shop.nice, self._shop.start)
+            if not self._stopping:  # else the worker may have been told to stop too
+                self._gate, self._tested = wrong, True
         finally:
-            worker, self._worker = self._worker, None
-            code = 0 if worker is None else await worker.end(0.0 if last is None else STOP_GRACE_S)
-        if self._stopping:
-            return
-        self._tested = True
-        if isinstance(last, Finished):
-            log.info("the active model answers", **last.result)
-        else:
-            self._gate = last.message if isinstance(last, Failed) else f"the worker ended with code {code}"
+            self._testing = False
 
-    async def stop(self) -> None:
-        """The daemon goes."""
+    def stop(self) -> None:
+        """The daemon goes: no test begins, and one at work ends with its task."""
         self._stopping = True
-        if self._worker is not None:
-            await self._worker.end(0.0)
 
     # --- the disk ----------------------------------------------------------------------------------------------------
 

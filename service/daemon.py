@@ -18,6 +18,7 @@ from agent.durable import make_folder
 from agent.errors import BoardError
 from agent.messages import Failed
 from agent.spec import FineTuneSpec
+from policies.trial import TrialError
 from service.commands import new_id
 from service.config import Config
 from service.desk import Desk
@@ -198,7 +199,7 @@ class Daemon:
         finally:
             await link.stop()
             await asyncio.sleep(0)  # telemetry that was not confirmed goes into the outbox
-        with contextlib.suppress(BoardError):  # then the next start is counted, and the trial begins later
+        with contextlib.suppress(BoardError, TrialError):  # then the next start is counted, and the trial begins later
             self._parts.trial.close(told=self._told)
 
     async def _stop_when_told(self, desk: Desk) -> None:
@@ -207,7 +208,7 @@ class Daemon:
         if self._told:  # else the launcher follows in this very process: for systemd the service goes on
             self._notifier.stopping()
         log.info("stopping")
-        await self._parts.trial.stop()
+        self._parts.trial.stop()
         await desk.updates.stop()
         await desk.system.stop()
         await desk.scrubs.stop()
@@ -251,7 +252,7 @@ class Daemon:
             working = runner.current is not None or desk.scrubs.running or desk.qualifications.running
             working = working or desk.models.running
             steering.tick(self._mono(), working=working, phase=runner.phase, outlook=runner.outlook)
-            self._try(working=working or parts.trial.running)
+            self._try(desk)
             parts.learnt.tick(self._mono(), working=runner.current is not None)
             runner.tick()
             desk.scrubs.steer()
@@ -268,10 +269,10 @@ class Daemon:
             self._notifier.watchdog()
             await asyncio.sleep(TICK_S)
 
-    def _try(self, *, working: bool) -> None:
+    def _try(self, desk: Desk) -> None:
         """What the trial of a release says; it may end this daemon."""
         trial = self._parts.trial
-        trial.tick(working=working, phase=self._parts.desk.runner.phase)
+        trial.tick(working=desk.at_work, phase=desk.runner.phase)
         if trial.leaves:
             self._stopping.set()
 

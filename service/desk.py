@@ -219,6 +219,13 @@ class Desk:
             self._journal.forget_published(self._again_from)
             self._again_from = None
 
+    @property
+    def at_work(self) -> bool:
+        """Whether anything heats the board, be it a job, a room's work or the test of a release on trial."""
+        rooms = (self.scrubs, self.qualifications, self.models, self.updates, self.system)
+        testing = self._trial is not None and self._trial.running
+        return testing or self.runner.current is not None or any(room.running for room in rooms)
+
     # --- jobs --------------------------------------------------------------------------------------------------------
 
     def recover(self) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from agent.errors import TemperdError
-from agent.messages import Failed, Finished, Message, SelfTestOrder
 from policies.reading import Reading
 from policies.trial_health import (
     IDLE,
@@ -23,14 +21,10 @@ from policies.trial_health import (
     settle_s,
     too_hot,
 )
-from service.logs import logger
 from service.statuses import Clock
-from service.worker_process import STOP_GRACE_S, StartWorker, WorkerProcess
 
 GATE, LINK, HEAT, CRASHED = "trial-gate", "trial-link", "trial-heat", "crashed"
 MAX_STARTS = 3  # of the daemon in one trial: one may be a person's, three are a pattern
-
-log = logger("system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +108,3 @@ class SystemTrial:
         self._book.add(self._clock.mono(), load, reading.temperature_celsius, over_air)
         self._connected = self._connected or sight.connected()
         self._critical = self._critical or sight.critical()
-
-
-async def self_test(order: SelfTestOrder, nice: int, start: StartWorker = WorkerProcess.start) -> str:
-    """Whether the active model opens and answers; what is wrong, empty: nothing."""
-    last: Message | None = None
-    code = 0
-    try:
-        worker = await start(order, nice, lambda line: log.info("worker", line=line), "agent.worker")
-        try:
-            async for message in worker.messages():
-                last = message
-        finally:
-            code = await worker.end(0.0 if last is None else STOP_GRACE_S)
-    except TemperdError as error:
-        return str(error)
-    if isinstance(last, Finished):
-        return ""
-    return last.message if isinstance(last, Failed) else f"the self-test's worker ended with code {code}"

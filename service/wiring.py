@@ -46,11 +46,12 @@ from service.report import Views as ReportViews
 from service.report_log import RECENT
 from service.runner import Workshop
 from service.scrub import ScrubShop
+from service.self_test import self_test
 from service.state_version import state_reader
 from service.statuses import Clock, Uplink
 from service.steering import Steering
 from service.system_shop import SystemShop
-from service.system_trial import Sight, self_test
+from service.system_trial import Sight
 from service.telemetry import Telemetry
 from service.views import Views, training_metrics
 
@@ -206,15 +207,20 @@ class Wiring:
             *(self.state, Launched.of(), self._threads(), self.config.worker.nice),
             moment=lambda: Moment(self.boot_id, since_boot_s()),
             connected=lambda: self.link.connected,
+            busy=self._restart_spoils,
         )
         return AgentTrial(shop, self.steering, self.clock)
+
+    def _restart_spoils(self) -> bool:
+        """Whether something is at work that a restart of temperd would spoil."""
+        return self.desk.qualifications.running or self.desk.system.under_way
 
     def _update_shop(self) -> UpdateShop:
         repository = self.config.repository
         return UpdateShop(
             *(self.state, Launched.of(), self.config.worker.nice, (repository.url, repository.root)),
             metered=repository.metered == "wait",
-            busy=lambda: self.desk.qualifications.running or self.desk.system.under_way,
+            busy=self._restart_spoils,
             told=self.announce,
         )
 
@@ -227,15 +233,10 @@ class Wiring:
         )
 
     def _sight(self) -> Sight:
-        def working() -> bool:
-            desk = self.desk
-            rooms = (desk.scrubs, desk.qualifications, desk.models, desk.system, self.trial)
-            return desk.runner.current is not None or any(room.running for room in rooms)
-
         return Sight(
             reading=lambda: self.steering.reading,
             training=lambda: self.desk.runner.phase == TRAINING,
-            working=working,
+            working=lambda: self.desk.at_work,
             connected=lambda: self.link.connected,
             critical=lambda: CRITICAL in (self.steering.decision.rule, *self.steering.decision.notes),
             gate=lambda: self_test(SelfTestOrder(str(self.state), self._threads()), self.config.worker.nice),

@@ -59,6 +59,7 @@ class Bench:
 
     def __init__(self, state: Path) -> None:
         self.state, self.now, self.board, self.connected = state, 1000.0, Board(), True
+        self.busy = False
         self.answer: Message | None = WELL
         self.orders: list[Message] = []
 
@@ -74,6 +75,7 @@ class Bench:
             *(self.state, Launched(place, safe_mode), 1, 0),
             moment=self.moment,
             connected=lambda: self.connected,
+            busy=lambda: self.busy,
             start=cast("StartWorker", start),
         )
         clock = Clock(lambda: 0.0, lambda: self.now, lambda: True)
@@ -105,6 +107,10 @@ class Bench:
         found = self.standing().last
         assert found is not None
         return found
+
+
+def on_full_disk(*_: object) -> None:
+    raise BoardError("no space left", reason="no-space")
 
 
 @pytest.fixture
@@ -253,6 +259,28 @@ def test_a_trial_that_could_not_begin_is_not_begun_in_a_loop(bench: Bench) -> No
     assert bench.trial.leaves
 
 
+def test_a_release_that_is_staged_waits_for_what_a_restart_would_spoil(bench: Bench) -> None:
+    bench.starts(INSTALLED)
+    bench.busy = True
+    bench.put(staged(Standing(), Trial("a", "2.0", "d2")))
+    bench.lives(AGAIN_S + 2)
+    assert not bench.trial.leaves
+    bench.busy = False
+    bench.lives(1)
+    assert bench.trial.leaves
+
+
+def test_that_it_is_healthy_is_said_again_where_the_disk_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.put(Standing(starts=(bench.moment(),), fell=True))
+    bench.starts(INSTALLED)
+    with monkeypatch.context() as full:
+        full.setattr("service.agent_trial.write_standing", on_full_disk)
+        bench.lives(HEALTHY_S + 2)
+    assert bench.standing().fell
+    bench.lives(1)
+    assert not bench.standing().fell
+
+
 def test_a_release_that_ran_for_a_while_is_healthy(bench: Bench) -> None:
     standing = begin(Standing(fell=True), bench.moment(), "1.0")[0]
     bench.put(standing)
@@ -266,12 +294,8 @@ def test_a_release_that_ran_for_a_while_is_healthy(bench: Bench) -> None:
 def test_on_a_full_disk_a_verdict_waits_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.on_trial()
     bench.starts()
-
-    def full(*_: object) -> None:
-        raise BoardError("no space left", reason="no-space")
-
     with monkeypatch.context() as patched:
-        patched.setattr("service.agent_trial.write_standing", full)
+        patched.setattr("service.agent_trial.write_standing", on_full_disk)
         bench.lives(WINDOW_S + 10)
         assert bench.standing().trial is not None
     bench.lives(1)
