@@ -19,7 +19,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -179,11 +178,24 @@ def fill_slot(state: Path, slot: str, digest: str) -> SlotRelease:
     write_atomic(stage / COMPILED, json.dumps(table).encode())
     _sync_tree(stage)
     with disk_errors(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
+        clear(folder)
         stage.rename(folder)
         sync_folder(folder.parent)
     return release
+
+
+def clear(place: Path) -> None:
+    """Remove whatever lies there: a release that was taken over may have left a link or a file in a folder's place.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    if place.is_symlink() or place.is_file():
+        place.unlink()
+    elif place.exists():
+        import shutil  # noqa: PLC0415 - loads two compressors, which a daemon that idles and the launcher do without
+
+        shutil.rmtree(place)
 
 
 def _compile(stage: Path, files: Mapping[str, FileFacts]) -> dict[str, FileFacts]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from agent.agent_slots import agent_folder, stage_folder
+from agent.agent_slots import agent_folder, clear, stage_folder
 from agent.durable import disk_errors
 
 ARCHIVE = "release.tar.gz"
@@ -20,10 +19,7 @@ def clear_stage(state: Path) -> None:
     """
     stage = stage_folder(state)
     with disk_errors(stage):
-        if stage.is_symlink():
-            stage.unlink()
-        elif stage.exists():
-            shutil.rmtree(stage)
+        clear(stage)
 
 
 def clear_leftovers(state: Path) -> None:

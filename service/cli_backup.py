@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import getpass
-import os
 import secrets
 import shutil
 import sys
@@ -16,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.durable import disk_error, disk_errors, sync_folder
+from agent.durable import atomic_writer, disk_error, disk_errors
 from agent.errors import BoardError, SpecError
 from agent.keys_files import OPEN_TO_ALL, check_mode
 from service.backup import Made, SealKeys, make_backup
@@ -100,18 +99,13 @@ def _to_file(out: Path, write: Callable[[BinaryIO], Made]) -> Made:
     with _reachable(out):
         if out.exists():
             raise SpecError("this file exists", where=str(out), fix="Name another one")
-        partial = out.with_name(f".{out.name}.partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                made = write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.rename(out)
-            sync_folder(out.absolute().parent)
-        finally:
-            partial.unlink(missing_ok=True)
-        return made
+    try:
+        with atomic_writer(out) as stream:
+            return write(stream)
+    except BoardError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise _not_allowed(out) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -120,10 +114,14 @@ def _reachable(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        fix = "Let the shell open the file: temperd backup --out - > FILE, temperd restore - < FILE"
-        raise BoardError("this user may not", where=str(path), fix=fix, reason="disk") from error
+        raise _not_allowed(path) from error
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+def _not_allowed(path: Path) -> BoardError:
+    fix = "Let the shell open the file: temperd backup --out - > FILE, temperd restore - < FILE"
+    return BoardError("this user may not", where=str(path), fix=fix, reason="disk")
 
 
 def _sealer(options: argparse.Namespace) -> SealKeys | None:

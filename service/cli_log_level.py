@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from agent.durable import disk_errors
+from agent.durable import disk_errors, write_atomic
 from agent.errors import BoardError, SpecError
 from service.cli import config_path, say_json
 from service.config import load_config
@@ -49,11 +49,7 @@ def duration_s(text: str) -> float:
 
 
 def _ask(path: Path, wish: Wish) -> None:
-    fresh = path.with_name(f".{FILE_NAME}.new")
-    with disk_errors(path):
-        fresh.write_bytes(wish.encode())
-        fresh.chmod(0o644)  # root may have written it, and the daemon reads it
-        fresh.replace(path)
+    write_atomic(path, wish.encode(), 0o644)  # root may write it, and the daemon reads it
     until = time.monotonic() + TAKEN_WITHIN_S
     while path.exists():
         if time.monotonic() > until:

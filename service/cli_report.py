@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.errors import BoardError
+from agent.durable import atomic_writer, write_atomic
+from agent.errors import BoardError, SpecError
 from service.cli import config_path
 from service.config import Config, load_config
 from service.doctor_outside import environment, systemd
@@ -45,17 +46,15 @@ def report(options: argparse.Namespace) -> int:
     """The same report as the command `collect-report` gives, from what lies on the disk; the daemon need not run."""
     path = config_path(options).absolute()
     config = load_config(path)
+    if os.path.exists(options.out) and not os.path.isfile(options.out):  # noqa: PTH110, PTH113 - an empty text is no path
+        raise SpecError("it is there and no file", where=options.out, fix="Without --out it is printed")
     if options.out.endswith(SUFFIXES):
         return _bundle(config, path, Path(options.out))
     text = json.dumps(_made(config), indent=None if options.json else 2, allow_nan=False) + "\n"
     if not options.out:
         print(text, end="")
         return 0
-    out = Path(options.out)
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BoardError(f"cannot write the report: {error.strerror}", where=os.fspath(out)) from error
+    write_atomic(Path(options.out), text.encode())
     return 0
 
 
@@ -89,12 +88,8 @@ def _bundle(config: Config, path: Path, out: Path) -> int:
     parts = {"report.json": made, "doctor.json": _doctor(path), "unit.json": dict(systemd()), "log.txt": _log()}
     with as_owner(Path(config.device.state_dir)):
         secrets = secrets_of(config, os.environ)
-    try:
-        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            names = write_bundle(stream, parts, secrets)
-    except OSError as error:
-        raise BoardError(f"cannot write the bundle: {error.strerror}", where=os.fspath(out)) from error
+    with atomic_writer(out) as stream:  # root writes it, into a folder of others it may be: no link is followed
+        names = write_bundle(stream, parts, secrets)
     print(f"{out}: {', '.join(names)}; keys and passwords are left out, paths and names are in it", file=sys.stderr)
     return 0
 

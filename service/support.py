@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from agent.errors import TemperdError
 from agent.keys_stored import find_identity
@@ -29,8 +29,9 @@ SHORTEST_SECRET = 6  # characters: a shorter one would also be found where it is
 _USERINFO = re.compile(r"(?<=://)[^/\s@\"]{0,1000}@")
 _NAMED = re.compile(  # with bounds: a log is foreign text of megabytes, and must not be searched for hours
     r"(?i)((?:passw|passphrase|secret|token|private|credential|api[_-]?key)[\w-]{0,40})"
-    r"(\s{0,8}[=:]\s{0,8})(\"[^\"]{0,4000}\"|'[^']{0,4000}'|\S+)"
+    r"([\"']?\s{0,8}[=:]\s{0,8})(\"(?:[^\"\\]|\\.){0,4000}\"|'[^']{0,4000}'|\S+)"
 )
+_AUTHORIZATION = re.compile(r"(?i)(authorization[\"']?\s{0,8}[=:]\s{0,8}[\"']?)(?:\w{1,20}\s{1,8})?\S+")
 _FILES = re.compile(r"(?i)(_file|_path|credentials_directory)$")  # say where a secret lies, and are none
 
 
@@ -54,10 +55,17 @@ def secrets_of(config: Config, environ: Mapping[str, str]) -> frozenset[str]:
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """The text with secrets hidden."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+    """The text with secrets hidden, however they are written."""
+    forms = {form for secret in secrets for form in _forms(secret)}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
     return _USERINFO.sub("", text)
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    """As it is, and as JSON, Python and an address have it."""
+    quoted = (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret))
+    return (secret, *(form[1:-1] for form in quoted), quote(secret, safe=""))
 
 
 def plain_without(text: str, secrets: Iterable[str]) -> str:
@@ -66,7 +74,7 @@ def plain_without(text: str, secrets: Iterable[str]) -> str:
     def hide(found: re.Match[str]) -> str:
         return found[0] if _FILES.search(found[1]) else f"{found[1]}{found[2]}{HIDDEN}"
 
-    return _NAMED.sub(hide, without(text, secrets))
+    return _NAMED.sub(hide, _AUTHORIZATION.sub(rf"\1{HIDDEN}", without(text, secrets)))
 
 
 def write_bundle(out: BinaryIO, parts: Mapping[str, object], secrets: frozenset[str]) -> list[str]:

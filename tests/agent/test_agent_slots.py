@@ -86,6 +86,24 @@ def test_an_empty_slot_or_another_release_is_damaged(filled: tuple[Path, str]) -
         assert damaged.value.code == "slot-damaged"
 
 
+@pytest.mark.parametrize("left", ["link", "dangling", "file"])
+def test_whatever_a_release_left_in_a_slots_place_makes_room_and_what_a_link_led_to_stays(
+    tmp_path: Path, left: str
+) -> None:
+    digest = stage(tmp_path)
+    other = tmp_path / "other"
+    if left == "link":
+        other.mkdir()
+        (other / "kept").touch()
+    if left == "file":
+        (tmp_path / "agent" / "a").touch()
+    else:
+        (tmp_path / "agent" / "a").symlink_to(other)
+    fill_slot(tmp_path, "a", digest)
+    assert verify_slot(tmp_path, "a", digest).version == "2.0"
+    assert left != "link" or (other / "kept").exists()
+
+
 def test_a_stage_that_is_not_what_was_signed_leaves_the_slot_as_it_was(filled: tuple[Path, str]) -> None:
     state, digest = filled
     other = stage(state, "3.0")

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -46,7 +47,9 @@ def test_a_bundle_has_all_that_helps_no_secret_and_a_doctor_that_throws_nobody_o
     monkeypatch.setenv("https_proxy", f"http://me:{PROXY_LOGIN}@proxy.example:3128")
     world.wait(lambda: live(world)["connected"])
     before = live(world)["link"]
-    out = world.folder / "bundle.tar.gz"
+    out, victim = world.folder / "bundle.tar.gz", world.folder / "victim"
+    victim.write_text("of somebody else")
+    out.symlink_to(victim)
     well = ("daemon", "identity", "root", "consoles", "board", "temperature", "broker", "repository")
 
     def look() -> dict[str, str] | None:
@@ -60,7 +63,8 @@ def test_a_bundle_has_all_that_helps_no_secret_and_a_doctor_that_throws_nobody_o
     parts = world.wait(look, 180)
     after = live(world)["link"]
     assert (after["connections"], after["takeovers"]) == (before["connections"], 0)
-    assert out.stat().st_mode & 0o777 == 0o600
+    assert out.lstat().st_mode & 0o777 == 0o600
+    assert victim.read_text() == "of somebody else", "no link is followed: root may be who writes"
     assert list(parts) == ["report.json", "doctor.json", "unit.json", "log.txt"]
     assert json.loads(parts["report.json"])["live"]["device"] == "board-1"
     told = json.loads(parts["doctor.json"])
@@ -89,19 +93,25 @@ def test_a_back_up_is_made_beside_the_daemon_and_a_restore_refused(world: World)
 
 
 def test_secrets_that_somebody_logged_are_taken_out_by_name_and_by_value(tmp_path: Path) -> None:
+    odd = 'zw\u00f6lf"neun\\'
     lines = [
         "ts=1 event=x password=open-sesame user=me",
         'token: "ab cd" MQTT_PASSWORD=abc123',
         "https://me:pw@host/x and key 0123456789",
         "password_file=/etc/temperd/password stays",
+        'Authorization: Bearer abcdef.123 {"password": "x\\"yz7", "n": 1}',
+        json.dumps({"event": f"refused: {odd}"}) + repr(odd) + quote(odd),
     ]
     text = "\n".join(lines)
     out = tmp_path / "b.tar.gz"
     with out.open("wb") as stream:
-        support.write_bundle(stream, {"log.txt": text, "a.json": {"x": "0123456789"}}, frozenset({"0123456789"}))
+        parts = {"log.txt": text, "a.json": {"x": f"0123456789 {odd}"}}
+        support.write_bundle(stream, parts, frozenset({"0123456789", odd}))
     with tarfile.open(out) as archive:
         told = "".join(archive.extractfile(name).read().decode() for name in archive.getnames())  # type: ignore[union-attr]
     assert not [word for word in ("open-sesame", "ab cd", "abc123", "me:pw", "0123456789") if word in told]
+    assert not [word for word in ("abcdef.123", "yz7", "neun") if word in told]
+    assert '"n": 1' in told
     assert "password_file=/etc/temperd/password stays" in told
     assert "user=me" in told
 
