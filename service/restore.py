@@ -31,6 +31,7 @@ from service.restore_finish import ASIDE, DECIDED, FOLDER, KEYS, MAX_ASIDE, fini
 from service.restore_journal import settle_journal
 from service.state_lock import state_lock
 
+CLOCKS_DIFFER_S = 3600.0  # of two boards, one of which made the back-up
 OpenKeys = Callable[[SealedKeys, bytes], bytes]
 """Decrypts the identity: the keys as the back-up has them, and the manifest that they are bound to."""
 
@@ -71,8 +72,7 @@ def restore(
         BoardError: a daemon runs; the clock was never set; the disk fails. The state is as it was, all the same.
     """
     if now < EARLIEST_TIME:
-        what = "the clock was never set, and which commands are old cannot be told"
-        raise BoardError(what, fix="Set it: timedatectl", reason="clock-wrong")
+        raise _clock_wrong("the clock was never set, and which commands are old")
     make_folder(state)
     with state_lock(state, "Stop the daemon first: sudo systemctl stop temperd"):
         finish(state)
@@ -82,11 +82,17 @@ def restore(
             raise SpecError("there is a state already", where=str(state), fix=fix, reason="state-exists")
         with _cleared(state):
             manifest = _unpacked(state, source, device, open_keys)
-            canceled = settle_journal(state / FOLDER / "new" / JOURNAL, now, manifest.made_at)
+            if manifest.made_at > now + CLOCKS_DIFFER_S:
+                raise _clock_wrong("the back-up was made later than this clock says it is, and which commands are old")
+            canceled = settle_journal(state / FOLDER / "new" / JOURNAL, now)
             aside = _decide(state)
         finish(state)
     aside = aside if (state / aside).exists() else ""
     return Restored(manifest, canceled, aside, _notes(state, manifest, with_keys=open_keys is not None))
+
+
+def _clock_wrong(what: str) -> BoardError:
+    return BoardError(f"{what} cannot be told", fix="Set it: timedatectl", reason="clock-wrong")
 
 
 @contextlib.contextmanager

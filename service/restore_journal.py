@@ -22,13 +22,12 @@ CODE, REASON = "canceled", "the board was restored from a back-up"
 _COUNTERS = ("session", "state-version")
 
 
-def settle_journal(path: Path, now: float, made_at: float) -> int:
+def settle_journal(path: Path, now: float) -> int:
     """Let no command up to `now` run, no job go on, and no counter be given twice.
 
     Args:
         path: of the journal; nobody else uses it.
         now: seconds since 1970.
-        made_at: when the back-up was made, the same.
 
     Returns:
         How many jobs had not ended: they are canceled now.
@@ -37,10 +36,9 @@ def settle_journal(path: Path, now: float, made_at: float) -> int:
         ArtifactError: `backup-broken`: it is no journal.
         BoardError: the disk fails; it was written by a newer temperd.
     """
-    latest = max(now, made_at)
     try:
         with contextlib.closing(connect(path)) as database, storing(path):
-            _settle(database, latest)
+            _settle(database, now)
     except sqlite3.DatabaseError as error:
         raise broken("its journal is broken") from error
     opened = Journal.open(path, now)
@@ -51,19 +49,21 @@ def settle_journal(path: Path, now: float, made_at: float) -> int:
         for record in unfinished:
             promoting = record.standing.state is State.PROMOTING  # that is never canceled: it ends within seconds
             event = Event.FAIL if promoting else Event.CANCEL
-            journal.update(record.id, latest, standing=advance(record.standing, event, CODE, REASON))
+            journal.update(record.id, now, standing=advance(record.standing, event, CODE, REASON))
     return len(unfinished)
 
 
-def _settle(database: sqlite3.Connection, latest: float) -> None:
-    """In one commit."""
+def _settle(database: sqlite3.Connection, now: float) -> None:
+    """In one commit. No journal of ours has triggers or views: they could leave commands out of the ledger for ever."""
+    if database.execute("SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index')").fetchone():
+        raise broken("there is a program in its journal")
     database.execute("BEGIN IMMEDIATE")
-    refuse_up_to(database, new_id(int(latest * 1000), lambda count: b"\xff" * count))
+    refuse_up_to(database, new_id(int(now * 1000), lambda count: b"\xff" * count))
     marks = ", ".join("?" * len(KEPT_MARKS))
     database.execute(f"DELETE FROM marks WHERE name NOT IN ({marks})", KEPT_MARKS)  # noqa: S608 - only question marks are put in
     for name in _COUNTERS:
         database.execute(
             "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
-            (name, int(latest)),
+            (name, int(now)),
         )
     database.execute("COMMIT")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
+import sqlite3
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -218,6 +220,27 @@ def test_another_boards_and_a_newer_one_are_refused(tmp_path: Path, plain: bytes
         put_back(tmp_path / "state", newer.getvalue())
     assert refused.value.code == "backup-newer"
     assert files(tmp_path) == {}
+
+
+def test_a_back_up_of_the_future_is_refused_for_it_would_make_a_board_deaf(tmp_path: Path, board: Path) -> None:
+    out = io.BytesIO()
+    make_backup(board, out, DEVICE, 9e10)
+    with pytest.raises(BoardError) as refused:
+        put_back(tmp_path / "state", out.getvalue())
+    assert refused.value.code == "clock-wrong"
+    assert files(tmp_path) == {}
+
+
+def test_a_journal_that_brings_a_program_is_refused(tmp_path: Path, board: Path) -> None:
+    forged = tmp_path / "forged"
+    shutil.copytree(board, forged)
+    with contextlib.closing(sqlite3.connect(forged / "journal.sqlite")) as database:
+        forget = "CREATE TRIGGER forget AFTER INSERT ON ledger BEGIN DELETE FROM ledger WHERE id = new.id; END"
+        database.execute(forget)
+    with pytest.raises(ArtifactError) as refused:
+        put_back(tmp_path / "state", backed_up(forged))
+    assert refused.value.code == "backup-broken"
+    assert files(tmp_path / "state") == {}
 
 
 def test_a_state_is_not_overwritten_and_a_daemon_not_disturbed(tmp_path: Path, plain: bytes) -> None:
