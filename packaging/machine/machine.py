@@ -77,7 +77,10 @@ class Machine:
             MachineError: it ends with none of `codes`, or the machine no longer answers.
         """
         assert self._line is not None, "it is off"
-        self._line.sendall(json.dumps({"run": script, "seconds": seconds}).encode() + b"\n")
+        try:
+            self._line.sendall(json.dumps({"run": script, "seconds": seconds}).encode() + b"\n")
+        except ConnectionError as error:
+            raise MachineError(f"the machine ended:\n{self._last_words()}") from error
         told = self._answer(seconds + 60)
         if told["code"] not in codes:
             raise MachineError(f"{script!r} ended with {told['code']}:\n{told['output']}")
