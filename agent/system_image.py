@@ -18,7 +18,6 @@ from agent.trust import ModelRepository
 
 LATEST = "latest"
 SPARE_BYTES = 64 << 20  # of the state's disk, left for the journal and checkpoints while a bundle lies there
-MAX_VERSIONS = 256  # of one name: a year of builds
 _PARTS = 3  # system/<name>/<file>
 
 
@@ -31,7 +30,7 @@ def find(repository: ModelRepository, name: str, version: str) -> SystemCard:
         NetworkError, BoardError: see `ModelRepository.refresh`.
     """
     paths = repository.paths(FOLDER)
-    own = [path for path in paths if path.split("/")[1] == name and path.endswith(ENDING)][:MAX_VERSIONS]
+    own = [path for path in paths if path.split("/")[1] == name and path.endswith(ENDING)]
     if not own:
         there = sorted({path.split("/")[1] for path in paths if len(path.split("/")) == _PARTS})[:10]
         what = f"the repository has no system image {name[:64]!r}; there is {', '.join(there) or 'none at all'}"

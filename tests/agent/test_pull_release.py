@@ -24,6 +24,7 @@ from agent.publish_release import publish_file, publish_release, published
 from agent.pull_release import Wanted, board_here, pull_release
 from agent.repository import Publisher
 from agent.repository_check import check_repository
+from agent.repository_keys import GRANTS, TARGETS
 from agent.repository_source import FolderSource
 from tests.agent.test_trust import World, now, running
 from tests.simulators.wheels import wheel
@@ -116,6 +117,25 @@ def test_what_nobody_signed_is_not_taken(updates: Updates, tmp_path: Path) -> No
     shutil.copytree(tmp_path / "strange" / "targets", updates.world.folder / "targets", dirs_exist_ok=True)
     updates.refused("metadata-unsigned")
     assert updates.asked == ["PULLING"]
+    assert not agent_folder(updates.world.state).exists()
+
+
+def test_who_signs_grants_signs_no_release_and_no_model_is_one(updates: Updates) -> None:
+    made = updates.publish("0.9.0")
+    signed = updates.world.publisher.signed
+    target = signed.release.targets.signed.targets.pop(made.path)
+    grants = signed.release.grants
+    assert grants is not None
+    grants.signed.targets[made.path] = target
+    signed.commit({TARGETS, GRANTS})
+    updates.refused("no-release")
+    with pytest.raises(TrustError, match="no longer vouches"):
+        updates.world.board().signed(made.path)
+    del grants.signed.targets[made.path]
+    model = {**made.to_table(), "kind": "model"}
+    publish_file(updates.world.publisher, made.path, updates.build("0.9.0"), model)
+    updates.refused("no-release")
+    assert "kind" in updates.warned[-1]
     assert not agent_folder(updates.world.state).exists()
 
 
