@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent import __version__
 from agent.errors import ConfigError, TemperdError
+from service.cli_verbs import Help
 from service.cli_verbs_run import run_verb
 from service.launched import DEFAULT_CONFIG, Launched
 
@@ -83,7 +84,7 @@ def _parser(*, only_run: bool = False) -> argparse.ArgumentParser:
         prog="temperd",
         description="Fine-tunes sealed models on small boards and keeps inside their heat, battery and memory.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"temperd {__version__}")
     verbs = parser.add_subparsers(dest="command", metavar="VERB", required=True)

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TypeAlias
 
 from service.launched import DEFAULT_CONFIG
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse has no public name
+
+COLUMNS = 80  # where nobody says how wide the terminal is
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The layout of help. It finds the width itself: argparse loads two compressors for that, 0.7 MB in a daemon."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """As the environment has it, else the terminal."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isascii() and told.isdigit() and int(told):
+        return int(told)
+    try:
+        return os.get_terminal_size(1).columns or COLUMNS
+    except OSError:  # no terminal
+        return COLUMNS
 
 
 def add_verb(verbs: Verbs, name: str, code: str, text: str, *, config: bool = True) -> argparse.ArgumentParser:
@@ -20,9 +41,7 @@ def add_verb(verbs: Verbs, name: str, code: str, text: str, *, config: bool = Tr
         text: its help; the first line also stands in the list of verbs.
         config: whether it reads the daemon's configuration.
     """
-    parser = verbs.add_parser(
-        name, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verbs.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=Help)
     parser.set_defaults(verb=code)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     if config:
@@ -32,9 +51,7 @@ def add_verb(verbs: Verbs, name: str, code: str, text: str, *, config: bool = Tr
 
 def add_group(verbs: Verbs, name: str, summary: str, text: str) -> Verbs:
     """A verb that has verbs of its own."""
-    parser = verbs.add_parser(
-        name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verbs.add_parser(name, help=summary, description=text, formatter_class=Help)
     return parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,6 +113,8 @@ def _is_write(name: str) -> bool:
 
 
 def _is_full(path: Path) -> bool:
+    import shutil  # noqa: PLC0415 - loads two compressors, and a disk is seldom full
+
     try:
         return shutil.disk_usage(path.parent).free < _LEAST_FREE_BYTES
     except OSError:

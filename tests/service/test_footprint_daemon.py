@@ -27,6 +27,8 @@ NEEDED_BY_OTHERS = {
     "mistakes in tables": ("difflib",),
     "exact medians": ("statistics", "fractions", "decimal"),
     "loggers that are pickled": ("pickle",),
+    "compressors": ("tempfile", "shutil", "lzma", "bz2"),
+    "RAUC": ("jeepney",),
     "packages in archives": ("zipfile", "importlib.readers"),
 }
 PROGRAM = """
