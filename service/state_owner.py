@@ -14,7 +14,13 @@ SERVICE_USER = "temperd"
 
 
 def owner_of(state: Path) -> tuple[int, int] | None:
-    """User and group of the state folder, or, where it is not there yet, of the service; `None`: nobody to become."""
+    """Who owns the state folder, with the group that he has of his own; the service, where there is none yet.
+
+    The folder's group does not count: a folder that only changed hands has root's still.
+
+    Returns:
+        User and group; `None`: nobody to become.
+    """
     if os.geteuid() != 0:
         return None
     try:
@@ -25,7 +31,12 @@ def owner_of(state: Path) -> tuple[int, int] | None:
         except KeyError:
             return None
         return user.pw_uid, user.pw_gid
-    return (found.st_uid, found.st_gid) if found.st_uid else None
+    if not found.st_uid:
+        return None
+    try:
+        return found.st_uid, pwd.getpwuid(found.st_uid).pw_gid
+    except KeyError:  # of a container, say, that has no name for it
+        return found.st_uid, found.st_gid
 
 
 def make_state(state: Path) -> None:

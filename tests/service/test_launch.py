@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from service.kernel_clock import boot_id, since_boot_s
 from service.launch import environment, state_folder
 from service.launched import Launched
 from service.state_lock import state_lock
+from service.state_owner import owner_of
 from tests.simulators.fleet import ROOT
 from tests.simulators.installed import PACKAGES, list_files
 from tests.simulators.kill_matrix import kill_matrix
@@ -277,6 +279,13 @@ def test_what_root_starts_cannot_type_at_roots_terminal(foreign: Board) -> None:
     done = started_by_root(foreign, "status", TYPES, SYSTEM_PYTHON, "-c", spawn)
     said = json.loads(done.stdout)
     assert said == {"uid": NOBODY, "terminal": True, "errors": ["EPERM", "EPERM"]}, done.stderr
+
+
+def test_roots_group_is_not_kept_by_a_folder_that_only_changed_hands(board: Board) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    os.chown(board.state, NOBODY, 0)
+    assert owner_of(board.state) == (NOBODY, pwd.getpwuid(NOBODY).pw_gid)
 
 
 @pytest.mark.parametrize("what", ["shared", "led elsewhere"])
