@@ -21,23 +21,34 @@ engine() { "$here/packaging/container/engine.sh" "$store" "$@"; }
 settings=$(mktemp -d)
 trap 'rm -rf "$settings"' EXIT
 
+native=$(dpkg --print-architecture)
+[ "$arch" = "$native" ] || "$here/packaging/binfmt.sh" "$arch"
+whole_debian() { # NAME ARCHITECTURE
+    local tarball made
+    tarball=$("$here/packaging/rootfs.sh" "$suite" "$2")
+    made=$(engine from --arch "$2" scratch)
+    engine add --quiet "$made" "$tarball" / >/dev/null
+    engine config --arch "$2" "$made"
+    engine commit --quiet --rm "$made" "localhost/$1:latest" >/dev/null
+}
+whole_debian debian "$arch"
+
 # As debian:SUITE-slim, of which the file system is a larger kind: packages beyond it go, and what is left out there. Where
-# it is emulated they stay: to install Python again would take a quarter of an hour.
-BEYOND=(systemd systemd-sysv udev dbus mosquitto mosquitto-clients python3 python3-venv libgomp1 iproute2 ca-certificates)
-tarball=$("$here/packaging/rootfs.sh" "$suite" "$arch")
-[ "$arch" = "$(dpkg --print-architecture)" ] || "$here/packaging/binfmt.sh" "$arch"
-made=$(engine from --arch "$arch" scratch)
-engine add --quiet "$made" "$tarball" / >/dev/null
-engine config --arch "$arch" "$made"
-engine commit --quiet "$made" localhost/debian:latest >/dev/null
-if [ "$arch" = "$(dpkg --print-architecture)" ]; then
-    engine run --isolation chroot "$made" -- apt-get purge -y -qq --autoremove --allow-remove-essential "${BEYOND[@]}" >/dev/null 2>&1
-    # shellcheck disable=SC2016 # expanded in there
-    engine run --isolation chroot "$made" -- sh -c '
-        find /usr/share/doc -type f ! -name copyright -delete
-        rm -rf /usr/share/man/* /usr/share/info/* /usr/share/locale/* /usr/share/lintian /var/cache/apt/* /var/lib/apt/lists/*'
-fi
+# it is emulated Python stays: most of the time to install it again would go into its bytecode.
+BEYOND=(systemd systemd-sysv udev dbus mosquitto mosquitto-clients python3-venv libgomp1 iproute2)
+if [ "$arch" = "$native" ]; then BEYOND+=(python3 ca-certificates); fi
+made=$(engine from --arch "$arch" --pull-never localhost/debian:latest)
+engine run --isolation chroot "$made" -- apt-get purge -y -qq --autoremove --allow-remove-essential "${BEYOND[@]}" >/dev/null 2>&1
+# shellcheck disable=SC2016 # expanded in there
+engine run --isolation chroot "$made" -- sh -c '
+    find /usr/share/doc -type f ! -name copyright -delete
+    rm -rf /usr/share/man/* /usr/share/info/* /usr/share/locale/* /usr/share/lintian /var/cache/apt/* /var/lib/apt/lists/*'
 engine commit --quiet --rm "$made" localhost/base:latest >/dev/null
+builds=localhost/base
+if [ "$arch" != "$native" ]; then
+    builds=localhost/debian-$native
+    whole_debian "debian-$native" "$native"
+fi
 
 # pip's settings of this machine as one file, and the local files and folders they name; the image gets none of it.
 found_settings() { (python3 -m pip config list || pip config list) 2>/dev/null || true; }
@@ -62,10 +73,12 @@ done < <(found_settings | grep -oE "(file://)?/[^' \\\\]*" | grep -vE '^//|^/$' 
 )
 if [ "$(wc -l <"$settings/pip.conf")" -gt 1 ]; then mounts+=(--volume "$settings/pip.conf:/etc/pip.conf:ro"); fi
 
+# buildah names the target's platform to a build, but not its own.
 # HEALTHCHECK is a word of Docker's image format. Layers: the second image is built upon the first one's.
 for target in "${targets[@]}"; do
     name=temperd
     if [ "$target" != temperd ]; then name=temperd-$target; fi
-    engine bud --layers --arch "$arch" --isolation chroot --pull-never --network host --format docker --quiet "${mounts[@]}" \
-        --build-arg BASE_IMAGE=localhost/base:latest --target "$target" --tag "localhost/$name:latest" "$here"
+    engine bud --layers --platform "linux/$arch" --isolation chroot --pull-never --network host --format docker --quiet "${mounts[@]}" \
+        --build-arg BASE_IMAGE=localhost/base:latest --build-arg BUILD_IMAGE="$builds:latest" \
+        --build-arg BUILDPLATFORM="linux/$native" --build-arg BUILDARCH="$native" --target "$target" --tag "localhost/$name:latest" "$here"
 done

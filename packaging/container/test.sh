@@ -13,12 +13,14 @@ suite=${1:-bookworm} arch=${2:-amd64}
 RUNTIME_USER=10001:10001
 CONTAINER_PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 MOST_MB=450 # of an image, unpacked
-PATIENCE=120 # seconds until something must have happened; emulation is slow
+PATIENCE=120 # seconds until something must have happened
+PATIENCE_EMULATED=600 # emulation is slow, and more so where the machine is busy
 
 passed() { printf 'ok   %-96s %4ss\n' "$1" "$SECONDS"; }
+exec 3>&1 # what is waited for says nothing else
 failed() {
-    printf 'FAIL %s\n' "$1"
-    if [ -e "$work/log" ]; then tail -n 40 "$work/log"; fi
+    printf 'FAIL %s\n' "$1" >&3
+    if [ -e "$work/log" ]; then tail -n 40 "$work/log" >&3; fi
     exit 1
 }
 expect() { # WHAT EXPECTED FOUND
@@ -39,6 +41,7 @@ trap clean EXIT
 engine() { "$here/packaging/container/engine.sh" "$work/store" "$@"; }
 native=$(dpkg --print-architecture)
 emulated=$([ "$arch" = "$native" ] || echo yes)
+if [ -n "$emulated" ]; then PATIENCE=$PATIENCE_EMULATED; fi
 
 # --- the images ------------------------------------------------------------------------------------------------------
 
@@ -51,7 +54,7 @@ passed "images build: $suite, $arch"
 about() { engine inspect --type image --format "$1" localhost/temperd:latest; }
 label() { about "{{index .Docker.Config.Labels \"org.opencontainers.image.$1\"}}"; }
 expect "architecture" "$arch" "$(about '{{.Docker.Architecture}}')"
-expect "entry point" "[tini -s -- temperd]" "$(about '{{.Docker.Config.Entrypoint}}')"
+expect "entry point" "[tini -- temperd]" "$(about '{{.Docker.Config.Entrypoint}}')"
 expect "command" "[run]" "$(about '{{.Docker.Config.Cmd}}')"
 expect "user" "$RUNTIME_USER" "$(about '{{.Docker.Config.User}}')"
 expect "volume" "map[/var/lib/temperd:{}]" "$(about '{{.Docker.Config.Volumes}}')"
@@ -71,10 +74,8 @@ base_root=$(engine mount "$base")
 echo "     $(size "$root") MB unpacked: $(size "$base_root") MB Debian, $(size "$root/opt/temperd") MB temperd's environment, the rest Python"
 du -sm "$root"/opt/temperd/lib/python3*/site-packages/* | sort -rn | sed -n 1,8p | sed -E 's#\t.*/#\t#; s/^/     /'
 engine rm "$base" >/dev/null
-if [ -z "$emulated" ]; then # else the base is a larger one: see build.sh
-    [ "$(size "$root")" -le "$MOST_MB" ] || failed "the image has more than $MOST_MB MB"
-    passed "at most $MOST_MB MB"
-fi
+[ "$(size "$root")" -le "$MOST_MB" ] || failed "the image has more than $MOST_MB MB"
+passed "at most $MOST_MB MB"
 
 # --- what an engine does with it -------------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ fi
 cd "$root"
 exec chroot . sh -c "cd /var/lib/temperd && exec \"\$@\"" sh \
     setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all --pdeathsig KILL \
-    env -i PATH="$path" RUNTIME_DIRECTORY=/run/temperd ORT_DISABLE_TELEMETRY=1 "$@" tini -s -- temperd run
+    env -i PATH="$path" RUNTIME_DIRECTORY=/run/temperd ORT_DISABLE_TELEMETRY=1 "$@" tini -- temperd run
 '
 state=$work/state
 no_tmpfs=
@@ -150,6 +151,8 @@ began=$(date +%s%N)
 until_true "healthy without a broker" alive
 passed "healthy without a broker, $((($(date +%s%N) - began) / 1000000)) ms after the first start"
 expect "name from the environment" shelf-7 "$(status '["device"]')"
+expect "the program says its version" "temperd $(label version)" "$(inside temperd --version)"
+expect "the processor" "$([ "$arch" = arm64 ] && echo aarch64 || echo x86_64)" "$(inside /opt/temperd/bin/python -c 'import platform; print(platform.machine())')"
 expect "no broker" False "$(status '["connected"]')"
 expect "process 1 is tini" tini "$(inside cat /proc/1/comm)"
 expect "runs as the fixed user" 10001 "$(stat -c %u "/proc/$(inner)")"
