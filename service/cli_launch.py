@@ -12,9 +12,11 @@ from policies.trial import opened
 from policies.trial_standing import Standing, table_of
 from service.cli import config_path, say_json
 from service.config import load_config
+from service.fleet.plain import plain
 from service.launched import LEAVE_SAFE_MODE
 from service.state_lock import state_lock
 from service.state_owner import as_owner
+from service.status_lines import MAX_LINE
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -27,7 +29,8 @@ def launch(options: argparse.Namespace) -> int:
     if options.json:
         say_json(table_of(standing))
         return 0
-    print("\n".join([*([f"what was known is lost: {complaint}"] if complaint else []), *_lines(standing)]))
+    told = [*([f"what was known is lost: {complaint}"] if complaint else []), *_lines(standing)]
+    print("\n".join(plain(line, MAX_LINE) for line in told))
     return 0
 
 

@@ -6,6 +6,10 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from service.fleet.plain import plain
+
+MAX_LINE = 1000  # characters: a reason has 500, and the line around it some words
+
 NOTHING = "-"
 _LAST_SECOND = 253_402_300_799  # of the year 9999: later ones are no dates
 _LARGEST = 1e15  # what boards say may have thousands of digits, which neither fit on a line nor into a float
@@ -18,7 +22,11 @@ RULES = (
 
 
 def status_lines(view: Mapping[str, object]) -> list[str]:
-    """What `temperd status` shows of the live view."""
+    """What `temperd status` shows of the live view, harmless for a terminal: a server may have worded it."""
+    return [plain(line, MAX_LINE) for line in _status_lines(view)]
+
+
+def _status_lines(view: Mapping[str, object]) -> list[str]:
     board = table(view.get("board"))
     link = table(view.get("link"))
     lines = [f"{view.get('device')}: {'connected' if view.get('connected') else _no_broker(link)}"]

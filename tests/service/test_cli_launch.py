@@ -40,6 +40,14 @@ def test_it_shows_what_starts_what_failed_and_why(state: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["active"] == "installed"
 
 
+def test_what_a_release_said_of_its_end_moves_no_cursor(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = leaving(staged(Standing(installed="0.1.0"), Trial("a", "0.2.0", "d")), AT, {})
+    write_standing(state, failed(left, "trial-gate", "\x1b]0;root\x07 it\nended"))
+    assert launch(state) == 0
+    said = capsys.readouterr().out
+    assert "ended      0.2.0 rolled_back: trial-gate, ?]0;root? it?ended" in said
+
+
 def test_a_board_that_was_never_updated_has_nothing_to_hide(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch(state) == 0
     assert capsys.readouterr().out.startswith("starts     installed")

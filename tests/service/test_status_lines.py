@@ -27,6 +27,10 @@ def test_a_board_is_told_with_the_rule_of_each_limit_and_the_source_of_its_power
     ]
 
 
+def test_what_others_worded_moves_no_cursor() -> None:
+    assert "by ?[2J?" in shown(rule="\x1b[2J\n")
+
+
 def test_a_modelled_power_is_called_so() -> None:
     assert "power 4.12 W from model (modelled)" in shown(power_is_modelled=True, power_source="model")
 
