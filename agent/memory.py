@@ -7,6 +7,9 @@ import math
 from functools import cache
 from pathlib import Path
 
+from agent.board.control_group import own_group
+from agent.board.files import BoardRoots
+
 RETURN_FROM = 256 << 10  # bytes of an allocation from which it is given back to the system when it is freed
 
 
@@ -14,7 +17,7 @@ def free_bytes() -> int:
     """Memory that new programs may take without swapping (MemAvailable), and within this control group's limit."""
     found = _kib("/proc/meminfo", "MemAvailable")
     available = math.inf if found is None else found << 10
-    group = _control_group()
+    group = own_group(BoardRoots())
     if group is not None:
         most, now = _number(group / "memory.max"), _number(group / "memory.current")
         if most is not None and now is not None:
@@ -68,15 +71,6 @@ def _kib(path: str, key: str) -> int | None:
         return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _control_group() -> Path | None:
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    unified = next((line.partition("::")[2] for line in lines if line.startswith("0::")), None)
-    return None if unified is None else Path("/sys/fs/cgroup") / unified.lstrip("/")
 
 
 def _reclaimable(statistics: Path) -> int:

@@ -41,7 +41,9 @@ class Conclusion(NamedTuple):
         return self.event in (None, Event.RESTART, Event.SUSPEND)
 
 
-def conclude(record: JobRecord, last: Message | None, code: int, ending: Ending | None, hour: Hour) -> Conclusion:
+def conclude(
+    record: JobRecord, last: Message | None, code: int, ending: Ending | None, hour: Hour, *, starved: bool = False
+) -> Conclusion:
     """Judge the end of a worker.
 
     Args:
@@ -50,6 +52,7 @@ def conclude(record: JobRecord, last: Message | None, code: int, ending: Ending 
         code: exit code of the process, negative for a signal.
         ending: the order to end that was given to it.
         hour: the time.
+        starved: whether the kernel killed it for want of memory.
     """
     ordered = ending if record.standing.state is not State.PROMOTING else None
     if ordered is not None and _obeyed(last, ordered):
@@ -61,6 +64,8 @@ def conclude(record: JobRecord, last: Message | None, code: int, ending: Ending 
         return _failed(record, last, hour)
     if ending is not None and ending.rule == STOPPING:
         return Conclusion(None)  # killed by the stop: the next start counts it as an interrupted attempt
+    if starved:
+        return _starved(record)
     ended = WORKER_KILLED if code == -signal.SIGKILL else "worker-crashed"
     return Conclusion(Event.RESTART, ended, f"the worker ended with code {code}")
 
@@ -83,6 +88,17 @@ def _failed(record: JobRecord, last: Failed, hour: Hour) -> Conclusion:
         return Conclusion(Event.RESTART, MEMORY_CORRUPT, f"{last.message}. {GOES_ON}")
     event = Event.CANCEL if last.outcome == "CANCELED" else Event.FAIL
     return Conclusion(event, last.code, last.message)
+
+
+def _starved(record: JobRecord) -> Conclusion:
+    """Killed for want of memory: tried again, for other programs may have taken it, and smaller where that is possible.
+
+    The worker of the next attempt shrinks the plan, or ends the job itself where that was done before.
+    """
+    said = "the kernel killed the worker for want of memory"
+    if record.standing.attempt < MAX_ATTEMPTS:
+        return Conclusion(Event.RESTART, OUT_OF_MEMORY, said)
+    return Conclusion(Event.FAIL, OUT_OF_MEMORY, f"{said} in the last of {MAX_ATTEMPTS} attempts")
 
 
 def _can_shrink(record: JobRecord) -> bool:

@@ -193,16 +193,17 @@ class Runner:
             self._worker = None
             code = await worker.end(0.0 if last is None else STOP_GRACE_S)
         assert self.current is not None
-        return self._conclude(self.current, last, code)
+        return self._conclude(self.current, last, code, starved=worker.starved)
 
-    def _conclude(self, record: JobRecord, last: Message | None, code: int) -> JobRecord:
+    def _conclude(self, record: JobRecord, last: Message | None, code: int, *, starved: bool = False) -> JobRecord:
         """What the end of a worker means for its job."""
         ending = self._orders.ending(record, stopping=self.stopping)
         if isinstance(last, Failed) and last.code == MEMORY_CORRUPT:
             self._memory_faults += 1
             self._steering.memory_faults += 1
             self._warn(f"attempt {record.standing.attempt}: {last.message}")
-        concluded = self._apply(record, conclude(record, last, code, ending, self._clock.hour()), last)
+        found = conclude(record, last, code, ending, self._clock.hour(), starved=starved)
+        concluded = self._apply(record, found, last)
         if concluded.standing.state in TERMINAL:
             self.forget(concluded.id)
         return concluded
@@ -389,8 +390,7 @@ class Runner:
     async def stop(self) -> None:
         """The daemon goes: the worker writes its checkpoint and leaves, or is killed after `STOP_GRACE_S`."""
         self.stopping = True
-        worker = self._worker
-        if worker is not None:
+        if (worker := self._worker) is not None:
             self.steer()
             await worker.end(STOP_GRACE_S)
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
+from agent.board.control_group import killed_for_memory
+from agent.board.files import BoardRoots
 from agent.errors import BoardError, EngineError
 from agent.messages import MAX_LINE_BYTES, Message, decode, encode
 
 STOP_GRACE_S = 5.0  # for a worker to write its checkpoint and leave
 MAX_UNREAD_BYTES = 64 << 10  # of orders in the daemon, beyond what the pipe holds: an order has about 200 bytes
 MAX_LOG_LINE = 500  # characters of one line of the worker's standard error
+KERNEL = BoardRoots()  # also where the board is emulated: processes are not
 
 
 async def wait_or_kill(child: asyncio.subprocess.Process, grace_s: float) -> None:
@@ -29,10 +33,21 @@ async def wait_or_kill(child: asyncio.subprocess.Process, grace_s: float) -> Non
 
 
 class WorkerProcess:
-    """One worker. Everything it writes to standard error is told to `on_log`, line by line."""
+    """One worker.
 
-    def __init__(self, process: asyncio.subprocess.Process, on_log: Callable[[str], None]) -> None:
-        self._child, self._on_log = process, on_log
+    Args:
+        process: the child.
+        on_log: told what it writes to standard error, line by line.
+        roots: where the kernel tells what it killed in the daemon's control group, which is the worker's too.
+    """
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, on_log: Callable[[str], None], roots: BoardRoots = KERNEL
+    ) -> None:
+        self._child, self._on_log, self._roots = process, on_log, roots
+        self._killed_before = killed_for_memory(roots)
+        self.starved = False
+        """Whether the kernel killed it for want of memory; known after `end`."""
         self._logs = asyncio.ensure_future(self._read_logs())
 
     @classmethod
@@ -110,6 +125,9 @@ class WorkerProcess:
         await wait_or_kill(self._child, grace_s)
         await self._logs
         assert self._child.returncode is not None
+        before, now = self._killed_before, killed_for_memory(self._roots)
+        counted = before is not None and now is not None and now > before
+        self.starved = counted and self._child.returncode == -signal.SIGKILL
         return self._child.returncode
 
     async def _read_logs(self) -> None:

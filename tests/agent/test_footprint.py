@@ -76,7 +76,7 @@ def test_files_that_were_read_leave_room_in_a_control_group(monkeypatch: pytest.
     mib = 1 << 20
     (tmp_path / "memory.max").write_text(f"{512 * mib}\n")
     (tmp_path / "memory.current").write_text(f"{505 * mib}\n")
-    monkeypatch.setattr(memory, "_control_group", lambda: tmp_path)
+    monkeypatch.setattr(memory, "own_group", lambda _: tmp_path)
     assert free_bytes() == 7 * mib
     (tmp_path / "memory.stat").write_text(f"anon {80 * mib}\ninactive_file {3 * mib}\nactive_file {mib}\n")
     assert free_bytes() == 10 * mib

@@ -53,14 +53,21 @@ def runner_in(
 
 
 def concluded(
-    folder: Path, state: State, plan: dict[str, object] | None, last: Message | None, code: int = 1, attempt: int = 1
+    folder: Path,
+    state: State,
+    plan: dict[str, object] | None,
+    last: Message | None,
+    code: int = 1,
+    attempt: int = 1,
+    *,
+    starved: bool = False,
 ) -> JobRecord:
     journal = Journal.open(folder / "journal.sqlite", 0.0).journal
     try:
         runner = runner_in(folder, journal)
         journal.add_job("job-1", "", "fine-tune", {}, 0.0)
         record = journal.update("job-1", 0.0, standing=Standing(state, attempt), plan=plan)
-        return runner._conclude(record, last, code)
+        return runner._conclude(record, last, code, starved=starved)
     finally:
         journal.close()
 
@@ -98,6 +105,21 @@ def test_memory_that_runs_out_where_nothing_is_left_to_shrink_ends_the_job(
 def test_a_worker_that_vanishes_is_started_again_and_its_end_is_named(tmp_path: Path, code: int, reason: str) -> None:
     standing = concluded(tmp_path, State.TRAINING, PLAN, None, code).standing
     assert (standing.state, standing.attempt, standing.reason_code) == (State.PULLING, 2, reason)
+
+
+@pytest.mark.parametrize("plan", [None, PLAN, SMALL, WHOLE])
+def test_a_worker_that_the_kernel_killed_for_memory_is_started_again_and_in_the_end_that_is_why(
+    tmp_path: Path, plan: dict[str, object] | None
+) -> None:
+    """Also where nothing was planned yet: other programs may have taken the memory, and give it back."""
+    for attempt in range(1, MAX_ATTEMPTS):
+        (folder := tmp_path / str(attempt)).mkdir()
+        standing = concluded(folder, State.PULLING, plan, None, -signal.SIGKILL, attempt, starved=True).standing
+        assert (standing.state, standing.attempt) == (State.PULLING, attempt + 1)
+        assert standing.reason_code == "out-of-memory"
+    ended = concluded(tmp_path, State.PULLING, plan, None, -signal.SIGKILL, MAX_ATTEMPTS, starved=True)
+    assert (ended.standing.state, ended.standing.reason_code) == (State.FAILED, "out-of-memory")
+    assert "the kernel killed the worker" in ended.standing.reason
 
 
 def test_any_other_last_word_ends_the_job(tmp_path: Path) -> None:

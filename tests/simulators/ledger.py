@@ -110,6 +110,7 @@ class SimulatedWorker:
     """A worker that says what it is told to say."""
 
     pid = 1
+    starved = False
 
     def __init__(self) -> None:
         self.said: asyncio.Queue[Message | int] = asyncio.Queue()
