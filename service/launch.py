@@ -4,7 +4,8 @@ This program always comes from the installed release. It is short, imports littl
 starts, in the same process: systemd sees one daemon, and a worker inherits where its code lies.
 
 As root it first becomes the owner of the state folder, for every verb, so that nobody's code runs but by its own
-rights, and cannot type at root's terminal. docs/updates.md tells what it decides, `policies.trial` decides it.
+rights; and what it starts cannot type at the terminal that it is started from. docs/updates.md tells what it decides,
+`policies.trial` decides it.
 """
 
 from __future__ import annotations
@@ -48,14 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     state = state_folder(words, os.environ)
     if state is None:  # the installed release says what is wrong with the configuration
         return _become(None, words, Launch(INSTALLED))
-    if become_owner(state) and has_terminal() and not forbid_typing():
-        _say("the installed release is used: no other may be at root's terminal, where it could type")
-        return _become(state, words, Launch(INSTALLED))
+    become_owner(state)
     if words[:1] == ["run"] and not _NO_START & set(words):
         launch = start(state, Moment(boot_id(), since_boot_s()))
         _pause(launch)
     else:
         launch = Launch(beside(state))
+    if launch.place != INSTALLED and has_terminal() and not forbid_typing():
+        _say("the installed release is used: nothing keeps another from typing at this terminal")
+        launch = Launch(INSTALLED)
     return _become(state, words, launch)
 
 

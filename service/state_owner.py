@@ -48,20 +48,15 @@ def make_state(state: Path) -> None:
             os.chown(state, *owner, follow_symlinks=False)
 
 
-def become_owner(state: Path) -> bool:
-    """As root: be the owner of the state folder from now on, with its groups. As anybody else: nothing.
-
-    Returns:
-        Whether this process was root's, and is no more.
-    """
+def become_owner(state: Path) -> None:
+    """As root: be the owner of the state folder from now on, with its groups. As anybody else: nothing."""
     owner = owner_of(state)
     if owner is None:
-        return False
+        return
     user, group = owner
     os.setgroups(_groups(user, group))
     os.setgid(group)
     os.setuid(user)
-    return True
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""Root's terminal, where another user's program is about to use it: that program must not type into it.
+"""The terminal of a person who starts a program that is not to be trusted with it: it must not type there.
 
-Whoever shares a terminal may put characters into its input (TIOCSTI, and TIOCLINUX on a console), and root's shell
-would read them as typed. The kernel is told to refuse both to this process and all that it starts, for good.
+Whoever shares a terminal may put characters into its input (TIOCSTI, and TIOCLINUX on a console), and the shell of
+root, or of whoever may become root, would read them as typed. The kernel is told to refuse both to this process and
+all that it starts, for good.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ def test_root_becomes_the_owner_of_the_state_before_anything_of_a_slot_runs(fore
     assert (said["uid"], said["env"]["TEMPERD_SLOT"]) == (NOBODY, "a"), done.stderr
 
 
-def test_what_root_starts_cannot_type_at_roots_terminal(foreign: Board) -> None:
+def test_what_runs_from_a_slot_cannot_type_at_the_terminal_of_who_started_it(foreign: Board) -> None:
     if os.uname().machine not in terminal._IOCTL:
         pytest.skip("no filter for this machine: there the installed release runs")
     spawn = "import pty, sys; pty.spawn(sys.argv[1:])"
