@@ -132,13 +132,34 @@ def read_standing(state: Path) -> tuple[Standing, str]:
         return Standing(), str(error)
 
 
-def standing_changed(state: Path) -> int:
-    """Another number whenever the standing was written; 0 where there is none."""
-    try:
-        found = (state / FOLDER / STANDING).stat()
-    except OSError:
-        return 0
-    return found.st_mtime_ns ^ found.st_ino
+class KeptStanding:
+    """The standing for who asks each second: read again only where it was written, by whatever process.
+
+    Args:
+        state: the daemon's state folder.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._state, self._seen, self._standing = state, 0, Standing()
+
+    def read(self) -> Standing:
+        """As it is on the disk.
+
+        Raises:
+            BoardError: the disk fails.
+        """
+        found = self._stamp()
+        if found != self._seen:
+            self._standing, self._seen = read_standing(self._state)[0], found
+        return self._standing
+
+    def _stamp(self) -> int:
+        """Another number whenever the file was written; 0 where there is none."""
+        try:
+            found = (self._state / FOLDER / STANDING).stat()
+        except OSError:
+            return 0
+        return found.st_mtime_ns ^ found.st_ino
 
 
 def write_standing(state: Path, standing: Standing) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import __version__
-from agent.agent_slots import agent_folder, read_standing, standing_changed, write_standing
+from agent.agent_slots import KeptStanding, agent_folder, write_standing
 from agent.durable import remove
 from agent.energy import TRAINING as TRAINS
 from agent.errors import BoardError
@@ -91,7 +91,7 @@ class AgentTrial:
 
     def __init__(self, shop: TrialShop, steering: Steering, clock: Clock) -> None:
         self._shop, self._steering, self._clock = shop, steering, clock
-        self.standing, self._seen = Standing(), 0
+        self.standing, self._kept = Standing(), KeptStanding(shop.state)
         self._reload()
         self._missed = self._due
         trial = self._trial
@@ -288,11 +288,8 @@ class AgentTrial:
 
     def _reload(self) -> None:
         """Take what is on the disk: a program beside the daemon may have staged a release."""
-        if not self._shop.launched.place:
-            return
-        found = standing_changed(self._shop.state)
-        if found != self._seen:
-            self.standing, self._seen = read_standing(self._shop.state)[0], found
+        if self._shop.launched.place:
+            self.standing = self._kept.read()
 
     def _change(self, step: Callable[[Standing], Standing]) -> None:
         """Make a step on the disk; others of this process may have written since the last.
@@ -303,4 +300,4 @@ class AgentTrial:
         self._reload()
         after = step(self.standing)
         write_standing(self._shop.state, after)
-        self.standing, self._seen = after, standing_changed(self._shop.state)
+        self.standing = after

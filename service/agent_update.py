@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__
-from agent.agent_slots import read_standing, write_standing
+from agent.agent_slots import KeptStanding, read_standing, write_standing
 from agent.agent_stage import clear_leftovers
 from agent.errors import BoardError, CommandError
 from agent.messages import Finished, Go, Message, ReleaseOrder, Stage, Warned
@@ -102,7 +102,7 @@ class AgentUpdates(UpdateRoom[AgentAsked]):
     def __init__(self, journal: Journal, statuses: Statuses, clock: Clock, shop: UpdateShop) -> None:
         ledger = UpdateLedger(journal, statuses, UPDATE_AGENT, AgentAsked)
         super().__init__(ledger, clock, shop.start, shop.nice, REPOSITORY_BUSY)
-        self._shop = shop
+        self._shop, self._kept = shop, KeptStanding(shop.state)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class AgentUpdates(UpdateRoom[AgentAsked]):
         """For `temperd status`: what runs, from where, and what is under way."""
         now = self._ledger.open
         update = None if now is None else {"id": now.id, "status": now.status, "step": now.step, "reason": now.reason}
-        told = release_told(self._shop.state, self._shop.launched)
+        told = release_told(self._kept, self._shop.launched)
         return {"version": __version__, **told, "update": update}
 
     # --- the work ----------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class AgentUpdates(UpdateRoom[AgentAsked]):
 
     def _standing(self) -> Standing:
         try:
-            return read_standing(self._shop.state)[0]
+            return self._kept.read()
         except BoardError as error:
             log.error("what is known of releases cannot be read", why=str(error))  # noqa: TRY400 - said whole
             return Standing()

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agent import __version__
+from agent.agent_slots import KeptStanding
 from agent.errors import TemperdError
 from agent.messages import Progress
 from agent.slots import read_active
@@ -36,7 +37,7 @@ class Views:
 
     def __init__(self, config: Config, model: str, profile: str, steering: Steering, clock: Clock) -> None:
         self._config, self._board, self._steering, self._clock = config, (model, profile), steering, clock
-        self._engine = installed_runtime()
+        self._engine, self._kept = installed_runtime(), KeptStanding(Path(config.device.state_dir))
 
     def birth(self, policy: Mapping[str, object]) -> dict[str, object]:
         """The `birth` message of docs/mqtt.md; `policy` as `PolicyFile.shown` gives it."""
@@ -49,7 +50,7 @@ class Views:
         return {
             "schema": 1,
             "agent": __version__,
-            "release": release_told(Path(self._config.device.state_dir), Launched.of()),
+            "release": release_told(self._kept, Launched.of()),
             "board": {"model": model, "profile": profile},
             "sensors": {name: str(health) for name, health in self._steering.reading.health},
             "engine": self._engine,

@@ -9,12 +9,13 @@ import pytest
 
 from agent.agent_slots import (
     MAX_STANDING_BYTES,
+    KeptStanding,
+    agent_folder,
     fill_slot,
     parse_release,
     read_standing,
     site_of,
     stage_folder,
-    standing_changed,
     verify_slot,
     write_standing,
 )
@@ -138,15 +139,21 @@ def test_no_kill_leaves_a_slot_that_verifies_and_is_neither_the_old_nor_the_new(
 # --- the standing ----------------------------------------------------------------------------------------------------
 
 
-def test_a_standing_comes_back_and_tells_that_it_changed(tmp_path: Path) -> None:
-    assert read_standing(tmp_path) == (Standing(), "")
-    assert standing_changed(tmp_path) == 0
+def test_a_standing_comes_back_and_is_read_again_only_where_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, reads = KeptStanding(tmp_path), []
+    monkeypatch.setattr("agent.agent_slots.read_standing", lambda state: reads.append(0) or read_standing(state))
+    assert kept.read() == read_standing(tmp_path)[0] == Standing()
     standing = staged(Standing(), Trial("a", "2.0", "d"))
     write_standing(tmp_path, standing)
-    seen = standing_changed(tmp_path)
     assert read_standing(tmp_path) == (standing, "")
+    assert kept.read() == kept.read() == standing
     write_standing(tmp_path, replace(standing, fell=True))
-    assert standing_changed(tmp_path) not in (0, seen)
+    assert kept.read().fell
+    assert len(reads) == 2
+    (agent_folder(tmp_path) / "standing.json").unlink()
+    assert kept.read() == Standing()
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"active": "b"}', b"\xff", b" " * (MAX_STANDING_BYTES + 1)])
