@@ -127,7 +127,7 @@ class Story:
         self.machine.run(f"systemctl set-property --runtime temperd MemoryMax={TOO_LITTLE}")
         status = self.outside.ended(self.outside.send(BOARD, "fine-tune", job(SHORT)), JOB_S)
         killed = int(self.machine.run(f"sed -n 's/^oom_kill //p' {GROUP}/memory.events"))
-        if (status["status"], status["reason_code"]) != ("failed", "too-many-attempts") or killed == 0:
+        if (status["status"], status["reason_code"]) != ("failed", "out-of-memory") or killed == 0:
             raise MachineError(f"{killed} killed by the kernel: {status}")
         if (after := self.unit("MainPID", "ActiveState")) != {"MainPID": pid, "ActiveState": "active"}:
             raise MachineError(f"the daemon ended too: {after}, it was {pid}")
