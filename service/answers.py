@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from service.command_types import COLLECT_REPORT, Command
 from service.journal import Journal
+from service.kept import recall_table
 from service.logs import logger
 from service.statuses import Statuses
 
@@ -33,8 +34,9 @@ class Answers:
 
     def __init__(self, journal: Journal, statuses: Statuses, long_result: Callable[[str], object]) -> None:
         self._journal, self._statuses, self._long_result = journal, statuses, long_result
-        self._recent: dict[str, str] = json.loads(journal.recall(RECENT) or "{}")
-        self._results: dict[str, object] = json.loads(journal.recall(RESULTS) or "{}")
+        recent = recall_table(journal, RECENT)
+        self._recent = {key: kind for key, kind in recent.items() if isinstance(kind, str)}
+        self._results: dict[str, object] = recall_table(journal, RESULTS)
         self._waiting = dict(self._recent)
         self._in_flight: set[str] = set()
         self._fresh: set[str] = set()

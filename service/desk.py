@@ -20,6 +20,7 @@ from service.conclusion import PATIENT
 from service.holds import Holds
 from service.job import TERMINAL, WORKING, Event
 from service.journal import JobRecord, Journal
+from service.kept import recall_names
 from service.logs import bind, logger
 from service.model_commands import ModelCommands, ModelShop
 from service.policy_commands import PolicyCommands
@@ -372,8 +373,7 @@ class _Names:
 
     def reload(self) -> None:
         """Take what the journal remembers."""
-        kept = self._journal.recall(self._name)
-        self._names: set[str] = set(json.loads(kept)) if kept else set()
+        self._names = recall_names(self._journal, self._name)
 
     def discard(self, job_id: str) -> None:
         if job_id in self._names:

@@ -28,6 +28,7 @@ from service.conclusion import SELF_TEST
 from service.endings import CANCELED, END_GRACE_S, MOST_TIME, STOPPING
 from service.job import MAX_ATTEMPTS, State
 from service.journal import Journal
+from service.kept import recall_table
 from service.logs import logger
 from service.model_asked import KEPT, ModelAsked, recall, text
 from service.statuses import MAX_REASON, Clock, Statuses
@@ -89,7 +90,7 @@ class ModelCommands:
         self._worker: WorkerProcess | None = None
         self._sent: Steer | None = None
         self._ending, self._ended_s, self._began_s = "", 0.0, 0.0
-        self.unusable: dict[str, object] = json.loads(journal.recall(UNUSABLE) or "{}")
+        self.unusable: dict[str, object] = recall_table(journal, UNUSABLE)
         """`code` and `model` (its hash) of the last change that failed by the model itself; empty: none, or since then
         another was changed to, or its slot was taken."""
 
@@ -190,7 +191,7 @@ class ModelCommands:
             return
         store = self._shop.state / "store"
         try:
-            slot_of(store, str(self.unusable["model"]), read_status(store).in_use())
+            slot_of(store, str(self.unusable.get("model")), read_status(store).in_use())
         except SpecError:
             self._journal.remember(UNUSABLE, "{}")
             self.unusable = {}

@@ -14,6 +14,7 @@ from policies.policy import PolicyError
 from service.answers import Answers
 from service.commands import Command
 from service.journal import Journal
+from service.kept import recall_table
 from service.logs import logger
 from service.policy_file import PolicyFile
 
@@ -92,8 +93,7 @@ class PolicyCommands:
         self._answers.give(command, "rejected", code, why, marks={BEGUN: ""})
 
     def _last(self) -> dict[str, object]:
-        kept = json.loads(self._journal.recall(LAST) or "{}")
-        return kept if isinstance(kept, dict) else {}
+        return recall_table(self._journal, LAST)
 
 
 def _begun(command: Command) -> str:

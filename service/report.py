@@ -17,6 +17,7 @@ from agent.errors import BoardError
 from service.command_types import Command
 from service.config import Config
 from service.journal import JobRecord, Journal
+from service.kept import recall_table
 from service.logs import logger
 from service.report_log import HIDDEN, LONG_NUMBER, MAX_NUMBER, RecentLog
 from service.statuses import Clock
@@ -116,8 +117,8 @@ def no_report(_command: Command) -> dict[str, str]:
 
 def report_of(journal: Journal, command_id: str) -> object:
     """The report that the command with this id asked for; `None` where it is not the last."""
-    kept = json.loads(journal.recall(LAST) or "{}")
-    return kept.get("result") if isinstance(kept, dict) and kept.get("id") == command_id else None
+    kept = recall_table(journal, LAST)
+    return kept.get("result") if kept.get("id") == command_id else None
 
 
 def _job(record: JobRecord) -> dict[str, object]:

@@ -6,6 +6,8 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
+from agent.errors import ArtifactError
+from agent.strict_json import loads
 from service.backup_format import broken
 from service.commands import new_id
 from service.job import Event, State, advance
@@ -19,6 +21,7 @@ KEPT_MARKS = (
 )
 """What the daemon remembers that is no order: orders that it had not carried out are left behind."""
 CODE, REASON = "canceled", "the board was restored from a back-up"
+MAX_MARK_BYTES = 4 << 20  # the longest is a report of some hundred KB
 _COUNTERS = ("session", "state-version")
 
 
@@ -61,9 +64,21 @@ def _settle(database: sqlite3.Connection, now: float) -> None:
     refuse_up_to(database, new_id(int(now * 1000), lambda count: b"\xff" * count))
     marks = ", ".join("?" * len(KEPT_MARKS))
     database.execute(f"DELETE FROM marks WHERE name NOT IN ({marks})", KEPT_MARKS)  # noqa: S608 - only question marks are put in
+    for name, value in database.execute("SELECT name, value FROM marks").fetchall():
+        if value[:1] in ("{", "[") and not _is_json(value):
+            database.execute("DELETE FROM marks WHERE name = ?", (name,))
     for name in _COUNTERS:
         database.execute(
             "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
             (name, int(now)),
         )
     database.execute("COMMIT")
+
+
+def _is_json(text: str) -> bool:
+    """Whether the daemon's readers take it; one that nests without end would end them at each start."""
+    try:
+        loads(text.encode(), what="mark", max_bytes=MAX_MARK_BYTES)
+    except ArtifactError:
+        return False
+    return True

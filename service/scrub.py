@@ -21,6 +21,7 @@ from service.asked import RUNNING, Asked
 from service.asked_told import Teller
 from service.commands import SCRUB, Command
 from service.journal import Journal
+from service.kept import recall_table
 from service.logs import logger
 from service.statuses import Clock, Statuses
 from service.steering import Steering
@@ -68,7 +69,7 @@ class Scrubs:
     ) -> None:
         self._journal, self._steering = journal, steering
         self._policy, self._clock, self._shop = policy.scrub, clock, shop
-        self._last: dict[str, object] = json.loads(journal.recall(LAST) or "{}")
+        self._last: dict[str, object] = recall_table(journal, LAST)
         self._asked = _recall(journal)
         self._teller = Teller(statuses)
         self._since, self._tried = clock.mono(), False
@@ -268,7 +269,7 @@ class Scrubs:
 
     def metrics(self) -> dict[str, object]:
         """The `store` group of the telemetry: counts of the last scrub; empty before the first."""
-        return {name: value for name, value in self._last.items() if not isinstance(value, list)}
+        return {name: value for name, value in self._last.items() if isinstance(value, int | float | None)}
 
 
 def _recall(journal: Journal) -> dict[str, Asked]:

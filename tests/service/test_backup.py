@@ -243,6 +243,17 @@ def test_a_journal_that_brings_a_program_is_refused(tmp_path: Path, board: Path)
     assert files(tmp_path / "state") == {}
 
 
+def test_a_mark_that_would_end_each_start_is_left_behind(tmp_path: Path, board: Path) -> None:
+    forged, state = tmp_path / "forged", tmp_path / "state"
+    shutil.copytree(board, forged)
+    with contextlib.closing(sqlite3.connect(forged / "journal.sqlite")) as database:
+        database.execute("INSERT OR REPLACE INTO marks VALUES ('scrub', ?), ('answers', '{}')", ("[" * 5000,))
+        database.commit()
+    put_back(state, backed_up(forged))
+    with contextlib.closing(Journal.open(state / "journal.sqlite", RESTORED_AT).journal) as journal:
+        assert (journal.recall("scrub"), journal.recall("answers")) == ("", "{}")
+
+
 def test_a_state_is_not_overwritten_and_a_daemon_not_disturbed(tmp_path: Path, plain: bytes) -> None:
     state = tmp_path / "state"
     put_back(state, plain)

@@ -1,0 +1,32 @@
+"""What another version kept in the journal, or nobody did, is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.journal import Journal
+from service.kept import recall_names, recall_table
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal.open(tmp_path / "journal.sqlite", 0.0).journal
+    yield journal
+    journal.close()
+
+
+@pytest.mark.parametrize("kept", ["", "{", "null", "1", '"x"', "[" * 5000, "1" * 5000, "[[1]]", '{"a": "b"}'])
+def test_whatever_is_kept_something_is_read(journal: Journal, kept: str) -> None:
+    journal.remember("x", kept)
+    assert recall_table(journal, "x") == ({"a": "b"} if kept.startswith('{"a') else {})
+    assert recall_names(journal, "x") == set()
+
+
+def test_names_are_texts(journal: Journal) -> None:
+    journal.remember("x", '["a", 1, ["b"]]')
+    assert recall_names(journal, "x") == {"a"}
