@@ -23,8 +23,7 @@ from agent.errors import ArtifactError, SpecError
 BLOCK = 512
 MAX_FILE_BYTES = 64 << 20  # onnxruntime's largest library has 20 MB
 MAX_ARCHIVE_BYTES = 128 << 20
-MAX_PARTS = 12  # folders deep
-_PATH = re.compile(r"[A-Za-z0-9_.+@~-]{1,100}(/[A-Za-z0-9_.+@~-]{1,100}){0,11}")
+_PATH = re.compile(r"[A-Za-z0-9_.+@~-]{1,100}(/[A-Za-z0-9_.+@~-]{1,100}){0,11}")  # 12 parts: onnxruntime has 8
 _READ_BYTES = 64 << 10
 _GZIP = 31  # window bits that make zlib read a gzip header and trailer, once
 _OCTAL = re.compile(rb"([0-7]{1,11})[ \0]*")

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 
 from agent.agent_archive import MAX_ARCHIVE_BYTES
 from agent.agent_slots import MAX_SITE_BYTES
-from agent.card import VERSION, version_key
+from agent.card import LATEST, VERSION, version_key
 from agent.errors import ArtifactError, SpecError, TrustError
-from policies.strict import TableError, build, limits
+from policies.strict import TableError, build_known, limits
 
 KIND = "agent"
 FOLDER = "agent"  # of the targets
 AARCH64, X86_64, ANY = "aarch64", "x86_64", "any"
 ARCHES = (AARCH64, X86_64, ANY)
-LATEST = "latest"
 MAX_PACKAGES = 100  # temperd's whole environment has 30
 MAX_TEXT = 64
 MAX_TOLD = 5  # packages or versions named in one sentence
@@ -95,11 +94,10 @@ def parse_release(table: object, path: str, length: int) -> AgentRelease:
     Raises:
         TrustError: it is no release of the agent, or that of another path.
     """
-    known = {item.name for item in dataclasses.fields(AgentRelease)}
     if not isinstance(table, Mapping):
         raise TrustError("a release without facts", where=path)
     try:
-        release = build(AgentRelease, {key: value for key, value in table.items() if key in known})
+        release = build_known(AgentRelease, table)
     except TableError as error:
         raise TrustError(f"facts of a release: {error}", where=path) from error
     if release.path != path:

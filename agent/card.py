@@ -18,6 +18,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of models and devices: safe in file names, URLs and MQTT topics on every system."""
 VERSION = re.compile(r"(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,3}")
 """One to four numbers between dots, no leading zeros; no dash, so `<name>-<version>` can be read only one way."""
+LATEST = "latest"
+"""In the place of a version: the highest that fits the board."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 MAX_PLAINTEXT_BYTES = 256 << 20  # the largest model the trainer reads: a board holds it several times over in memory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuf.api.metadata import TargetFile  # public, without __all__
 
-from agent.card import VERSION, version_key
+from agent.card import LATEST, VERSION, version_key
 from agent.download import PART
 from agent.durable import disk_errors, make_folder
 from agent.errors import BoardError, NetworkError, SpecError, TrustError
@@ -16,7 +16,6 @@ from agent.messages import METERED, Finished, SystemOrder
 from agent.system_card import ENDING, FOLDER, SystemCard, most_bytes, read_card
 from agent.trust import ModelRepository
 
-LATEST = "latest"
 SPARE_BYTES = 64 << 20  # of the state's disk, left for the journal and checkpoints while a bundle lies there
 _PARTS = 3  # system/<name>/<file>
 

@@ -160,17 +160,6 @@ def failed(standing: Standing, code: str, reason: str, result: Mapping[str, obje
     return replace(standing, trial=None, refused=refused, fell=True, starts=(), last=outcome)
 
 
-def withdrawn(standing: Standing) -> Standing:
-    """A trial that is only staged is given up, by the owner or because the switch was refused; it may come again.
-
-    Raises:
-        TrialError: `no-trial`, or `trial-under-way`: it has begun.
-    """
-    if _trial(standing).stage != Stage.STAGED:
-        raise TrialError("trial-under-way", "the trial has begun")
-    return replace(standing, trial=None)
-
-
 def healthy(standing: Standing) -> Standing:
     """The active release ran well for a while: what was before is no loop, and it may fall back again."""
     return standing if standing.trial else replace(standing, starts=(), fell=False)

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from agent.card import NAME, VERSION
+from agent.card import LATEST, NAME, VERSION
 from agent.spec import LEAST_LIMIT_CELSIUS, EvaluateSpec, FineTuneSpec
 from agent.switch import BASE
 from service.commands import (
@@ -40,7 +40,7 @@ from service.commands import (
     QualifyArguments,
     RollbackArguments,
 )
-from service.update_arguments import LATEST, AgentArguments, SystemArguments
+from service.update_arguments import AgentArguments, SystemArguments
 
 WINDOW = r"^(?!(.{5})-\1$)([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"
 """`22:00-06:00`, and not twice the same."""

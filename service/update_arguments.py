@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.card import NAME, VERSION
+from agent.card import LATEST, NAME, VERSION
 from policies.strict import TableError, limits
 from policies.trial_standing import LEAST_WINDOW_S, MOST_WINDOW_S, WINDOW_DEFAULT_S
-
-LATEST = "latest"
 
 
 @dataclass(frozen=True, slots=True)

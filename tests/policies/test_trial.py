@@ -27,7 +27,6 @@ from policies.trial import (
     ready,
     staged,
     stopped,
-    withdrawn,
 )
 from policies.trial_standing import (
     INSTALLED,
@@ -79,7 +78,6 @@ def test_a_good_release_stays_and_the_one_before_is_what_it_falls_back_to() -> N
 def test_what_is_only_staged_does_not_start() -> None:
     standing = staged(Standing(), Trial("a", "2", "d"))
     assert begin(standing, AT, HERE)[1].place == INSTALLED
-    assert withdrawn(standing).trial is None
 
 
 def test_a_release_that_is_never_ready_is_left_after_two_starts_and_the_one_before_runs_without_a_pause() -> None:
