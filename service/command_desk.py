@@ -271,6 +271,8 @@ class CommandDesk:
         if is_canceled or (record is None and any(room.cancel(command.job) for room in others)):
             self.answers.give(command, "succeeded")
             return
+        if record is None and self._journal.outcome(command.job) is not None:
+            raise CommandError(f"{command.job} has ended, or is too far to be canceled", reason="wrong-state")
         self.answers.give(command, "succeeded", marks=jobs.canceling(_open(record, command.job).id))
         jobs.obey()
 

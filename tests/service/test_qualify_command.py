@@ -381,6 +381,9 @@ def test_a_console_cancels_a_run_as_it_cancels_a_job(bench: Bench) -> None:
     with pytest.raises(CommandError, match="is unknown") as refused:
         desk.commands._carry_out(late)
     assert refused.value.code == "wrong-state"
+    ended = dataclasses.replace(bench.command(at=4), type=CANCEL, args={"job": cancel.id})
+    with pytest.raises(CommandError, match="has ended, or is too far"):
+        desk.commands._carry_out(ended)
     assert bench.told(run) == [("accepted", ""), ("canceled", "canceled")]
     assert bench.told(cancel) == [("succeeded", "")]
 
