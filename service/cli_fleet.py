@@ -11,6 +11,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from agent.board.profile import policy_names
 from agent.errors import SpecError
@@ -42,6 +43,8 @@ from service.logs import configure
 from service.qualify_plan import LEAST_MINUTES, MOST_MINUTES
 from service.status_lines import deadline_line, energy_line, table
 from service.update_arguments import AgentArguments, SystemArguments
+
+T = TypeVar("T")
 
 SILENCE_S = 3.0  # a board that ever was on this broker left retained messages, which come at once
 MAX_SPEC_BYTES = 64 << 10
@@ -139,14 +142,7 @@ def _rollback_arguments(argument: str) -> dict[str, object]:
 
 def _evaluate_arguments(argument: str) -> dict[str, object]:
     """A path on the board; or a TOML file of this machine with `data` and whatever else."""
-    if not argument.endswith(".toml"):
-        table: dict[str, object] = {"data": argument}
-    else:
-        table = _read_table(Path(argument))
-    try:
-        spec = build(EvaluateSpec, table)
-    except TableError as error:
-        raise SpecError(f"{error.key}: {error.what}", where=argument[:200]) from error
+    table, spec = _named_or_file(EvaluateSpec, argument, {"data": argument})
     if not spec.data:
         raise SpecError("evaluate needs data: a path on the board, or a TOML file with `data`")
     return table
@@ -154,25 +150,23 @@ def _evaluate_arguments(argument: str) -> dict[str, object]:
 
 def _update_arguments(argument: str) -> dict[str, object]:
     """A version, `latest` where none is given; or a TOML file with that and whatever else."""
-    named: dict[str, object] = {"version": argument} if argument else {}
-    table = _read_table(Path(argument)) if argument.endswith(".toml") else named
-    try:
-        build(AgentArguments, table)
-    except TableError as error:
-        raise SpecError(f"{error.key}: {error.what}", where=argument[:200]) from error
-    return table
+    return _named_or_file(AgentArguments, argument, {"version": argument} if argument else {})[0]
 
 
 def _system_arguments(argument: str) -> dict[str, object]:
     """An image's name, with `=` and a version where it is not to be the latest; or a TOML file with that and more."""
     name, _, version = argument.partition("=")
     named: dict[str, object] = {"name": name, **({"version": version} if version else {})}
+    return _named_or_file(SystemArguments, argument, named)[0]
+
+
+def _named_or_file(cls: type[T], argument: str, named: dict[str, object]) -> tuple[dict[str, object], T]:
+    """What `argument` names, or the TOML file that it is; as a table, and checked."""
     table = _read_table(Path(argument)) if argument.endswith(".toml") else named
     try:
-        build(SystemArguments, table)
+        return table, build(cls, table)
     except TableError as error:
         raise SpecError(f"{error.key}: {error.what}", where=argument[:200]) from error
-    return table
 
 
 def _policy_arguments(argument: str) -> dict[str, object]:
