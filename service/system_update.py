@@ -186,10 +186,10 @@ class SystemUpdates(UpdateRoom[SystemAsked]):
         last = await self._work(order, "agent.system_worker")
         if self._canceled:
             self._end(CANCELED, CANCELED, CANCELED_REASON)
+        elif self._stopping:  # nothing is installed that nobody would see the end of
+            self._ledger.advance(status=WAITING, stage="", code="restarted", reason="goes on at the next start")
         elif isinstance(last, Finished):
             return last.result
-        elif self._stopping:
-            self._ledger.advance(status=WAITING, stage="", code="restarted", reason="goes on at the next start")
         else:
             self._put_off(last.code, last.message)
         return None

@@ -434,6 +434,21 @@ def test_canceled_before_its_turn_and_while_it_is_pulled(bench: Bench) -> None:
     assert bench.system.installed == []
 
 
+def test_a_daemon_that_goes_down_as_the_bundle_has_come_begins_no_installation(bench: Bench) -> None:
+    bench.ask()
+
+    async def goes_down() -> None:
+        await bench.room.stop()
+        await bench.room.run()
+
+    asyncio.run(goes_down())
+    assert bench.status == ("accepted", "", "restarted")
+    assert bench.system.installed == []
+    bench.crash()
+    bench.work()
+    assert bench.system.installed == ["/b.raucb"]
+
+
 def test_what_is_installed_cannot_be_canceled(bench: Bench) -> None:
     command_id = bench.ask()
     bench.work()
