@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from agent.board.control_group import be_killed_first
+from agent.board.files import BoardRoots
 from agent.errors import EngineError, NetworkError, TemperdError
 from agent.keys_identity import load_identity
 from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer, decode, encode
@@ -102,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="temperd-scrub", description="Started by temperd; reads one order.")
     parser.add_argument("--nice", type=int, default=19, help="added to the scheduling priority (0..19)")
     options = parser.parse_args(argv)
+    be_killed_first(BoardRoots())
     keep_memory_private()
     os.nice(options.nice)
     # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from agent.board.control_group import be_killed_first
+from agent.board.files import BoardRoots
 from agent.errors import EngineError, TemperdError
 from agent.messages import Failed, Message, SystemOrder, decode, encode
 
@@ -59,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="temperd-system", description="Started by temperd; reads one order.")
     parser.add_argument("--nice", type=int, default=0, help="added to the scheduling priority (0..19)")
     options = parser.parse_args(argv)
+    be_killed_first(BoardRoots())
     os.nice(options.nice)
     # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
     out = os.fdopen(os.dup(1), "wb")

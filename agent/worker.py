@@ -15,6 +15,8 @@ import traceback
 from dataclasses import replace
 from typing import BinaryIO, TypeAlias
 
+from agent.board.control_group import be_killed_first
+from agent.board.files import BoardRoots
 from agent.errors import EngineError, TemperdError
 from agent.messages import (
     MAX_LINE_BYTES,
@@ -174,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--nice", type=int, default=0, help="added to the scheduling priority (0..19)")
     options = parser.parse_args(argv)
     die_with_parent()
+    be_killed_first(BoardRoots())
     keep_memory_private()
     os.nice(options.nice)
     # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.

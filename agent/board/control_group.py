@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from agent.board.files import BoardRoots, read_text
+from agent.board.files import BoardRoots, read_text, write_int
+
+FIRST_TO_GO = 1000  # the kernel's highest: it chooses this process before any other
 
 
 def own_group(roots: BoardRoots) -> Path | None:
@@ -28,3 +31,13 @@ def killed_for_memory(roots: BoardRoots) -> int | None:
         if key == "oom_kill" and count.isascii() and count.isdigit():
             return int(count)
     return None
+
+
+def be_killed_first(roots: BoardRoots) -> None:
+    """Let the kernel choose this process where memory runs out: a worker is replaced, the daemon steers the board.
+
+    Without it the kernel takes the larger one, which is the daemon as long as a worker has only begun. Call it before
+    `keep_memory_private`: afterwards the file is root's. Without effect where the kernel does not allow it.
+    """
+    with contextlib.suppress(OSError):
+        write_int(roots.proc / "self/oom_score_adj", FIRST_TO_GO)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,18 @@ def test_a_worker_is_starved_where_the_kernel_counts_its_kill(
         assert worker.starved is starved
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("module", ["worker", "scrub_worker", "release_worker", "system_worker"])
+def test_the_kernel_chooses_a_worker_before_the_daemon(module: str) -> None:
+    """A daemon is larger than a worker that has only begun, and the kernel takes the largest of equals."""
+    command = [sys.executable, "-m", f"agent.{module}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
+        chosen, end = Path(f"/proc/{worker.pid}/oom_score_adj"), time.monotonic() + 60
+        while chosen.read_text() != "1000\n":
+            assert time.monotonic() < end, f"{chosen}: {chosen.read_text()}"
+            assert worker.poll() is None
+            time.sleep(0.01)
+        assert worker.stdin is not None
+        worker.stdin.close()
+        assert worker.wait(60) != 0, "without an order it ends"
