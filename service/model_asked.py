@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from policies.strict import TableError, build_known
 from service.asked import Asked
 from service.journal import Journal
-from service.logs import logger
+from service.kept import recall_records
 
 KEPT = "models-asked"
 """Name in the journal's memory."""
-
-log = logger("models")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +30,7 @@ class ModelAsked(Asked):
 
 def recall(journal: Journal) -> dict[str, ModelAsked]:
     """What is kept, by id. What another version wrote must not stop the daemon."""
-    try:
-        tables = json.loads(journal.recall(KEPT) or "[]")
-        if not isinstance(tables, list):
-            raise TableError("", "must be a list")
-        asked = [build_known(ModelAsked, table) for table in tables]
-        return {one.id: one for one in asked}
-    except (ValueError, AttributeError, TypeError) as error:  # a TableError is a ValueError
-        log.warning("commands about models are forgotten, the journal has them in another form", why=str(error))
-        return {}
+    return {one.id: one for one in recall_records(journal, KEPT, ModelAsked)}
 
 
 def text(asked: dict[str, ModelAsked]) -> str:

@@ -69,7 +69,8 @@ def _settle(database: sqlite3.Connection, now: float) -> None:
             database.execute("DELETE FROM marks WHERE name = ?", (name,))
     for name in _COUNTERS:
         database.execute(
-            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+            "INSERT INTO counters (name, value) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
             (name, int(now)),
         )
     database.execute("COMMIT")

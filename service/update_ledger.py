@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from policies.strict import TableError, build_known
 from service.asked import DEFERRED, RUNNING, Asked
 from service.asked_told import Teller
 from service.journal import Journal
+from service.kept import recall_records
 from service.logs import logger
 from service.statuses import MAX_REASON, Statuses
 
@@ -67,7 +67,7 @@ class UpdateLedger(Generic[A]):
 
     def __init__(self, journal: Journal, statuses: Statuses, kind: str, cls: type[A]) -> None:
         self._journal, self._teller, self._kind = journal, Teller(statuses), kind
-        kept = self._recall(cls)
+        kept = recall_records(journal, kind, cls)  # the latest last
         self._ended: list[A] = kept[:-1]
         self.now = kept[-1] if kept else None
 
@@ -137,14 +137,3 @@ class UpdateLedger(Generic[A]):
 
     def _tell(self, now: A) -> None:
         self._teller.tell(self._kind, now.id, now)
-
-    def _recall(self, cls: type[A]) -> list[A]:
-        """What is kept, the latest last. Keys of a later version are left out: after a rollback it has been here."""
-        try:
-            tables = json.loads(self._journal.recall(self._kind) or "[]")
-            if not isinstance(tables, list):
-                raise TableError("", "must be a list")
-            return [build_known(cls, table) for table in tables]
-        except (ValueError, AttributeError, TypeError) as error:  # a TableError is a ValueError
-            log.warning("updates are forgotten, the journal has them in another form", why=str(error))
-            return []

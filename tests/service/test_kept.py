@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from service.asked import Asked
 from service.journal import Journal
-from service.kept import recall_names, recall_table
+from service.kept import recall_names, recall_records, recall_table
 
 pytestmark = pytest.mark.once
 
@@ -25,8 +26,15 @@ def test_whatever_is_kept_something_is_read(journal: Journal, kept: str) -> None
     journal.remember("x", kept)
     assert recall_table(journal, "x") == ({"a": "b"} if kept.startswith('{"a') else {})
     assert recall_names(journal, "x") == set()
+    assert recall_records(journal, "x", Asked) == []
 
 
 def test_names_are_texts(journal: Journal) -> None:
     journal.remember("x", '["a", 1, ["b"]]')
     assert recall_names(journal, "x") == {"a"}
+
+
+@pytest.mark.parametrize("kept", ['[{"digest": "d", "later": 1}]', '{"digest": "d"}'])
+def test_records_are_one_or_a_list_and_what_a_later_version_added_is_passed_over(journal: Journal, kept: str) -> None:
+    journal.remember("x", kept)
+    assert recall_records(journal, "x", Asked) == [Asked("d")]
