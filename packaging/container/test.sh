@@ -71,7 +71,7 @@ expect "no compiler in the image" "" "$(find "$root/usr/bin" -name '*gcc*' -o -n
 size() { du -sm "$1" | cut -f1; }
 base=$(engine from --pull-never --arch "$arch" localhost/base:latest)
 base_root=$(engine mount "$base")
-echo "     $(size "$root") MB unpacked: $(size "$base_root") MB Debian, $(size "$root/opt/temperd") MB temperd's environment, the rest Python"
+echo "     $(size "$root") MB unpacked: $(size "$base_root") MB Debian, $(size "$root/opt/temperd") MB temperd's environment$([ -n "$emulated" ] || echo ", the rest Python")"
 du -sm "$root"/opt/temperd/lib/python3*/site-packages/* | sort -rn | sed -n 1,8p | sed -E 's#\t.*/#\t#; s/^/     /'
 engine rm "$base" >/dev/null
 [ "$(size "$root")" -le "$MOST_MB" ] || failed "the image has more than $MOST_MB MB"
