@@ -110,13 +110,18 @@ def only_holder(path: Path, refusal: TemperdError) -> Iterator[None]:
         BoardError: `disk`.
     """
     with disk_errors(path):
-        stream = path.open("w", encoding="ascii")
+        stream = open(path, "w", encoding="ascii", opener=_at_once)  # noqa: SIM115 - see `read_bounded`; kept open
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise refusal from error
         yield
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting: a pipe in a file's place, as a release that was taken over may leave one, holds nobody."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def remove(path: Path) -> None:
@@ -151,7 +156,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         BoardError: `disk`.
     """
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=_at_once) as stream:
             data = stream.read(max_bytes + 1)
     except FileNotFoundError:
         raise

@@ -186,6 +186,13 @@ def test_a_broken_standing_starts_the_installed_release_and_a_second_daemon_is_n
     assert len(board.standing().starts) == 1
 
 
+@pytest.mark.parametrize("name", ["agent/standing.json", "lock"])
+def test_a_pipe_in_a_files_place_holds_no_start_up(board: Board, name: str) -> None:
+    (board.state / "agent").mkdir()
+    os.mkfifo(board.state / name)
+    assert board.launch().returncode == EXIT_CONFIG
+
+
 def test_without_room_for_the_standing_what_is_active_starts_all_the_same(board: Board) -> None:
     (board.state / "agent").write_text("in the way")
     done = board.launch()
