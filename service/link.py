@@ -8,7 +8,6 @@ is kept in memory across a lost connection.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -17,7 +16,7 @@ from service import link_faults
 from service.config import Mqtt
 from service.footprint import without_web_client
 from service.link_client import MAX_PACKET_BYTES, MAX_UNSENT, Client, properties_of_publication
-from service.link_pace import LONGEST_DELAY_S, Pace
+from service.link_pace import LONGEST_DELAY_S, Pace, uniform
 from service.link_refusals import Refusals
 from service.logs import logger
 
@@ -103,7 +102,7 @@ class Connection:
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._on_trouble = on_trouble or (lambda _why: None)
         self._limit_s, self._contested = limit_s, False
-        self._pace = Pace(jitter or random.SystemRandom().uniform)
+        self._pace = Pace(jitter or uniform)
         self.connected, self._stopping = False, False
         self.why = "not tried yet"
         """Why there is no connection; empty while there is one."""

@@ -28,6 +28,7 @@ NEEDED_BY_OTHERS = {
     "exact medians": ("statistics", "fractions", "decimal"),
     "loggers that are pickled": ("pickle",),
     "compressors": ("tempfile", "shutil", "lzma", "bz2"),
+    "dice for science": ("random",),
     "RAUC": ("jeepney",),
     "packages in archives": ("zipfile", "importlib.readers"),
 }

@@ -15,7 +15,7 @@ import pytest
 from service.config import Mqtt
 from service.device_link import Address, Link
 from service.link_client import ANSWER_WITHIN, MAX_UNSENT, PING_AFTER
-from service.link_pace import FIRST_DELAY_S, LONGEST_DELAY_S, LONGEST_YIELD_S, STEADY_S, Pace
+from service.link_pace import FIRST_DELAY_S, LONGEST_DELAY_S, LONGEST_YIELD_S, STEADY_S, Pace, uniform
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 from tests.simulators.one_connection import a_connection, connected, first_trouble, run, soon
 from tests.simulators.proxy import Proxy
@@ -91,6 +91,12 @@ def test_two_boards_with_one_name_find_each_other_where_the_broker_does_not_tell
         await two.stop()
 
     run(story)
+
+
+def test_delays_are_spread_over_all_that_is_allowed() -> None:
+    drawn = [uniform(30.0, 60.0) for _ in range(1000)]
+    assert all(30.0 <= one <= 60.0 for one in drawn)
+    assert {int(one - 30.0) // 5 for one in drawn} >= set(range(6))
 
 
 def test_the_longer_a_second_client_stays_the_longer_we_wait() -> None:
