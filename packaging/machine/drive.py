@@ -130,7 +130,8 @@ class Story:
         if (status["status"], status["reason_code"]) != ("failed", "out-of-memory") or killed == 0:
             raise MachineError(f"{killed} killed by the kernel: {status}")
         if (after := self.unit("MainPID", "ActiveState")) != {"MainPID": pid, "ActiveState": "active"}:
-            raise MachineError(f"the daemon ended too: {after}, it was {pid}")
+            why = self.machine.run("dmesg | grep -i 'killed process'; journalctl -u temperd -n 40 --no-pager")
+            raise MachineError(f"the daemon ended too: {after}, it was {pid}:\n{why}")
         self.machine.run("systemctl set-property --runtime temperd MemoryMax=70%")
         self.tell("a worker out of memory", killed_by_kernel=killed, job=status["reason_code"], daemon="goes on")
 
