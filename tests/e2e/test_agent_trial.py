@@ -13,10 +13,10 @@ import pytest
 
 from agent.agent_slots import write_standing
 from policies.trial_health import SETTLE_S
-from policies.trial_standing import INSTALLED, Standing
+from policies.trial_standing import INSTALLED, Standing, Trial
 from service.commands import sign_command
 from tests.simulators.fleet import ROOT
-from tests.simulators.installed import Installed, installed
+from tests.simulators.installed import Installed, ask_trial, fill_free, installed, stage_release
 
 pytestmark = [
     pytest.mark.e2e,
@@ -69,11 +69,13 @@ def test_a_job_that_trains_goes_on_from_its_checkpoint_whichever_release_runs(
 ) -> None:
     with installed(tmp_path) as board:
         board.publish()
+        digest = stage_release(board.state, NEW, changes)
+        slot = fill_free(board.state, digest)  # takes seconds, in which the job would end
         request = board.request("fine-tune", board.job(board.images(), epochs=1000))
         envelope = sign_command(request, board.console_key)
         board.send_envelope("fine-tune", request.id, envelope, until=("running",))
         board.wait(lambda: (found := board.record(request.id)) and found.standing.state == "TRAINING")
-        board.update(NEW, changes, window_s=WINDOW_S)
+        ask_trial(board.state, Trial(slot, NEW, digest, window_s=WINDOW_S))
         assert ended(board).active == (INSTALLED if changes else "a")
         assert b"job put aside" in board.log()
         job = board.ended(request.id, 600.0)

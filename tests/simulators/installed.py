@@ -124,11 +124,21 @@ def _facts(path: Path) -> FileFacts:
 
 def put(state: Path, version: str, digest: str, **trial: Any) -> None:
     """Fill the free slot with what is staged, and ask for its trial."""
+    ask_trial(state, Trial(fill_free(state, digest), version, digest, **trial))
+
+
+def fill_free(state: Path, digest: str) -> str:
+    """Fill the free slot with what is staged, which takes seconds; which one it is."""
     standing = read_standing(state)[0]
     slot = standing.free_slot
     write_standing(state, emptied(standing, slot))
     fill_slot(state, slot, digest)
-    write_standing(state, staged(read_standing(state)[0], Trial(slot, version, digest, **trial)))
+    return slot
+
+
+def ask_trial(state: Path, trial: Trial) -> None:
+    """Let a slot that is filled be tried: the daemon leaves within a second."""
+    write_standing(state, staged(read_standing(state)[0], trial))
 
 
 class Installed(World):
