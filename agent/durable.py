@@ -17,7 +17,7 @@ from agent.errors import ArtifactError, BoardError, TemperdError
 
 PARTIAL = ".partial"  # ending of files being written; what still bears it after a crash is rubbish
 _RANDOM_BYTES = 6  # of a partial file's name: writers of the same file do not meet
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC  # a repair reads back what it wrote
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # full, over quota, over the process's file limit
 
 
