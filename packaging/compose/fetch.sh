@@ -7,7 +7,8 @@ folder=${1:?a folder}
 mkdir -p "$folder"/{lists,cache/archives,package}
 # The place that this machine's apt has its packages from.
 mirror=$(apt-get indextargets --format '$(SITE)' 2>/dev/null | grep -m 1 debian | grep -v security || true)
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} trixie main" >"$folder/sources.list"
+[ -n "$mirror" ] || { echo "fetch.sh: apt knows no place for Debian's packages: apt-get update first" >&2; exit 1; }
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$folder/sources.list"
 apt=(apt-get -qq -o APT::Sandbox::User=root -o "Dir::Etc::sourcelist=$folder/sources.list" -o Dir::Etc::sourceparts=/dev/null
     -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder/cache")
 "${apt[@]}" update
