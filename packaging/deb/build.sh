@@ -102,7 +102,8 @@ dates
 
 # --- the package -----------------------------------------------------------------------------------------------------
 
-size=$(du --apparent-size -sk --exclude=DEBIAN "$stage" | cut -f 1)
+# As Debian counts: files in whole KiB, all else as one. What a folder takes is the building machine's file system's own.
+size=$(find "$stage" -path "$stage/DEBIAN" -prune -o -type f -printf '%s\n' -o -printf '1\n' | awk '{n += int(($1 + 1023) / 1024)} END {print n}')
 sed -i "/^Architecture:/a Installed-Size: $size" "$stage/DEBIAN/control"
 (cd "$stage" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | sort -z | xargs -0 md5sum) >"$stage/DEBIAN/md5sums"
 dates
