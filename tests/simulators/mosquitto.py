@@ -46,6 +46,13 @@ class Mosquitto:
             assert time.monotonic() < end, "the broker does not listen"
             time.sleep(0.02)
 
+    def keep_sessions(self, folder: Path) -> None:
+        """From the next start on, keep sessions and messages in `folder` over a `stop`."""
+        text = self._config.read_text().replace(
+            "persistence false", f"persistence true\npersistence_location {folder}/"
+        )
+        self._config.write_text(text)
+
     @property
     def running(self) -> bool:
         """Whether it was started and not ended."""

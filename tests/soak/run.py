@@ -55,6 +55,8 @@ def main() -> int:
 async def _play(place: Path, options: argparse.Namespace, *, full_disk: bool) -> dict[str, object]:
     world = World(place, speed=options.speed)
     extend_configuration(world)
+    # It keeps the consumer's session over a stop: without, what boards backfill first is given to nobody.
+    world.broker.keep_sessions(place)
     world.broker.start()
     world.publish()
     world.listen()
