@@ -85,7 +85,10 @@ class Client:
 
     def raw(self, packet: bytes) -> dict[str, Any]:
         """The answer to any bytes; empty when the helper hung up."""
-        self.sock.send(packet)
+        try:
+            self.sock.send(packet)
+        except BrokenPipeError:
+            return {}
         self._between()
         answer: dict[str, Any] = json.loads(self.sock.recv(4096) or b"{}")
         return answer
