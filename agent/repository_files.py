@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,21 +26,7 @@ def store_sealed(targets: Path, path: str, source: BinaryIO, key: bytes, card: M
         SpecError: `card-mismatch`: the card's hash or length is not that of `source`.
         BoardError: the disk fails; nothing is left.
     """
-    folder, name = _folder(targets, path)
-    with disk_errors(folder / name):
-        descriptor, partial = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=PARTIAL)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                os.fchmod(descriptor, SERVED)
-                sealed = _seal(source, stream, key, card)
-                stream.flush()
-                os.fsync(descriptor)
-            Path(partial).replace(folder / f"{sealed.sha256}.{name}")
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
-        sync_folder(folder)
-    return sealed
+    return _store(targets, path, lambda stream: _seal(source, stream, key, card))
 
 
 def store_file(targets: Path, path: str, source: BinaryIO) -> Sealed:
@@ -48,15 +35,25 @@ def store_file(targets: Path, path: str, source: BinaryIO) -> Sealed:
     Raises:
         BoardError: the disk fails; nothing is left.
     """
+    return _store(targets, path, lambda stream: _copy(source, stream))
+
+
+def _copy(source: BinaryIO, stream: BinaryIO) -> Sealed:
+    shutil.copyfileobj(source, stream)
+    stream.seek(0)
+    return Sealed(hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell())  # type: ignore[arg-type]  # a file
+
+
+def _store(targets: Path, path: str, write: Callable[[BinaryIO], Sealed]) -> Sealed:
+    """What `write` writes, at `path` below `targets` under its hash; whole or absent."""
     folder, name = _folder(targets, path)
     with disk_errors(folder / name):
         descriptor, partial = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=PARTIAL)
         try:
             with os.fdopen(descriptor, "w+b") as stream:
                 os.fchmod(descriptor, SERVED)
-                shutil.copyfileobj(source, stream)
-                stream.seek(0)
-                stored = Sealed(hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell())
+                stored = write(stream)
+                stream.flush()
                 os.fsync(descriptor)
             Path(partial).replace(folder / f"{stored.sha256}.{name}")
         except BaseException:
