@@ -5,7 +5,6 @@ A process of its own because the repository's libraries have no place in a super
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -13,10 +12,9 @@ import traceback
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.board.control_group import be_killed_first
-from agent.board.files import BoardRoots
 from agent.errors import EngineError, TemperdError
-from agent.messages import MAX_LINE_BYTES, Failed, Finished, Go, Message, ReleaseOrder, Stage, Warned, decode, encode
+from agent.messages import MAX_LINE_BYTES, Failed, Finished, Go, Message, ReleaseOrder, Stage, Warned, decode
+from agent.one_order import begin, speak
 
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the daemon went away; the next one goes on with what has come
 MAX_MESSAGE = 2000  # characters of an error that travel
@@ -51,8 +49,7 @@ class Conversation:
 
     def say(self, message: Message) -> None:
         """Tell the daemon."""
-        self._out.write(encode(message))
-        self._out.flush()
+        speak(self._out, message)
 
     def _listen(self) -> None:
         try:
@@ -89,15 +86,8 @@ def carry_out(order: ReleaseOrder, talk: Conversation) -> Message:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m agent.release_worker`."""
-    parser = argparse.ArgumentParser(prog="temperd-release", description="Started by temperd; reads one order.")
-    parser.add_argument("--nice", type=int, default=0, help="added to the scheduling priority (0..19)")
-    options = parser.parse_args(argv)
-    be_killed_first(BoardRoots())
-    os.nice(options.nice)
-    # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    talk = Conversation(open(sys.stdin.fileno(), "rb", buffering=0, closefd=False), out)  # noqa: SIM115 - kept open
+    stream, out = begin("temperd-release", 0, argv)
+    talk = Conversation(stream, out)
     try:
         order = talk.order()
     except EngineError as error:

@@ -5,7 +5,6 @@ A process of its own because numpy and the board's secret key have no place in a
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -13,13 +12,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from agent.board.control_group import be_killed_first
-from agent.board.files import BoardRoots
 from agent.errors import EngineError, NetworkError, TemperdError
 from agent.keys_identity import load_identity
-from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer, decode, encode
+from agent.messages import Failed, Message, Scrubbed, ScrubOrder, Steer, decode
+from agent.one_order import begin, speak
 from agent.private_memory import keep_memory_private
 from agent.scrub import Report, Scrub
 from agent.scrub_kept import kept_files
@@ -94,30 +91,18 @@ def _first(lines: Iterator[bytes]) -> ScrubOrder:
     return message
 
 
-def _speak(out: BinaryIO, message: Message) -> None:
-    out.write(encode(message))
-    out.flush()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m agent.scrub_worker`."""
-    parser = argparse.ArgumentParser(prog="temperd-scrub", description="Started by temperd; reads one order.")
-    parser.add_argument("--nice", type=int, default=19, help="added to the scheduling priority (0..19)")
-    options = parser.parse_args(argv)
-    be_killed_first(BoardRoots())
+    stream, out = begin("temperd-scrub", 19, argv)
     keep_memory_private()
-    os.nice(options.nice)
-    # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    lines = iter(open(sys.stdin.fileno(), "rb", buffering=0, closefd=False))  # noqa: SIM115 - a descriptor, kept open
+    lines = iter(stream)
     try:
         order = _first(lines)
     except EngineError as error:
         sys.stderr.write(f"temperd-scrub: {error}; it is started by the daemon\n")
         return EXIT_ORPHANED
     last = carry_out(order, Pace(_Orders(lines).steer, time.monotonic, time.sleep))
-    _speak(out, last)
+    speak(out, last)
     return 1 if isinstance(last, Failed) else 0
 
 

@@ -5,19 +5,16 @@ A process of its own because the repository's libraries have no place in a super
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from agent.board.control_group import be_killed_first
-from agent.board.files import BoardRoots
 from agent.errors import EngineError, TemperdError
-from agent.messages import Failed, Message, SystemOrder, decode, encode
+from agent.messages import Failed, Message, SystemOrder, decode
+from agent.one_order import begin, speak
 
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the daemon went away; the next one goes on with what has come
 MAX_MESSAGE = 2000  # characters of an error that travel
@@ -51,22 +48,10 @@ def _leave_with_daemon(lines: Iterator[bytes]) -> None:
     os._exit(EXIT_ORPHANED)
 
 
-def _speak(out: BinaryIO, message: Message) -> None:
-    out.write(encode(message))
-    out.flush()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m agent.system_worker`."""
-    parser = argparse.ArgumentParser(prog="temperd-system", description="Started by temperd; reads one order.")
-    parser.add_argument("--nice", type=int, default=0, help="added to the scheduling priority (0..19)")
-    options = parser.parse_args(argv)
-    be_killed_first(BoardRoots())
-    os.nice(options.nice)
-    # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    lines = iter(open(sys.stdin.fileno(), "rb", buffering=0, closefd=False))  # noqa: SIM115 - a descriptor, kept open
+    stream, out = begin("temperd-system", 0, argv)
+    lines = iter(stream)
     try:
         order = _first(lines)
     except EngineError as error:
@@ -74,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_ORPHANED
     threading.Thread(target=_leave_with_daemon, args=(lines,), daemon=True).start()
     last = carry_out(order)
-    _speak(out, last)
+    speak(out, last)
     return 1 if isinstance(last, Failed) else 0
 
 

@@ -5,7 +5,6 @@ Whatever happens here takes nothing with it: the daemon sees the end of the proc
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import signal
@@ -15,8 +14,6 @@ import traceback
 from dataclasses import replace
 from typing import BinaryIO, TypeAlias
 
-from agent.board.control_group import be_killed_first
-from agent.board.files import BoardRoots
 from agent.errors import EngineError, TemperdError
 from agent.messages import (
     MAX_LINE_BYTES,
@@ -31,8 +28,8 @@ from agent.messages import (
     Steer,
     SwitchOrder,
     decode,
-    encode,
 )
+from agent.one_order import begin, speak
 from agent.plan import OUT_OF_MEMORY_FIX
 from agent.private_memory import keep_memory_private
 from agent.trainer import FREE, JobEndedError
@@ -120,8 +117,7 @@ def carry_out(order: AnyOrder, mailbox: Mailbox, out: BinaryIO) -> Message:
 
     def emit(message: Message) -> None:
         with lock:
-            out.write(encode(message))
-            out.flush()
+            speak(out, message)
 
     def ask(stage: str, detail: str) -> None:
         emit(Stage(stage, detail))
@@ -172,16 +168,9 @@ def _allocation_failed(error: Exception) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m agent.worker`."""
-    parser = argparse.ArgumentParser(prog="temperd-worker", description="Started by temperd; reads one order.")
-    parser.add_argument("--nice", type=int, default=0, help="added to the scheduling priority (0..19)")
-    options = parser.parse_args(argv)
     die_with_parent()
-    be_killed_first(BoardRoots())
+    _lines, out = begin("temperd-worker", 0, argv)
     keep_memory_private()
-    os.nice(options.nice)
-    # Libraries may print: what they print goes to standard error, the conversation keeps its own descriptor.
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
     mailbox = Mailbox(sys.stdin.fileno())
     try:
         order = mailbox.first()
@@ -189,8 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"temperd-worker: {error}; it is started by the daemon\n")
         return EXIT_ORPHANED
     last = carry_out(order, mailbox, out)
-    out.write(encode(last))
-    out.flush()
+    speak(out, last)
     return 1 if isinstance(last, Failed) else 0
 
 
