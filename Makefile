@@ -127,7 +127,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard agent/engine/native/*.[ch] agent/e
 	@echo "making $(VENV) with the extra '$(EXTRA)' (first time: a minute or two)"
 	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[$(EXTRA),demo,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[$(EXTRA),console,demo,dev]"
 	@touch $@
 
 NODE := .node-asyncapi

@@ -1,0 +1,7 @@
+"""The reference figures beside ours."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute
+
+ROUTES: list[BaseRoute] = []
