@@ -78,15 +78,22 @@ says so.
 """
 
 
-def _foot(results: Results) -> list[str]:
-    lines = ["Results that were read:", "", "| Result | Written by | Machine |", "|---|---|---|"]
+def origins(results: Results) -> list[dict[str, str]]:
+    """Of each result its `name`, the command that it was `written_by`, and the `machine`."""
+    found = []
     for name in sorted(results):
         machine = results[name].get("machine") or {}
         where = str(results[name].get("board", "unknown"))
         if machine:
             where = f"{machine.get('processor', 'unknown')}, {machine.get('cores', '?')} cores"
         written = WRITTEN_BY.get(name, f"temperd bench {name} --json")
-        lines.append(f"| `{name}.json` | `{written}` | {where} |")
+        found.append({"name": name, "written_by": written, "machine": where})
+    return found
+
+
+def _foot(results: Results) -> list[str]:
+    lines = ["Results that were read:", "", "| Result | Written by | Machine |", "|---|---|---|"]
+    lines += [f"| `{one['name']}.json` | `{one['written_by']}` | {one['machine']} |" for one in origins(results)]
     return [
         *lines,
         "",
