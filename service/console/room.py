@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.config import Mqtt
+from service.console.act_sent import SentForms
 
 if TYPE_CHECKING:
     from service.console.accounts import Accounts
@@ -57,6 +58,7 @@ class Room:
         audit: who did what, and why.
         signer: the console key.
         roll_outs: those at work in this process.
+        sent: what forms sent, so that none sends twice.
     """
 
     settings: Settings
@@ -68,3 +70,4 @@ class Room:
     audit: Audit
     signer: Signer
     roll_outs: RollOuts
+    sent: SentForms = field(default_factory=SentForms)
