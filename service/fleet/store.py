@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,12 +16,19 @@ from typing import NamedTuple, Protocol
 from agent.errors import SpecError
 from service.fleet.boards import number
 from service.fleet.outcome import BY_STATUS
+from service.fleet.store_chart import MAX_CHANGES, Changes, Chart
 
 MAX_DEVICES = 100_000  # a store's: ids stay in memory, some 200 bytes each, and a broker may invent names
 RECENT_S = 2 * 86400.0  # a list tells no older telemetry: a temperature of last week is no state, and costs a search
 ENDED = f"({', '.join(map(repr, BY_STATUS))})"  # final statuses, as both databases write them
 NEWER_STATUS = f"""excluded.version > commands.version OR (
     excluded.version = commands.version AND excluded.ts > commands.ts AND excluded.status NOT IN {ENDED})"""
+MAX_HISTORY = 500  # statuses of one command: a job has some twenty, one that is deferred each night some hundred
+MAX_HISTORY_TEXT = 500  # characters of a reason in it, as boards cut theirs
+OF_HISTORY = (
+    *("version", "status", "step", "attempt", "reason_code", "reason", "progress", "eta_s", "until", "ts", "clock"),
+    *("energy_j", "worked_s"),
+)
 MAX_PAGE = 10_000  # devices or points that one question gives back
 _METRIC = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}")  # keys of nested tables, with dots
 
@@ -170,6 +177,18 @@ class DeviceRow:
     temperature_celsius: float | None
     action: str
     """What its governor decided last."""
+    rule: str = ""
+    """And the rule that asked for it."""
+    delta_t_celsius: float | None = None
+    charge: float | None = None
+    """0..1."""
+    power_watts: float | None = None
+    power_is_modelled: bool = False
+    command_id: str = ""
+    """Of the newest command; empty: it has none."""
+    command_type: str = ""
+    command_status: str = ""
+    command_ts: float | None = None
 
 
 def device_row(row: Sequence[object]) -> DeviceRow:
@@ -272,6 +291,49 @@ class Store(Protocol):
 
     def statuses(self, tenant: str, device: str) -> list[str]:
         """Of its commands, newest first, at most `MAX_PAGE`, each as the JSON text of the message."""
+
+    def birth(self, tenant: str, device: str) -> str:
+        """Its whole birth, as the JSON text of the message; empty: it left none."""
+
+    def history(self, tenant: str, device: str, command_id: str) -> list[str]:
+        """What one command went through, oldest first, at most `MAX_HISTORY`: the first status of each version.
+
+        Each as a JSON text with those of `OF_HISTORY` that the status had, texts cut to `MAX_HISTORY_TEXT`.
+        """
+
+    def chart(
+        self,
+        tenant: str,
+        device: str,
+        wanted: Mapping[str, Sequence[str]],
+        since: float,
+        until: float,
+        buckets: int,
+    ) -> Chart:
+        """Metrics by group over `since` <= time < `until`, in at most so many buckets, see `Chart`.
+
+        At fewer messages than buckets each is given as it is. Else the span is widened to whole buckets, which are as
+        wide as a clock is divided; they may be wider than asked for where that answers faster.
+
+        Raises:
+            SpecError: not the name of a metric; more than `MAX_METRICS`, `MAX_BUCKETS` or `MAX_CHART_S`; none at all.
+        """
+
+    def changes(
+        self,
+        tenant: str,
+        device: str,
+        group: str,
+        metrics: Sequence[str],
+        since: float,
+        until: float,
+        limit: int = MAX_CHANGES,
+    ) -> Changes:
+        """The moments in `since` <= time < `until` at which texts of a group changed, such as rules and actions.
+
+        Raises:
+            SpecError: as `chart`; or more than `MAX_CHANGES`.
+        """
 
     def trim(self, received_before: float, most_bytes: int) -> int:
         """Forget a slice of what is too old, or too much; 0: nothing is.

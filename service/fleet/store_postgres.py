@@ -7,7 +7,7 @@ today gives (1970, years ahead) are in a partition of their own. With TimescaleD
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 
@@ -31,6 +31,7 @@ from service.fleet.store import (
     metric_path,
     presence_values,
 )
+from service.fleet.store_chart import MAX_CHANGES, Changes, Chart
 
 SCHEMA_VERSION = 1
 CONNECT_S = 10
@@ -206,6 +207,33 @@ class PostgresStore:
         query = "SELECT body FROM commands WHERE device = %s ORDER BY id DESC LIMIT %s"
         with self._storing() as connection:
             return [row[0] for row in connection.execute(query, (_id(connection, tenant, device), MAX_PAGE))]
+
+    def birth(self, tenant: str, device: str) -> str:
+        """See `Store.birth`."""
+        raise NotImplementedError(tenant, device)
+
+    def history(self, tenant: str, device: str, command_id: str) -> list[str]:
+        """See `Store.history`."""
+        raise NotImplementedError(tenant, device, command_id)
+
+    def chart(
+        self, tenant: str, device: str, wanted: Mapping[str, Sequence[str]], since: float, until: float, buckets: int
+    ) -> Chart:
+        """See `Store.chart`."""
+        raise NotImplementedError(tenant, device, wanted, since, until, buckets)
+
+    def changes(
+        self,
+        tenant: str,
+        device: str,
+        group: str,
+        metrics: Sequence[str],
+        since: float,
+        until: float,
+        limit: int = MAX_CHANGES,
+    ) -> Changes:
+        """See `Store.changes`."""
+        raise NotImplementedError(tenant, device, group, metrics, since, until, limit)
 
     def trim(self, received_before: float, most_bytes: int) -> int:
         """See `Store.trim`. A slice is a day; of times that no clock gives, `TRIM_ROWS` messages."""

@@ -7,7 +7,7 @@ index knows the messages that are there already, another finds a device's by tim
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from service.fleet.store import (
     metric_path,
     presence_values,
 )
+from service.fleet.store_chart import MAX_CHANGES, Changes, Chart
 
 SCHEMA_VERSION = 1
 BUSY_S = 10.0  # another consumer writes a batch in a few ms; a disk that is stalled gets some seconds
@@ -245,6 +246,33 @@ class SqliteStore:
         query = "SELECT body FROM commands WHERE device = ? ORDER BY id DESC LIMIT ?"
         with self._storing():
             return [row[0] for row in self._database.execute(query, (self._id(tenant, device), MAX_PAGE))]
+
+    def birth(self, tenant: str, device: str) -> str:
+        """See `Store.birth`."""
+        raise NotImplementedError(tenant, device)
+
+    def history(self, tenant: str, device: str, command_id: str) -> list[str]:
+        """See `Store.history`."""
+        raise NotImplementedError(tenant, device, command_id)
+
+    def chart(
+        self, tenant: str, device: str, wanted: Mapping[str, Sequence[str]], since: float, until: float, buckets: int
+    ) -> Chart:
+        """See `Store.chart`."""
+        raise NotImplementedError(tenant, device, wanted, since, until, buckets)
+
+    def changes(
+        self,
+        tenant: str,
+        device: str,
+        group: str,
+        metrics: Sequence[str],
+        since: float,
+        until: float,
+        limit: int = MAX_CHANGES,
+    ) -> Changes:
+        """See `Store.changes`."""
+        raise NotImplementedError(tenant, device, group, metrics, since, until, limit)
 
     def trim(self, received_before: float, most_bytes: int) -> int:
         """See `Store.trim`."""
