@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.durable import only_holder
 from agent.errors import BoardError, NetworkError, SpecError
 from agent.keys import load_console_key
 from policies.strict import TableError, build
 from service.cli import say_json
 from service.cli_fleet import arguments
-from service.cli_fleet_roll_out_told import ABORTED, ENDED, RUNNING, progress, say_begin, say_end, told
+from service.cli_fleet_roll_out_told import progress, say_begin, say_end, told
 from service.cli_fleet_view import check_seconds
 from service.cli_fleet_words import TYPES, check_valid, chosen_boards, read_expect, signed
 from service.commands import FINE_TUNE, Request, new_id
@@ -29,8 +26,9 @@ from service.fleet.fleet_link import FleetLink
 from service.fleet.outcome import DONE, FAILED, Outcome
 from service.fleet.plain import plain
 from service.fleet.roll_out import Inbox, RollOutRun, Terms
-from service.fleet.roll_out_plan import Rules, canaries
-from service.fleet.state import FleetState, RollOut, state_path
+from service.fleet.roll_out_lock import BUSY, held
+from service.fleet.roll_out_plan import Rules, canaries, resumed_rules
+from service.fleet.state import ABORTED, ENDED, RUNNING, FleetState, RollOut, state_path
 from service.fleet.tables import aligned
 from service.logs import configure
 
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
 _OPTIONS = {"parallel": "--parallel", "stop_at": "--stop-at", "least_ended": "--stop-min"}
 POLL_S = 0.5  # between two looks at a roll-out that another process runs
-BUSY = "busy"
 
 
 def roll_out(options: argparse.Namespace) -> int:
@@ -82,7 +79,7 @@ def _begin(options: argparse.Namespace, access: Access, state: FleetState) -> in
         say_begin(options, made, [board for board in order if not inbox.online.get(board)], len(order))
         return await _run(options, state, made, key, link, inbox)
 
-    with _lock(state, roll_out_id):
+    with held(state, roll_out_id):
         return asyncio.run(_connected(access, play))
 
 
@@ -142,15 +139,12 @@ def _resume(options: argparse.Namespace, access: Access, state: FleetState) -> i
     if any(getattr(options, name) for name in fixed):
         what = "--resume goes on with the same boards and command; only --stop-at, --stop-min and --parallel may change"
         raise SpecError(what)
-    with _lock(state, _of_tenant(state, access, options.resume).id):
+    with held(state, _of_tenant(state, access, options.resume).id):
         chosen = state.roll_out(options.resume)  # as whoever had the lock before left it
         if chosen.state == ABORTED:
             raise SpecError("this roll-out was aborted: begin a new one", where=chosen.id)
         terms = Terms.of(chosen)
-        rules = {**asdict(terms.rules), **_limits(options)}
-        if options.stop_at:  # whoever sets a new limit has judged the canaries
-            rules["canary"] = 0
-        terms = replace(terms, rules=_checked(rules))
+        terms = replace(terms, rules=_checked(resumed_rules(terms.rules, _limits(options))))
         waits = any(command.outcome == Outcome.WAITING for command in state.commands(chosen.id))
         key = load_console_key(access.key_path()) if waits else None
 
@@ -204,31 +198,13 @@ async def _run(
     return say_end(options, ended, run.commands)
 
 
-@contextlib.contextmanager
-def _lock(state: FleetState, roll_out_id: str) -> Iterator[None]:
-    """Hold a roll-out: two processes would send each its own commands. The lock file goes with what has ended."""
-    what, fix = "another temperd runs this roll-out", "Wait: temperd fleet wait --roll-out ID"
-    path = lock_path(state.path, roll_out_id)
-    with only_holder(path, BoardError(what, where=roll_out_id, fix=fix, reason=BUSY)):
-        try:
-            yield
-        finally:
-            if state.has_ended(roll_out_id):
-                path.unlink(missing_ok=True)
-
-
-def lock_path(state: Path, roll_out_id: str) -> Path:
-    """The lock file of a roll-out, beside the state."""
-    return state.with_name(f"{state.name}.{roll_out_id}.lock")
-
-
 # --- abort, wait, list -----------------------------------------------------------------------------------------------
 
 
 def _abort(options: argparse.Namespace, access: Access, state: FleetState) -> int:
     check_seconds(options.timeout, "--timeout")
     key = load_console_key(access.key_path())
-    with _lock(state, _of_tenant(state, access, options.abort).id):
+    with held(state, _of_tenant(state, access, options.abort).id):
         chosen = state.roll_out(options.abort)  # as whoever had the lock before left it
         if chosen.state == ENDED:
             raise SpecError("this roll-out has ended, nothing is left to abort", where=chosen.id)
@@ -263,7 +239,7 @@ def wait_roll_out(options: argparse.Namespace, access: Access) -> int:
         end = time.monotonic() + (options.timeout or float("inf"))
         while time.monotonic() < end:
             try:
-                with _lock(state, chosen.id):
+                with held(state, chosen.id):
                     return _follow(options, access, state, end - time.monotonic())
             except BoardError as error:
                 if error.code != BUSY:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from service.fleet.outcome import Outcome, exit_code
 from service.fleet.plain import plain
 from service.fleet.roll_out import RollOutRun
-from service.fleet.state import RollOut, Sent
+from service.fleet.state import RUNNING, STOPPED, RollOut, Sent
 from service.fleet.tables import aligned
 
 PROGRESS_S = 0.5  # between two lines of progress
 MAX_NAMED = 5  # boards named in a line
-RUNNING, STOPPED, ABORTED, ENDED = "running", "stopped", "aborted", "done"
 
 
 def say_begin(options: argparse.Namespace, made: RollOut, absent: list[str], boards: int) -> None:

@@ -127,6 +127,7 @@ class RollOutRun:
         self._know(self.commands)
         self._delivered: set[int] = set()
         self._connection = 0
+        self._asked_to_stop = ""
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -155,11 +156,13 @@ class RollOutRun:
         while True:
             self._inbox.arrived.clear()
             self._look()
+            if self._asked_to_stop:
+                return self.end("stopped", self._asked_to_stop)
             step = next_step(self.terms.rules, self.outcomes, self.away, self._canary_age_s())
             if step.move is Move.SEND:
                 self._make(step)
             elif step.move is not Move.WAIT:
-                return self._end("stopped" if step.move is Move.STOP else "done", step.why)
+                return self.end("stopped" if step.move is Move.STOP else "done", step.why)
             await self._deliver(link)
             self._tell(self)
             if step.move is Move.WAIT:
@@ -181,7 +184,7 @@ class RollOutRun:
 
     async def abort(self, link: FleetLink) -> None:
         """Send nothing more, take back what no board has answered, cancel what can be canceled."""
-        self._end("aborted", "aborted by an operator")
+        self.end("aborted", "aborted by an operator")
         self.listen(link)
         self._look()
         chosen = [command for command in self.commands if command.outcome == Outcome.OPEN]
@@ -204,7 +207,13 @@ class RollOutRun:
                 if command.cancel_id:
                     link.listen(command.board, f"cmd/{CANCEL}/{command.cancel_id}/sts")
 
-    def _end(self, state: str, why: str) -> RollOut:
+    def stop(self, why: str) -> None:
+        """Have `run` send nothing more and return: what is on its way is still confirmed, what was sent goes on."""
+        self._asked_to_stop = why
+        self._inbox.arrived.set()
+
+    def end(self, state: str, why: str) -> RollOut:
+        """Journal that it sends nothing more, and why; nothing may be on its way."""
         self._state.stand(self.roll_out.id, state, why)
         self.roll_out = replace(self.roll_out, state=state, why=why)
         self._tell(self)
@@ -281,6 +290,8 @@ class RollOutRun:
         open_ones = [command for command in self.commands if command.outcome == Outcome.OPEN]
         fresh = [c for c in open_ones if c.status is None and c.place not in self._delivered]
         for start in range(0, len(fresh), AT_ONCE):
+            if self._asked_to_stop:
+                return
             batch = fresh[start : start + AT_ONCE]
             sent = await asyncio.gather(*(self._send(link, command) for command in batch))
             done = [command for command, confirmed in zip(batch, sent, strict=True) if confirmed]

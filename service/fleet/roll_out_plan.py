@@ -7,8 +7,8 @@ Boards that are away hold no place: their commands wait at the broker.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from policies.strict import TableError, limits
@@ -60,6 +60,14 @@ class Step:
 def canaries(boards: int, share: float, count: int) -> int:
     """How many of `boards` go first: `count`, or a share rounded up, so that 10 % of three is one."""
     return min(boards, count or math.ceil(share * boards))
+
+
+def resumed_rules(rules: Rules, given: Mapping[str, object]) -> dict[str, object]:
+    """Rules to go on with, as a table: those of before and what was given anew.
+
+    Whoever sets a new limit has judged the canaries.
+    """
+    return {**asdict(rules), **given, **({"canary": 0} if "stop_at" in given else {})}
 
 
 def next_step(rules: Rules, outcomes: Sequence[Outcome], away: Collection[int], canary_age_s: float) -> Step:

@@ -26,6 +26,8 @@ MAX_REMEMBERED = 40_000  # boards of one tenant: twice what a broker shows, and 
 MAX_OVER = 100  # roll-outs of one tenant that are over: each keeps a command for every board
 MAX_VIEW_BYTES = 16 << 10  # of one board; a summary has about 1 KB
 FILE_NAME = "fleet.sqlite"
+RUNNING, STOPPED, ABORTED, ENDED = "running", "stopped", "aborted", "done"
+"""States of a roll-out."""
 
 _SCHEMA = """
 CREATE TABLE boards (
@@ -48,6 +50,8 @@ CREATE TABLE commands (
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX commands_by_board ON commands (roll_out, board);
 """
+_COUNTED = "CREATE INDEX IF NOT EXISTS commands_by_outcome ON commands (roll_out, outcome)"
+"""Made in files of older versions too, which may go on using them: counts without reading every envelope."""
 _FORGET = """
 DELETE FROM boards WHERE tenant = :tenant AND board IN (
     SELECT b.board FROM boards b WHERE b.tenant = :tenant
@@ -135,6 +139,7 @@ class FleetState:
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self._database.execute(statement)
                     self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._database.execute(_COUNTED)
 
     # --- boards ------------------------------------------------------------------------------------------------------
 
@@ -279,6 +284,43 @@ class FleetState:
         rows = [(*(_column(getattr(command, name)) for name in names), roll_out, command.place) for command in commands]
         with self._using(), self._writing():
             self._database.executemany(query, rows)
+
+    def counts(self, roll_out: str, first: int = 0) -> tuple[dict[str, int], dict[str, int]]:
+        """Boards by outcome: of the `first` places, and of the rest."""
+        with self._using():
+            query = "SELECT place >= ?, outcome, count(*) FROM commands WHERE roll_out = ? GROUP BY 1, 2"
+            found = self._database.execute(query, (first, roll_out)).fetchall()
+        counted: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        for later, outcome, count in found:
+            counted[later][outcome] = count
+        return counted
+
+    def stood(
+        self, roll_out: str, outcomes: Sequence[str] = (), search: str = "", *, limit: int = -1, offset: int = 0
+    ) -> tuple[list[Sent], int]:
+        """Some of its commands in order, without their bytes, and how many fit in all.
+
+        Args:
+            roll_out: whose.
+            outcomes: only these; empty: any.
+            search: part of the board's name.
+            limit: at most so many; -1: all.
+            offset: how many to pass over.
+        """
+        names = [name for name in Sent.__slots__ if name not in ("envelope", "cancel")]
+        wanted = [("roll_out = ?", roll_out)]
+        if search:
+            wanted.append(("instr(board, ?) > 0", search))
+        where = " AND ".join(condition for condition, _ in wanted)
+        if outcomes:
+            where += f" AND outcome IN ({', '.join('?' * len(outcomes))})"
+        values = (*(value for _, value in wanted), *outcomes)
+        with self._using():
+            query = f"SELECT {', '.join(names)} FROM commands WHERE {where} ORDER BY place LIMIT ? OFFSET ?"  # noqa: S608 - our own names
+            found = self._database.execute(query, (*values, limit, offset)).fetchall()
+            total = self._database.execute(f"SELECT count(*) FROM commands WHERE {where}", values).fetchone()[0]  # noqa: S608 - same
+        rows = [{**dict(row), "sent": bool(row["sent"]), "status": json.loads(row["status"])} for row in found]
+        return [Sent(**row) for row in rows], int(total)
 
     # --- the seam ----------------------------------------------------------------------------------------------------
 
