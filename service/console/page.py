@@ -15,13 +15,15 @@ from starlette.responses import HTMLResponse, Response
 
 from agent import __version__
 from agent.keys_consoles import Role
-from service.console.texts import LANGUAGES, translator
+from service.console.formats import FILTERS
+from service.console.texts import LANGUAGES, translator, words
 
 if TYPE_CHECKING:
     from service.console.room import Room
 
 RANKS = tuple(Role)
 FORBIDDEN = 403
+THEME_COOKIE, THEMES = "theme", ("light", "dark")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -84,6 +86,7 @@ def _environment() -> Environment:
     )
     made.globals["version"] = __version__
     made.globals["languages"] = LANGUAGES
+    made.filters.update(FILTERS)
     return made
 
 
@@ -99,7 +102,7 @@ def render(
 
     Args:
         request: whose viewer and room the template sees as `viewer` and `room`; `t(key, **values)` gives the text of a
-            key in the viewer's language, `path` is the path that was asked for.
+            key in the viewer's language, `words(prefix)` all texts below a key, `path` is the path that was asked for.
         template: its file below `templates/`.
         status: of HTTP.
         headers: beside the usual ones.
@@ -113,6 +116,8 @@ def render(
         viewer=viewer,
         room=room_of(request),
         t=translator(viewer.language),
+        words=functools.partial(words, viewer.language),
+        theme=request.cookies.get(THEME_COOKIE, "") if request.cookies.get(THEME_COOKIE) in THEMES else "",
         Role=Role,
         **context,
     )

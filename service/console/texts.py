@@ -35,6 +35,13 @@ def _add(found: dict[str, str], prefix: str, table: Mapping[str, object]) -> Non
             raise TypeError(f"{name} is no text")
 
 
+@functools.cache
+def words(language: str, prefix: str) -> Mapping[str, str]:
+    """All texts below a key, by the rest of their keys: what a page hands to its scripts."""
+    start = f"{prefix}."
+    return {key.removeprefix(start): text for key, text in catalog(language).items() if key.startswith(start)}
+
+
 def translator(language: str) -> Callable[..., str]:
     """A function from a key and named values to a text.
 
