@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench browser-test demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -72,6 +72,10 @@ update-test: $(VENV)/.installed  ## releases of temperd on trial, good and bad, 
 
 package-update-test: $(VENV)/.installed  ## the Debian package updates itself, well and badly, in its own root file system (root; 4 minutes)
 	PYTHON=$(BIN)/python packaging/update/test.sh $(ARGS)
+
+browser-test: $(VENV)/.installed tools  ## the console's pages in the machine's own Chromium, which apt installs if it is missing (root, Debian)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 fuzz: .venv-fuzz/.installed  ## 1.2 million damaged inputs for all that reads bytes from outside (two minutes)
 	.venv-fuzz/bin/python tests/fuzz/run.py $(ARGS)

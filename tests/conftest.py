@@ -13,7 +13,7 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no fail
 settings.load_profile("untimed")
 
 HERE = Path(__file__).parent
-FOLDERS = ("policies", "agent/board", "service", "soak", "vectors")
+FOLDERS = ("policies", "agent/board", "console", "service", "soak", "vectors")
 BESIDE_THE_RUNTIME = ("bench", "logs", "outlook", "runner")
 """Tests of the service that start a worker, or time one."""
 ARTIFACTS = ("agent_slots", "card", "download", "durable", "keys", "parity", "sealed", "strict_json", "vectors", "web")
