@@ -2,86 +2,415 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import contextlib
+import json
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Any, Self
 
-from service.console.rows import FleetPage, FleetQuery, Row, Summary
-from service.fleet.boards import Board
-from service.fleet.fleet_link import FleetLink
+from agent.errors import TemperdError
+from service.console.hub_details import Details
+from service.console.hub_ingest import Consumer
+from service.console.hub_watch import Event, Look, Watcher, all_news, news_of, tell
+from service.console.reads import Reads
+from service.console.room import Settings
+from service.console.rows import FleetPage, FleetQuery, Row, Summary, make_row, row_table, summarise, summary_table
+from service.console.rows_query import select
+from service.fleet.boards import MAX_BOARDS, Board, Boards, table
+from service.fleet.fleet_link import FOR_A_LIST, FleetLink, Take
+from service.fleet.state import FleetState
+from service.fleet.store import DeviceRow, Filter, Store
+from service.logs import logger
 
+__all__ = ["Event", "Hub"]
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something for open pages: `name` of the server-sent event, its data as JSON values, and the hub's revision."""
+GATHER_S = 0.5  # between two looks at what changed: open pages are told twice a second at most
+AWAY_S = 5.0  # without a broker after the start: then the store says what it knows of jobs and alarms
+GROUPS_S = 5.0  # how long groups are believed: `temperd fleet group` may change them
+ANSWER_S = 3.0  # for what a broker retains of one board
+LINGER_S = 0.3  # after the last message of an answer
+STORED_STATUSES = 20  # of one board, as many as are kept of what is heard
+CAPABILITIES, BIRTH = "cmd/+", "birth"
+SECOND = 1_000_000  # revisions in a second: those of a console that starts again are higher than those before
 
-    name: str
-    data: Mapping[str, Any]
-    revision: int
+log = logger("console")
 
 
 class Hub:
-    """See the module. An asynchronous context manager: consumes inside the block."""
+    """See the module. An asynchronous context manager: consumes inside the block.
+
+    Args:
+        settings: of the console.
+        reads: the store.
+        now: wall clock, seconds since 1970.
+        monotonic: monotonic clock, seconds.
+
+    Raises:
+        ConfigError: a certificate, key or password file for the broker cannot be used.
+    """
 
     revision: int
     """Rises with every change of a row."""
 
+    def __init__(
+        self, settings: Settings, reads: Reads, *, now: Callable[[], float], monotonic: Callable[[], float]
+    ) -> None:
+        self._settings, self._reads, self._now, self._monotonic = settings, reads, now, monotonic
+        self.revision = self._first = int(now() * SECOND)
+        self.trouble = ""
+        """Why the store could not be read at the start; empty: it was."""
+        self._boards = Boards(settings.tenant)
+        self._root = f"temper/v1/{settings.tenant}/"
+        self._stored: dict[str, DeviceRow] = {}
+        self._rows: dict[str, Row] = {}
+        self._tables: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._dirty: set[str] = set()
+        self._summary: tuple[int, Summary] | None = None
+        self._heard_alarms: set[tuple[str, str]] | None = None
+        """Alarms that the present connection told of, until all that is retained has come."""
+        self._settled = False
+        self._watchers: set[Watcher] = set()
+        self._looks: dict[str, Look] = {}
+        self._taps: list[Take] = []
+        self._details = Details()
+        self._asking: Counter[str] = Counter()
+        self._came: dict[str, float] = {}
+        self._groups: tuple[float, dict[str, frozenset[str]]] | None = None
+        client_id = f"console-{secrets.token_hex(8)}"
+        self._link = FleetLink(settings.mqtt, settings.tenant, client_id, self._take, topics=FOR_A_LIST, paced=True)
+        self._consumer = Consumer(settings, now=now, monotonic=monotonic) if settings.consume else None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await self._read_devices()
+        await self._link.__aenter__()
+        if self._consumer is not None:
+            self._consumer.start()
+        self._tasks = [asyncio.create_task(work()) for work in (self._gather, self._settle, self._stand_in)]
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._consumer is not None:
+            await self._consumer.stop()
+        await self._link.__aexit__(*error)
+
+    # --- what pages ask ----------------------------------------------------------------------------------------------
+
     @property
     def connected(self) -> bool:
         """Whether the broker is there."""
-        raise NotImplementedError
+        return self._link.connected
 
     @property
     def link(self) -> FleetLink:
         """The connection that listens and sends."""
-        raise NotImplementedError
+        return self._link
+
+    @property
+    def consumer(self) -> Consumer | None:
+        """What writes into the store; `None` where the console does not."""
+        return self._consumer
 
     def query(self, query: FleetQuery) -> FleetPage:
-        """A page of the list: what fits the filter, sorted, and how many there are in all."""
-        raise NotImplementedError
+        """A page of the list: what fits the filter, sorted, and how many there are in all.
+
+        Raises:
+            BoardError: the file that has the groups cannot be used.
+        """
+        self._refresh()
+        members = self.groups().get(query.group, frozenset()) if query.group else frozenset()
+        return select(self._rows.values(), query, members, self.revision)
+
+    def groups(self) -> Mapping[str, frozenset[str]]:
+        """Boards by group, as `temperd fleet group` has them.
+
+        Raises:
+            BoardError: the file cannot be used.
+        """
+        now = self._monotonic()
+        if self._groups is None or now - self._groups[0] > GROUPS_S:
+            with FleetState(self._settings.fleet_state) as state:
+                found = state.groups(self._settings.tenant)
+            self._groups = now, {name: frozenset(members) for name, members in found.items()}
+        return self._groups[1]
 
     def summary(self) -> Summary:
         """How many boards there are of each kind."""
-        raise NotImplementedError
+        self._refresh()
+        if self._summary is None or self._summary[0] != self.revision:
+            self._summary = self.revision, summarise(self._rows.values())
+        return self._summary[1]
 
     def row(self, name: str) -> Row | None:
         """One board of the list."""
-        raise NotImplementedError
+        self._refresh()
+        return self._rows.get(name)
+
+    def table(self, row: Row) -> Mapping[str, Any]:
+        """A row of the list as JSON has it, made once for all who look."""
+        kept = self._tables.get(row.name)
+        if kept is None or kept[0] != row.revision:
+            kept = self._tables[row.name] = row.revision, row_table(row)
+        return kept[1]
 
     def board(self, name: str) -> Board | None:
         """All that was heard of one board since the console runs, as `temperd fleet` has it."""
-        raise NotImplementedError
+        return self._boards.boards.get(name)
 
     async def capability(self, name: str, kind: str) -> Mapping[str, Any] | None:
         """What a board says of a command type (`cmd/<type>`), asked from the broker if need be; `None`: nothing."""
-        raise NotImplementedError
+        self._details.want(name, self._monotonic())
+        if self._details.capability(name, kind) is None:
+            await self._ask(name, CAPABILITIES)
+        return self._details.capability(name, kind)
 
     async def birth(self, name: str) -> Mapping[str, Any]:
         """The whole birth of a board, asked from the store or the broker; empty: none."""
-        raise NotImplementedError
+        self._details.want(name, self._monotonic())
+        if self._details.birth(name) is None:
+            if stored := await self._stored_birth(name):
+                self._details.take(name, ["birth"], stored)
+            else:
+                await self._ask(name, BIRTH)
+        return self._details.birth(name) or {}
 
     async def send(self, device: str, kind: str, command_id: str, envelope: bytes, *, valid_s: int) -> None:
         """Publish a signed command. Its statuses come as `status` events of the board.
 
         Raises:
             NetworkError: the broker did not confirm it.
+            CommandError: the envelope is longer than a device reads.
         """
-        raise NotImplementedError
+        self._link.listen(device, f"cmd/{kind}/{command_id}/sts")
+        await self._link.send(device, kind, command_id, envelope, expires_s=valid_s)
 
-    def subscribe(
+    # --- what open pages are told ------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subscribe(
         self, *, boards: Collection[str] = (), board: str = "", roll_outs: bool = False, after: int = -1
-    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+    ) -> AsyncIterator[AsyncIterator[Event]]:
         """What changes, gathered twice a second at most, as long as the block lasts.
 
         Args:
             boards: rows of these as `rows` events, with the summary.
-            board: everything of this one: `status`, `metrics`, `alarm`, `conn`, `birth` events.
+            board: everything of this one: `status`, `metrics`, `alarm`, `conn`, `birth` events; first as it is now.
             roll_outs: `roll-out` events.
             after: the last revision seen: what changed since comes first. -1: nothing was seen.
         """
-        raise NotImplementedError
+        seen = after if after <= self.revision else -1
+        watcher = Watcher(frozenset(boards), board, roll_outs, seen, self.connected)
+        if boards or board:
+            watcher.wake.set()
+        self._watchers.add(watcher)
+        look = self._looks.setdefault(board, Look())
+        look.users += 1
+        if board:
+            self._link.listen(board, "m/+")
+            for news in all_news(self.board(board), look):
+                watcher.note(news)
+        try:
+            yield self._events(watcher)
+        finally:
+            self._watchers.discard(watcher)
+            look.users -= 1
+            if not look.users:
+                del self._looks[board]
+                if board:
+                    self._link.unlisten(board, "m/+")
 
     def publish(self, event: str, data: Mapping[str, Any]) -> None:
         """Tell subscribers of something that the console itself made, such as a roll-out's counts."""
-        raise NotImplementedError
+        self.revision += 1
+        made = Event(event, data, self.revision)
+        for watcher in self._watchers:
+            if watcher.wants(made):
+                watcher.put(made)
+
+    @contextmanager
+    def tap(self, take: Take) -> Iterator[None]:
+        """Also give every message of a board to `take`, as a `FleetLink` would, as long as the block lasts."""
+        self._taps.append(take)
+        try:
+            yield
+        finally:
+            self._taps.remove(take)
+
+    async def _events(self, watcher: Watcher) -> AsyncIterator[Event]:
+        while True:
+            await watcher.wake.wait()
+            watcher.wake.clear()
+            for event in self._news(watcher):
+                yield event
+
+    def _news(self, watcher: Watcher) -> list[Event]:
+        """What a reader was not told yet; it counts as told."""
+        self._refresh()
+        found: list[Event] = []
+        if watcher.connected is not self.connected:
+            watcher.connected = self.connected
+            found.append(Event("link", {"connected": self.connected}, self.revision))
+        if watcher.boards and (told := self._rows_event(watcher)):
+            found.append(told)
+        watcher.seen = self.revision
+        board, look = self.board(watcher.board), self._looks.get(watcher.board)
+        news, watcher.news = watcher.news, {}
+        told_now = (tell(told_of, watcher.board, board, look) for told_of in news)
+        found += [Event(*event, self.revision) for event in told_now if event is not None]
+        found += watcher.made.values()
+        watcher.made = {}
+        return found
+
+    def _rows_event(self, watcher: Watcher) -> Event | None:
+        rows = [row for name in watcher.boards if (row := self._rows.get(name)) and row.revision > watcher.seen]
+        fleet = self.summary()
+        if not rows and fleet == watcher.fleet:
+            return None
+        watcher.fleet = fleet
+        data = {"rows": [self.table(row) for row in rows], "summary": summary_table(fleet)}
+        return Event("rows", data, self.revision)
+
+    # --- what boards say ---------------------------------------------------------------------------------------------
+
+    def _take(self, topic: str, body: Mapping[str, object] | None, retained: bool) -> None:  # noqa: FBT001 - a callback
+        for tap in self._taps:
+            tap(topic, body, retained)
+        name, *levels = topic.removeprefix(self._root).split("/")
+        if not topic.startswith(self._root) or not levels:
+            return  # nothing that we asked for
+        if body is not None and self._details.take(name, levels, body) and name in self._asking:
+            self._came[name] = self._monotonic()
+        if self._heard_alarms is not None and levels[0] == "a" and body is not None:
+            self._heard_alarms.add((name, levels[-1]))
+        if self._boards.take(topic, body, now=self._now(), retained=retained) != name:
+            return
+        self._dirty.add(name)
+        if name in self._looks:
+            self._note(name, levels, body)
+
+    def _note(self, name: str, levels: list[str], body: Mapping[str, object] | None) -> None:
+        """Somebody looks at a board that said something."""
+        look, news = self._looks[name], news_of(levels)
+        if levels[0] == "m" and body is not None and look.take(levels[1], body, self._now()):
+            news = "metrics", levels[1]
+        if news is not None:
+            for watcher in self._watchers:
+                if watcher.board == name:
+                    watcher.note(news)
+
+    def _refresh(self) -> None:
+        """Rows of what changed."""
+        while self._dirty:
+            name = self._dirty.pop()
+            board, stored = self.board(name), self._stored.get(name)
+            if board is None and stored is None:
+                continue
+            before = self._rows.get(name)
+            made = make_row(board, stored, broker_knows=self._settled)
+            if before is None or replace(made, revision=before.revision) != before:
+                self.revision += 1
+                self._rows[name] = replace(made, revision=self.revision)
+
+    async def _gather(self) -> None:
+        """Wake whoever has news."""
+        while True:
+            await asyncio.sleep(GATHER_S)
+            self._refresh()
+            for watcher in self._watchers:
+                rows = bool(watcher.boards) and watcher.seen != self.revision
+                if rows or watcher.news or watcher.made or watcher.connected is not self.connected:
+                    watcher.wake.set()
+
+    async def _settle(self) -> None:
+        """After each connect: boards that the broker does not know are not there, alarms it has not kept are over."""
+        connections = 0
+        while True:
+            await asyncio.sleep(GATHER_S)
+            if self._link.connections == connections:
+                continue
+            connections, self._heard_alarms = self._link.connections, set()
+            raised = [(board.name, kind) for board in self._boards.boards.values() for kind in board.alarms]
+            quiet = await self._link.wait_quiet()
+            heard, self._heard_alarms = self._heard_alarms, None
+            if not quiet or self._link.connections != connections:
+                connections = 0
+                continue
+            for name, kind in set(raised) - heard:
+                self._take(f"{self._root}{name}/a/{kind}", None, retained=True)
+            self._settled = True
+            self._dirty |= self._stored.keys() - self._boards.boards.keys()
+
+    # --- what the store knows ----------------------------------------------------------------------------------------
+
+    async def _read_devices(self) -> None:
+        """Every device that is in the store, so that there is a list at once."""
+        wanted = Filter(tenant=self._settings.tenant)
+        now = self._now()
+        try:
+            while len(self._stored) < MAX_BOARDS:
+                page = await self._reads(lambda store, wanted=wanted: store.devices(wanted, now))  # type: ignore[misc]
+                self._stored |= {row.name: row for row in page}
+                if len(page) < wanted.limit:
+                    break
+                wanted = replace(wanted, after=(page[-1].tenant, page[-1].name))
+        except TemperdError as error:
+            self.trouble = str(error)
+            log.warning("the list begins empty: the store cannot be read", why=str(error))
+        self._dirty |= self._stored.keys()
+
+    async def _stand_in(self) -> None:
+        """Where there is no broker, jobs and alarms as the store has them."""
+        await asyncio.sleep(AWAY_S)
+        for name in list(self._stored):
+            if self._link.connections:
+                return
+            try:
+                statuses, alarms = await self._reads(lambda store, name=name: self._of_store(store, name))  # type: ignore[misc]
+            except TemperdError as error:
+                self.trouble = str(error)
+                return
+            for levels, body in (*statuses, *alarms):
+                self._take(f"{self._root}{name}/{levels}", body, retained=True)
+
+    def _of_store(self, store: Store, name: str) -> tuple[list[tuple[str, dict[str, Any]]], ...]:
+        statuses = [json.loads(text) for text in store.statuses(self._settings.tenant, name)[:STORED_STATUSES]]
+        alarms = [json.loads(text) for text in store.alarms(self._settings.tenant, name)]
+        return (
+            [(f"cmd//{body.get('id')}/sts", body) for body in map(table, statuses)],
+            [(f"a/{body.get('type')}", body) for body in map(table, alarms)],
+        )
+
+    async def _stored_birth(self, name: str) -> dict[str, Any]:
+        with contextlib.suppress(TemperdError, ValueError):
+            text = await self._reads(lambda store: store.birth(self._settings.tenant, name))
+            return table(json.loads(text)) if text else {}
+        return {}
+
+    async def _ask(self, name: str, topic: str) -> None:
+        """Have the broker tell again what it retains of a board, and wait for it."""
+        if not self.connected or name not in self._rows:
+            return
+        begun = self._monotonic()
+        self._asking[name] += 1
+        if topic == BIRTH:
+            self._link.ask_again(name, topic)  # it is listened to anyway
+        else:
+            self._link.listen(name, topic)
+        try:
+            while (now := self._monotonic()) < begun + ANSWER_S:
+                await asyncio.sleep(LINGER_S / 10)
+                if now > self._came.get(name, now) + LINGER_S:
+                    return
+        finally:
+            self._asking[name] -= 1
+            if not self._asking[name]:
+                del self._asking[name]
+                self._came.pop(name, None)
+                self._link.unlisten(name, CAPABILITIES)

@@ -120,6 +120,19 @@ class FleetLink:
             if self._up.is_set():
                 self._connection.subscribe(topic_filter)
 
+    def unlisten(self, board: str, topic: str) -> None:
+        """Take a topic that `listen` was told of no more; what is on its way still comes."""
+        topic_filter = f"temper/v1/{self._tenant}/{board}/{topic}"
+        if topic_filter in self._filters:
+            del self._filters[topic_filter]
+            if self._up.is_set():
+                self._connection.unsubscribe(topic_filter)
+
+    def ask_again(self, board: str, topic: str) -> None:
+        """Have the broker send again what it retains below a board's root; without effect while there is no broker."""
+        if self._up.is_set():
+            self._connection.subscribe(f"temper/v1/{self._tenant}/{board}/{topic}")
+
     async def wait_quiet(self, least_s: float = 0.0, most_s: float = MOST_LOOK_S) -> bool:
         """Return once the retained messages are here: connected, none came for `QUIET_S` and what connecting took.
 
