@@ -280,7 +280,8 @@ def _patterns(value: object) -> Iterator[str]:
 
 
 def _strange_pattern(schema: Mapping[str, object]) -> bool:
-    return "pattern" in schema and schema["pattern"] not in _own_patterns()
+    pattern = schema.get("pattern", "")
+    return pattern != "" and not (isinstance(pattern, str) and pattern in _own_patterns())
 
 
 def _is_scalar(value: object) -> bool:

@@ -147,7 +147,22 @@ JSON = st.recursive(
     max_leaves=12,
 )
 KEYWORDS = st.sampled_from(
-    "type enum const default minimum maximum minLength maxLength pattern anyOf items maxItems description $ref".split()
+    [
+        "type",
+        "enum",
+        "const",
+        "default",
+        "minimum",
+        "maximum",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "anyOf",
+        "items",
+        "maxItems",
+        "description",
+        "$ref",
+    ]
 )
 TYPES = st.sampled_from(["string", "number", "integer", "boolean", "array", "object", "null", "strange", ["string"]])
 PART = st.dictionaries(KEYWORDS, JSON | TYPES | st.lists(st.dictionaries(KEYWORDS, JSON, max_size=3), max_size=3))
