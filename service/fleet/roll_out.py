@@ -187,14 +187,14 @@ class RollOutRun:
         self.end("aborted", "aborted by an operator")
         self.listen(link)
         self._look()
-        chosen = [command for command in self.commands if command.outcome == Outcome.OPEN]
-        if self.roll_out.type in CANCELABLE:
-            self._keep([self._with_cancel(command) for command in chosen])
-            self.listen(link)
-        for place in (command.place for command in chosen):
-            command = self.commands[place]
+        chosen = [command.place for command in self.commands if command.outcome == Outcome.OPEN]
+        for command in (self.commands[place] for place in chosen):  # before cancels are signed: a key may be locked
             if command.status is None:
                 await link.clear(command.board, self.roll_out.type, command.id)
+        if self.roll_out.type in CANCELABLE:
+            self._keep([self._with_cancel(self.commands[place]) for place in chosen])
+            self.listen(link)
+        for command in (self.commands[place] for place in chosen):
             if command.cancel_id:
                 left = self._cancel_s(command)
                 await link.send(command.board, CANCEL, command.cancel_id, command.cancel, expires_s=left)
