@@ -292,6 +292,9 @@ class Store(Protocol):
     def statuses(self, tenant: str, device: str) -> list[str]:
         """Of its commands, newest first, at most `MAX_PAGE`, each as the JSON text of the message."""
 
+    def types(self, tenant: str, device: str) -> dict[str, str]:
+        """The types of its commands by id, which their messages do not tell; as many as `statuses`."""
+
     def birth(self, tenant: str, device: str) -> str:
         """Its whole birth, as the JSON text of the message; empty: it left none."""
 

@@ -208,6 +208,12 @@ class PostgresStore:
         with self._storing() as connection:
             return [row[0] for row in connection.execute(query, (_id(connection, tenant, device), MAX_PAGE))]
 
+    def types(self, tenant: str, device: str) -> dict[str, str]:
+        """See `Store.types`."""
+        query = "SELECT id, type FROM commands WHERE device = %s ORDER BY id DESC LIMIT %s"
+        with self._storing() as connection:
+            return dict(connection.execute(query, (_id(connection, tenant, device), MAX_PAGE)).fetchall())
+
     def birth(self, tenant: str, device: str) -> str:
         """See `Store.birth`."""
         raise NotImplementedError(tenant, device)

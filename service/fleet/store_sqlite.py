@@ -247,6 +247,12 @@ class SqliteStore:
         with self._storing():
             return [row[0] for row in self._database.execute(query, (self._id(tenant, device), MAX_PAGE))]
 
+    def types(self, tenant: str, device: str) -> dict[str, str]:
+        """See `Store.types`."""
+        query = "SELECT id, type FROM commands WHERE device = ? ORDER BY id DESC LIMIT ?"
+        with self._storing():
+            return dict(self._database.execute(query, (self._id(tenant, device), MAX_PAGE)))
+
     def birth(self, tenant: str, device: str) -> str:
         """See `Store.birth`."""
         raise NotImplementedError(tenant, device)
