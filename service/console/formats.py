@@ -11,7 +11,7 @@ from service.command_types import MAX_TIME_S
 from service.fleet.boards import number
 from service.fleet.plain import plain
 
-UNKNOWN = "–"
+UNKNOWN = "–"  # noqa: RUF001 - the dash of an empty cell
 MAX_DIGITS = 6  # after the point; more is noise of a float
 MAX_SHOWN = 1e15  # a larger number is written with an exponent: it fits its cell
 SHORT_HASH = 10  # characters of a SHA-256 that people compare

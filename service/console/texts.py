@@ -21,7 +21,10 @@ def catalog(language: str) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for path in sorted((FOLDER / language).glob("*.toml")):
         _add(found, path.stem, tomllib.loads(path.read_text("utf-8")))
-    return found
+    # Work waits for rules too: their names are reason codes, with the same words.
+    return {
+        f"reason.{key.removeprefix('rule.')}": text for key, text in found.items() if key.startswith("rule.")
+    } | found
 
 
 def _add(found: dict[str, str], prefix: str, table: Mapping[str, object]) -> None:
