@@ -1,0 +1,184 @@
+"""What the store knows of two jobs, and of which there are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from service.command_types import COMMAND_ID, FINE_TUNE, MAX_TIME_S, id_time_s
+from service.config import NAME
+from service.console.audit import Wanted
+from service.console.compare_curves import BUCKETS, curves, wanted
+from service.console.compare_facts import Job, held, short
+from service.fleet.boards import is_final, number, table
+from service.fleet.store import Filter
+from service.fleet.store_chart import MAX_CHART_S
+
+if TYPE_CHECKING:
+    from service.console.room import Room
+    from service.fleet.store import Store
+
+MAX_BOARDS = 10  # of the chooser: a longer list is searched by name
+MAX_JOBS = 8  # of one of them
+MAX_SEARCH = 63  # a board's name is not longer
+AROUND_S = 30.0  # between the id of a command and the record that tells of it
+LEAST_SPAN_S = 1.0  # of a chart: a job that ended at once has one moment
+
+
+class Named(NamedTuple):
+    """A job as a URL names it: `BOARD:JOB`."""
+
+    board: str
+    id: str
+
+    @property
+    def text(self) -> str:
+        """As the URL has it."""
+        return f"{self.board}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A job to choose."""
+
+    named: Named
+    status: str
+    made: float
+    """When its command was made, seconds since 1970."""
+    metric: str
+    score: float | None
+
+
+def read_named(text: str) -> Named | None:
+    """A job of a URL; `None`: that is none."""
+    board, _, job = text[: MAX_SEARCH + 40].partition(":")
+    return Named(board, job) if NAME.fullmatch(board) and COMMAND_ID.fullmatch(job) else None
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The table that a text of the store holds; of what is none an empty one."""
+    try:
+        return table(json.loads(text, parse_constant=lambda _: None)) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+async def read_job(room: Room, named: Named, arguments: Mapping[str, object] | None) -> Job | None:
+    """All that is known of a job; `None`: the store knows none of this id.
+
+    Raises:
+        BoardError, NetworkError: as the methods of `Store`.
+    """
+    tenant, now = room.settings.tenant, room.now()
+    return await room.reads(lambda store: _job(store, tenant, named, arguments, now))
+
+
+def _job(store: Store, tenant: str, named: Named, arguments: Mapping[str, object] | None, now: float) -> Job | None:
+    texts = [text for text in store.statuses(tenant, named.board) if named.id in text]
+    status = next((body for body in map(parsed, texts) if body.get("id") == named.id), None)
+    if status is None:
+        return None
+    history = [parsed(text) for text in store.history(tenant, named.board, named.id)]
+    began, ended = span_of(named.id, status, history)
+    profile = short(table(parsed(store.birth(tenant, named.board)).get("board")).get("profile"))
+    if began is None:
+        return Job(named.board, named.id, status, None, ended, arguments, profile)
+    # A clock may be off by years: then there is nothing in this span, and no chart is longer than the store draws.
+    until = min(max(ended or now, began + LEAST_SPAN_S), began + MAX_CHART_S)
+    found = store.chart(tenant, named.board, wanted(), began, until, BUCKETS)
+    rows = store.changes(tenant, named.board, "board", ["rule", "action"], began, until).rows
+    return Job(
+        board=named.board,
+        id=named.id,
+        status=status,
+        began=began,
+        ended=ended,
+        arguments=arguments,
+        profile=profile,
+        curves=curves(found, began),
+        rules=held([(max(row.ts, began), text_of(row.values.get("rule"))) for row in rows], until),
+        actions=held([(max(row.ts, began), text_of(row.values.get("action"))) for row in rows], until),
+    )
+
+
+def text_of(value: object) -> str:
+    """A text that a board said, cut; `?` for what is none."""
+    return short(value) or "?"
+
+
+def span_of(job: str, status: Mapping[str, object], history: list[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """When a job began and ended, seconds since 1970 by the board's clock; `None`: it did not.
+
+    Where its history was forgotten it began as long before its end as its result says, or else when it was sent.
+    """
+    ended = time_of(status) if is_final(status) else None
+    first = next((body for body in history if body.get("status") == "running"), None)
+    began = time_of(first) if first else None
+    if began is None:
+        result = table(status.get("result"))
+        took = number(result.get("wall_s"))
+        if ended is not None and took is not None and 0.0 < took <= MAX_CHART_S:
+            began = ended - took
+        elif result or status.get("status") in ("running", "paused"):
+            began = id_time_s(job)
+    return began, ended if ended is None or began is None or ended > began else None
+
+
+def time_of(body: Mapping[str, object]) -> float | None:
+    """When a status was said; `None`: that is no time."""
+    ts = number(body.get("ts"))
+    return ts if ts is not None and 0.0 < ts <= MAX_TIME_S else None
+
+
+async def choices(room: Room, search: str) -> tuple[list[Choice], bool]:
+    """Recent jobs of the first boards whose names begin so, and whether there are more such boards."""
+    tenant, now = room.settings.tenant, room.now()
+
+    def ask(store: Store) -> tuple[list[Choice], bool]:
+        boards = store.devices(Filter(tenant=tenant, prefix=search[:MAX_SEARCH], limit=MAX_BOARDS + 1), now)
+        found = [choice for board in boards[:MAX_BOARDS] for choice in _jobs(store, tenant, board.name)]
+        return found, len(boards) > MAX_BOARDS
+
+    return await room.reads(ask)
+
+
+def _jobs(store: Store, tenant: str, board: str) -> list[Choice]:
+    found: list[Choice] = []
+    for body in fine_tunes(store, tenant, board, MAX_JOBS):
+        job = str(body["id"])
+        result = table(body.get("result"))
+        metric = short(result.get("metric"))
+        score = number(result.get(f"{metric}_after"))
+        found.append(Choice(Named(board, job), short(body.get("status")), id_time_s(job), metric, score))
+    return found
+
+
+def fine_tunes(store: Store, tenant: str, board: str, most: int) -> list[dict[str, Any]]:
+    """The newest statuses of a board's jobs, newest first."""
+    types, found = store.types(tenant, board), []
+    for text in store.statuses(tenant, board):
+        body = parsed(text)
+        job = body.get("id")
+        if isinstance(job, str) and COMMAND_ID.fullmatch(job) and types.get(job) == FINE_TUNE:
+            found.append(body)
+            if len(found) == most:
+                break
+    return found
+
+
+async def asked(room: Room, named: Named) -> Mapping[str, object] | None:
+    """Arguments of a job that was sent from here, out of the audit trail; `None`: it was not, or that is forgotten.
+
+    Raises:
+        BoardError: the audit trail cannot be read.
+    """
+    made = id_time_s(named.id)
+    wanted = Wanted(board=named.board, since=made - AROUND_S, until=made + AROUND_S)
+    for record in await asyncio.to_thread(room.audit.page, wanted):
+        given = record.details.get("args")
+        if named.id in record.commands and isinstance(given, dict):
+            return given
+    return None
