@@ -7,7 +7,6 @@ writes, and reading one metric of one device back is a range of one index either
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +16,14 @@ from agent.errors import SpecError
 from service.fleet.boards import number
 from service.fleet.outcome import BY_STATUS
 from service.fleet.store_chart import MAX_CHANGES, Changes, Chart
+from service.fleet.store_chart import metric_path as metric_path  # noqa: PLC0414 - callers name it by this module
 
 MAX_DEVICES = 100_000  # a store's: ids stay in memory, some 200 bytes each, and a broker may invent names
 RECENT_S = 2 * 86400.0  # a list tells no older telemetry: a temperature of last week is no state, and costs a search
 ENDED = f"({', '.join(map(repr, BY_STATUS))})"  # final statuses, as both databases write them
 NEWER_STATUS = f"""excluded.version > commands.version OR (
     excluded.version = commands.version AND excluded.ts > commands.ts AND excluded.status NOT IN {ENDED})"""
-MAX_HISTORY = 500  # statuses of one command: a job has some twenty, one that is deferred each night some hundred
-MAX_HISTORY_TEXT = 500  # characters of a reason in it, as boards cut theirs
-OF_HISTORY = (
-    *("version", "status", "step", "attempt", "reason_code", "reason", "progress", "eta_s", "until", "ts", "clock"),
-    *("energy_j", "worked_s"),
-)
 MAX_PAGE = 10_000  # devices or points that one question gives back
-_METRIC = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}")  # keys of nested tables, with dots
 
 
 class Sample(NamedTuple):
@@ -193,7 +186,8 @@ class DeviceRow:
 
 def device_row(row: Sequence[object]) -> DeviceRow:
     """A `DeviceRow` from what a database gave in its order, the time of the telemetry in milliseconds."""
-    tenant, name, online, since, agent, board, model, alarms, ts_ms, temperature, action = row
+    tenant, name, online, since, agent, board, model, alarms, ts_ms, temperature, action, rule, *more = row
+    delta_t, charge, power, modelled, command_id, command_type, command_status, command_ts = more
     return DeviceRow(
         tenant=str(tenant),
         name=str(name),
@@ -206,6 +200,15 @@ def device_row(row: Sequence[object]) -> DeviceRow:
         telemetry_ts=ts_ms / 1000 if isinstance(ts_ms, int) else None,
         temperature_celsius=number(temperature),
         action=action if isinstance(action, str) else "",
+        rule=rule if isinstance(rule, str) else "",
+        delta_t_celsius=number(delta_t),
+        charge=number(charge),
+        power_watts=number(power),
+        power_is_modelled=modelled is True or modelled == 1,
+        command_id=command_id if isinstance(command_id, str) else "",
+        command_type=command_type if isinstance(command_type, str) else "",
+        command_status=command_status if isinstance(command_status, str) else "",
+        command_ts=number(command_ts),
     )
 
 
@@ -299,9 +302,9 @@ class Store(Protocol):
         """Its whole birth, as the JSON text of the message; empty: it left none."""
 
     def history(self, tenant: str, device: str, command_id: str) -> list[str]:
-        """What one command went through, oldest first, at most `MAX_HISTORY`: the first status of each version.
+        """What one command went through, oldest first: the first status of each of its `MAX_HISTORY` newest versions.
 
-        Each as a JSON text with those of `OF_HISTORY` that the status had, texts cut to `MAX_HISTORY_TEXT`.
+        Each as a JSON text with what of `KEPT` the status had, texts cut; both names are of `store_history`.
         """
 
     def chart(
@@ -313,10 +316,11 @@ class Store(Protocol):
         until: float,
         buckets: int,
     ) -> Chart:
-        """Metrics by group over `since` <= time < `until`, in at most so many buckets, see `Chart`.
+        """Metrics by group over `since` <= time < `until`, in at most so many buckets and one, see `Chart`.
 
-        At fewer messages than buckets each is given as it is. Else the span is widened to whole buckets, which are as
-        wide as a clock is divided; they may be wider than asked for where that answers faster.
+        At fewer messages than buckets each is given as it is. Else the span is widened to whole buckets, whose width is
+        one of `WIDTHS_MS`: the first and the last may reach over its ends. Of many messages there may be fewer and
+        wider buckets than asked for, which are found faster; never wider than `STEP_MS` for that.
 
         Raises:
             SpecError: not the name of a metric; more than `MAX_METRICS`, `MAX_BUCKETS` or `MAX_CHART_S`; none at all.
@@ -336,6 +340,13 @@ class Store(Protocol):
 
         Raises:
             SpecError: as `chart`; or more than `MAX_CHANGES`.
+        """
+
+    def condense(self, now: float) -> int:
+        """Make digests of a slice of the telemetry that came long before `now`; how many quarters were done, 0: none.
+
+        Charts are the same without them, and slower. Short enough to stand between two batches; call it until it gives
+        0, as `trim`.
         """
 
     def trim(self, received_before: float, most_bytes: int) -> int:
@@ -385,14 +396,3 @@ def open_store(place: str) -> Store:
 def boot_number(boot_id: str) -> int:
     """63 bits in place of a boot id: a quarter of the index would be the same text over and over."""
     return int.from_bytes(hashlib.blake2b(boot_id.encode(), digest_size=8).digest()) >> 1
-
-
-def metric_path(metric: str) -> list[str]:
-    """The keys of a metric.
-
-    Raises:
-        SpecError: not the name of a metric.
-    """
-    if not _METRIC.fullmatch(metric):
-        raise SpecError(f"{metric[:64]!r} is no metric: keys of a-z, 0-9, _ and -, with dots between, at most 4")
-    return metric.split(".")

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.errors import BoardError
+from service.fleet import store_sqlite_sql as statements
 from service.fleet.store import (
     DAY_MS,
-    ENDED,
     MAX_DEVICES,
     MAX_PAGE,
-    NEWER_STATUS,
     RECENT_S,
     Alarm,
     Batch,
     DeviceRow,
     Filter,
     Sample,
+    Status,
     Written,
     boot_number,
     device_row,
@@ -32,79 +32,15 @@ from service.fleet.store import (
     presence_values,
 )
 from service.fleet.store_chart import MAX_CHANGES, Changes, Chart
+from service.fleet.store_digest import slot_of
+from service.fleet.store_draw import draw, list_changes
+from service.fleet.store_history import history_body
+from service.fleet.store_sqlite_read import SqliteSource, condense_slice
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no history, digests and unsettled
 BUSY_S = 10.0  # another consumer writes a batch in a few ms; a disk that is stalled gets some seconds
 CACHE_KIB = 64 << 10  # the last leaf of each device's index, 10,000 of 4 KiB, and room for their parents
 CHECKPOINT_PAGES = 16 << 10  # 64 MiB of log: a page that is written by many batches goes to the file once
-TRIM_ROWS = 2000  # some 20 ms of deleting: stands between two batches
-
-_SCHEMA = """
-CREATE TABLE devices (
-    id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, name TEXT NOT NULL,
-    online INTEGER NOT NULL DEFAULT 0, session INTEGER NOT NULL DEFAULT -1, connection INTEGER NOT NULL DEFAULT -1,
-    since REAL, agent TEXT NOT NULL DEFAULT '', board TEXT NOT NULL DEFAULT '', model TEXT NOT NULL DEFAULT '',
-    state_version INTEGER NOT NULL DEFAULT -1,
-    UNIQUE (tenant, name)
-) STRICT;
-CREATE TABLE readers (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
-CREATE TABLE births (device INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
-CREATE TABLE commands (
-    device INTEGER NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL, version INTEGER NOT NULL, status TEXT NOT NULL,
-    ts REAL NOT NULL, body TEXT NOT NULL, seen REAL NOT NULL, UNIQUE (device, id)
-) STRICT;
-CREATE INDEX commands_by_age ON commands (seen);
-CREATE TABLE alarms (
-    device INTEGER NOT NULL, type TEXT NOT NULL, severity TEXT NOT NULL, ts REAL NOT NULL, body TEXT NOT NULL,
-    seen REAL NOT NULL, PRIMARY KEY (device, type)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE telemetry (
-    id INTEGER PRIMARY KEY, device INTEGER NOT NULL, grp TEXT NOT NULL, ts INTEGER NOT NULL, boot INTEGER NOT NULL,
-    seq INTEGER NOT NULL, mono_ms INTEGER NOT NULL, received REAL NOT NULL, body TEXT NOT NULL, dated INTEGER NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX telemetry_once ON telemetry (device, boot, seq);
-CREATE INDEX telemetry_by_time ON telemetry (device, grp, ts);
-"""
-_PRESENCE = """
-UPDATE devices SET online = :online, session = :session, connection = :connection, since = :since WHERE id = :id
-AND ((:session, :connection, NOT :online) > (session, connection, NOT online)
-  OR (:online AND :session < session AND :since > since))
-"""
-_BIRTH = "UPDATE devices SET agent = ?, board = ?, model = ?, state_version = ? WHERE id = ?"
-_STATUS = f"""
-INSERT INTO commands VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, id) DO UPDATE SET
-    type = excluded.type, version = excluded.version, status = excluded.status, ts = excluded.ts, body = excluded.body,
-    seen = excluded.seen
-WHERE {NEWER_STATUS}
-"""  # noqa: S608 - a constant of ours
-_ALARM = """
-INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device, type) DO UPDATE SET
-    severity = excluded.severity, ts = excluded.ts, body = excluded.body, seen = excluded.seen
-"""
-_SAMPLE = """
-INSERT INTO telemetry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, boot, seq) DO UPDATE SET
-    ts = excluded.ts, dated = 1
-WHERE excluded.dated > telemetry.dated
-"""
-_DEVICES = """
-SELECT d.tenant, d.name, d.online, d.since, d.agent, d.board, d.model,
-    (SELECT count(*) FROM alarms a WHERE a.device = d.id) AS alarms,
-    t.ts, json_extract(t.body, '$.temperature_celsius'), json_extract(t.body, '$.action')
-FROM devices d LEFT JOIN telemetry t ON t.id = (
-    SELECT n.id FROM telemetry n WHERE n.device = d.id AND n.grp = 'board' AND n.ts > :oldest AND n.ts <= :newest
-    ORDER BY n.ts DESC LIMIT 1)
-WHERE (d.tenant, d.name) > (:tenant_after, :name_after) AND (:tenant = '' OR d.tenant = :tenant)
-    AND substr(d.name, 1, length(:prefix)) = :prefix
-    AND (:online IS NULL OR d.online = :online) AND (:alarmed IS NULL OR (alarms > 0) = :alarmed)
-ORDER BY d.tenant, d.name LIMIT :limit
-"""
-_TRIM_COMMANDS = f"""
-DELETE FROM commands WHERE rowid IN (
-    SELECT rowid FROM commands WHERE seen < ? AND status IN {ENDED} ORDER BY seen LIMIT {TRIM_ROWS})
-"""  # noqa: S608 - constants of this module
-_TRIM = f"""
-DELETE FROM telemetry WHERE id IN (SELECT id FROM telemetry ORDER BY id LIMIT {TRIM_ROWS}) AND (:all OR received < :t)
-"""  # noqa: S608 - a constant of this module
 
 
 class SqliteStore:
@@ -132,16 +68,24 @@ class SqliteStore:
         run("PRAGMA synchronous = FULL")  # what is acknowledged to the broker survives a power cut
         run(f"PRAGMA cache_size = -{CACHE_KIB}")
         run(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        with self._transaction():
-            version = int(run("PRAGMA user_version").fetchone()[0])
-            if version > SCHEMA_VERSION:
-                fix = "Install that version, or name another file"
-                raise BoardError("the store was written by a newer temperd", where=str(self._path), fix=fix)
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    run(statement)
-                run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if self._version() != SCHEMA_VERSION:  # whoever only reads does not wait for a writer
+            with self._transaction():
+                self._upgrade()
         self._ids = {(tenant, name): number for number, tenant, name in run("SELECT id, tenant, name FROM devices")}
+
+    def _version(self) -> int:
+        return int(self._database.execute("PRAGMA user_version").fetchone()[0])
+
+    def _upgrade(self) -> None:
+        """Add what the file lacks; what it has is not touched, however large it is."""
+        version = self._version()
+        if version > SCHEMA_VERSION:
+            fix = "Install that version, or name another file"
+            raise BoardError("the store was written by a newer temperd", where=str(self._path), fix=fix)
+        lacking = (statements.SCHEMA, statements.SINCE_2)[version:]
+        for statement in ";".join(lacking).split(";"):
+            self._database.execute(statement)
+        self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def write(self, batch: Batch, received: float) -> Written:
         """See `Store.write`."""
@@ -150,14 +94,16 @@ class SqliteStore:
             with self._transaction():
                 ids = self._known(batch)
                 kept, strangers = batch.of(ids)
-                many(_PRESENCE, [presence_values(fact, ids[key(fact)]) for fact in kept.presences])
+                many(statements.PRESENCE, [presence_values(fact, ids[key(fact)]) for fact in kept.presences])
                 births = [(b.agent, b.board, b.model, b.state_version, ids[key(b)]) for b in kept.births]
-                many(_BIRTH, births)
+                many(statements.BIRTH, births)
                 many("INSERT OR REPLACE INTO births VALUES (?, ?)", [(ids[key(b)], b.body) for b in kept.births])
-                many(_STATUS, [(ids[key(fact)], *fact[2:], received) for fact in kept.statuses])
+                many(statements.STATUS, [(ids[key(fact)], *fact[2:], received) for fact in kept.statuses])
+                self._write_history(kept.statuses, ids)
                 self._write_alarms(kept.alarms, ids, received)
                 rows = [_row(fact, ids, received) for fact in kept.samples]
-                new = many(_SAMPLE, rows).rowcount if rows else 0
+                new = many(statements.SAMPLE, rows).rowcount if rows else 0
+                self._unsettle({(row[0], row[1], slot_of(row[2])) for row in rows}, received)
             self._ids = ids
         return Written(new, len(rows) - new, strangers)
 
@@ -176,10 +122,21 @@ class SqliteStore:
         row = self._database.execute("SELECT id FROM devices WHERE tenant = ? AND name = ?", (tenant, name)).fetchone()
         return int(row[0]) if row else -1
 
+    def _write_history(self, statuses: list[Status], ids: dict[tuple[str, str], int]) -> None:
+        told = [(ids[key(fact)], fact.id, fact.version, history_body(fact)) for fact in statuses]
+        self._database.executemany(statements.HISTORY, told)
+        commands = {(device, name) for device, name, *_ in told}
+        self._database.executemany(statements.SHORTEN, [{"device": device, "id": name} for device, name in commands])
+
+    def _unsettle(self, slots: set[tuple[int, str, int]], received: float) -> None:
+        """A quarter with a message more has no digest until it has rested again."""
+        self._database.executemany(statements.UNDIGEST, slots)
+        self._database.executemany(statements.UNSETTLE, [(*slot, received) for slot in slots])
+
     def _write_alarms(self, alarms: list[Alarm], ids: dict[tuple[str, str], int], received: float) -> None:
         for fact in alarms:  # one by one: an alarm may be raised and cleared in one batch
             if fact.body:
-                self._database.execute(_ALARM, (ids[key(fact)], *fact[2:], received))
+                self._database.execute(statements.ALARM, (ids[key(fact)], *fact[2:], received))
             else:
                 self._database.execute("DELETE FROM alarms WHERE device = ? AND type = ?", (ids[key(fact)], fact.type))
 
@@ -187,7 +144,7 @@ class SqliteStore:
         """See `Store.devices`."""
         span = {"newest": int(now * 1000) + DAY_MS, "oldest": int((now - RECENT_S) * 1000)}
         with self._storing():
-            return [device_row(row) for row in self._database.execute(_DEVICES, wanted.values() | span)]
+            return [device_row(row) for row in self._database.execute(statements.DEVICES, wanted.values() | span)]
 
     def latest(self, tenant: str, device: str, now: float) -> dict[str, tuple[float, str]]:
         """See `Store.latest`."""
@@ -255,17 +212,23 @@ class SqliteStore:
 
     def birth(self, tenant: str, device: str) -> str:
         """See `Store.birth`."""
-        raise NotImplementedError(tenant, device)
+        with self._storing():
+            number = self._id(tenant, device)
+            row = self._database.execute("SELECT body FROM births WHERE device = ?", (number,)).fetchone()
+            return str(row[0]) if row else ""
 
     def history(self, tenant: str, device: str, command_id: str) -> list[str]:
         """See `Store.history`."""
-        raise NotImplementedError(tenant, device, command_id)
+        query = "SELECT body FROM history WHERE device = ? AND id = ? ORDER BY version"
+        with self._storing():
+            return [row[0] for row in self._database.execute(query, (self._id(tenant, device), command_id))]
 
     def chart(
         self, tenant: str, device: str, wanted: Mapping[str, Sequence[str]], since: float, until: float, buckets: int
     ) -> Chart:
         """See `Store.chart`."""
-        raise NotImplementedError(tenant, device, wanted, since, until, buckets)
+        with self._storing():
+            return draw(SqliteSource(self._database, self._id(tenant, device)), wanted, since, until, buckets)
 
     def changes(
         self,
@@ -278,15 +241,26 @@ class SqliteStore:
         limit: int = MAX_CHANGES,
     ) -> Changes:
         """See `Store.changes`."""
-        raise NotImplementedError(tenant, device, group, metrics, since, until, limit)
+        with self._storing():
+            source = SqliteSource(self._database, self._id(tenant, device))
+            return list_changes(source, group, metrics, since, until, limit)
+
+    def condense(self, now: float) -> int:
+        """See `Store.condense`."""
+        with self._storing(), self._transaction():
+            return condense_slice(self._database, now)
 
     def trim(self, received_before: float, most_bytes: int) -> int:
         """See `Store.trim`."""
         with self._storing():
             full = self._used() > most_bytes
             with self._transaction():
-                gone = self._database.execute(_TRIM, {"all": full, "t": received_before}).rowcount
-                return gone + self._database.execute(_TRIM_COMMANDS, (received_before,)).rowcount
+                gone = self._database.execute(statements.TRIM, {"all": full, "t": received_before}).rowcount
+                commands = self._database.execute(statements.TRIM_COMMANDS, (received_before,)).fetchall()
+                self._database.executemany("DELETE FROM history WHERE device = ? AND id = ?", commands)
+                if gone:
+                    self._database.execute(statements.TRIM_DIGESTS)
+                return gone + len(commands)
 
     def used_bytes(self) -> int:
         """See `Store.used_bytes`."""
@@ -332,6 +306,6 @@ class SqliteStore:
             raise BoardError(f"the store cannot be used: {error.strerror}", where=str(self._path)) from error
 
 
-def _row(fact: Sample, ids: dict[tuple[str, str], int], received: float) -> tuple[object, ...]:
+def _row(fact: Sample, ids: dict[tuple[str, str], int], received: float) -> tuple[int, str, int, *tuple[object, ...]]:
     boot = boot_number(fact.boot_id)
     return ids[key(fact)], fact.group, fact.ts_ms, boot, fact.seq, fact.mono_ms, received, fact.values, fact.dated
