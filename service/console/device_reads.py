@@ -1,0 +1,156 @@
+"""What is known of one board, gathered from the hub and the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.exceptions import HTTPException
+
+from agent.errors import BoardError, NetworkError
+from service.command_types import COMMAND_ID
+from service.console.device_chart import (
+    DECISIONS,
+    ChartNumbers,
+    ChartQuery,
+    Mark,
+    alarm_marks,
+    gap_of,
+    marks_of,
+    merged,
+    raised_marks,
+)
+from service.console.device_facts import Told, is_name
+from service.fleet.boards import is_newer, table
+
+if TYPE_CHECKING:
+    from service.console.room import Room
+    from service.fleet.store import Store
+    from service.fleet.store_chart import Chart
+
+T = TypeVar("T")
+MAX_COMMANDS = 200  # of one page: a board tells some hundred of its own after a broker lost them
+MAX_STATUS_BYTES = 128 << 10  # of one status; what is longer no broker delivers
+ALARM_SPAN_S = 9000.0  # lists of alarms are read for marks in spans as long as one question to the store gives back
+NOT_FOUND = 404
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The table that a text of the store holds; of what is none an empty one."""
+    try:
+        return table(json.loads(text, parse_constant=lambda _: None)) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def checked(name: str, job: str | None = None) -> None:
+    """Refuse what no board and no command is called.
+
+    Raises:
+        HTTPException: 404.
+    """
+    if not is_name(name) or (job is not None and not COMMAND_ID.fullmatch(job)):
+        raise HTTPException(NOT_FOUND)
+
+
+def known(room: Room, name: str) -> bool:
+    """Whether the fleet has this board, as far as the console knows."""
+    return room.hub.row(name) is not None or room.hub.board(name) is not None
+
+
+async def asked(room: Room, ask: Callable[[Store], T], otherwise: T) -> tuple[T, str]:
+    """What the store answers, or what is used where it cannot, with why not."""
+    try:
+        return await room.reads(ask), ""
+    except (BoardError, NetworkError) as error:
+        return otherwise, str(error)
+
+
+async def read_board(room: Room, name: str) -> tuple[Told, str]:
+    """Everything that is known of a board, and why the store did not answer (empty: it did).
+
+    Raises:
+        HTTPException: 404, no board has such a name.
+    """
+    checked(name)
+    tenant, now, board = room.settings.tenant, room.now(), room.hub.board(name)
+
+    def ask(store: Store) -> tuple[Any, list[str], dict[str, str], list[str]]:
+        statuses = store.statuses(tenant, name)[:MAX_COMMANDS]
+        return store.latest(tenant, name, now), statuses, store.types(tenant, name), store.alarms(tenant, name)
+
+    (latest, statuses, types, alarms), trouble = await asked(room, ask, ({}, [], {}, []))
+    if not known(room, name) and not (latest or statuses or alarms):
+        raise HTTPException(NOT_FOUND)
+    newest = {group: (ts, parsed(values)) for group, (ts, values) in sorted(latest.items())}
+    if board is not None:
+        for group, heard in board.heard.items():
+            if group not in newest or heard > newest[group][0]:
+                stored = newest.get(group, (0.0, {}))[1]
+                newest[group] = (heard, {**stored, **board.metrics.get(group, {})})
+    raised = {str(body.get("type", ""))[:64]: body for body in map(parsed, alarms)}
+    if board is not None:
+        raised = {kind: {**raised.get(kind, {}), **body, "type": kind} for kind, body in board.alarms.items()} or raised
+    told = Told(
+        name=name,
+        row=room.hub.row(name),
+        board=board,
+        birth=await room.hub.birth(name),
+        latest=newest,
+        commands=_commands(statuses, types, board.statuses if board is not None else {}),
+        alarms=list(raised.values()),
+        now=now,
+    )
+    return told, trouble
+
+
+def _commands(
+    stored: Iterable[str], types: Mapping[str, str], heard: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Commands newest first: the store has results, what was heard may be newer."""
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for body in map(parsed, stored):
+        command_id = body.get("id")
+        if isinstance(command_id, str) and COMMAND_ID.fullmatch(command_id):
+            found[command_id] = (types.get(command_id, ""), body)
+    for command_id, (kind, body) in heard.items():
+        before = found.get(command_id, ("", {}))[1]
+        newer = {**before, **body} if is_newer(body, before) else before
+        found[command_id] = (kind, newer)
+    return [(key, *found[key]) for key in sorted(found, reverse=True)][:MAX_COMMANDS]
+
+
+async def read_chart(
+    room: Room, name: str, query: ChartQuery, alarms: Iterable[Mapping[str, Any]] = ()
+) -> ChartNumbers:
+    """The numbers of a board's charts over a span, with its marks.
+
+    Raises:
+        SpecError: names that no metric has.
+        BoardError, NetworkError: the store cannot be read.
+    """
+    tenant = room.settings.tenant
+    wanted = query.wanted()
+    listed = query.until - query.since <= ALARM_SPAN_S
+
+    def ask(store: Store) -> tuple[Chart, Any, list[tuple[float, object]]]:
+        drawn = store.chart(tenant, name, wanted, query.since, query.until, query.buckets)
+        changes = store.changes(tenant, name, "board", DECISIONS, query.since, query.until)
+        lists = store.series(tenant, name, "board", "alarms", query.since, query.until) if listed else []
+        return drawn, changes, lists
+
+    drawn, changes, lists = await room.reads(ask)
+    marks: list[Mark] = [*marks_of(changes.rows), *alarm_marks(lists), *raised_marks(alarms, query)]
+    return ChartNumbers(
+        starts=drawn.starts,
+        columns={
+            metric: (column.lows, column.highs, column.lasts)
+            for metric, column in drawn.columns.items()
+            if metric in query.metrics
+        },
+        bucket_s=drawn.width_s,
+        gap_s=gap_of(await room.hub.birth(name), drawn.width_s),
+        marks=merged(marks),
+        marks_cut=changes.cut or drawn.cut,
+    )

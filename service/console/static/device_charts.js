@@ -1,0 +1,182 @@
+// The charts of one board on its page: which span is shown, loading, live values, and the list of marks.
+
+import { announce, element, fill, moment, request, timeElement } from "/static/base.js";
+import { Charts } from "/static/charts.js";
+
+const MOST_SPAN = 92 * 86400; // seconds; as the server
+const LEAST_SPAN = 5;
+const LIVE_ROOM = 0.02; // share of a live span that is empty at its end: the newest value is seen
+const MOST_POINTS = 4000; // with what came live; then all is asked for anew, in buckets
+const RENEW_MS = 300_000;
+const MOST_BUCKETS = 1500, LEAST_BUCKETS = 200;
+const SHOWN_MARKS = 300; // rows of the list, the newest; the server bounds what is drawn
+const LOOKS = { PAUSE: "hold", ABORT: "hold", SLOW: "slow" };
+
+/** How a mark is drawn: by what it says, not by its colour alone; the list has its words. */
+export function lookOf(mark) {
+  return mark.kind === "decision" ? LOOKS[mark.values.action] ?? "run" : "alarm";
+}
+
+export class DeviceCharts {
+  constructor(settings) {
+    this.settings = settings;
+    this.place = document.getElementById("charts-place");
+    this.tools = document.getElementById("chart-tools");
+    this.words = settings.words;
+    this.charts = new Charts(this.place, settings.panels, {
+      words: settings.words,
+      onSpan: (since, until) => this.show({ since, until }),
+    });
+    this.asked = null;
+    this.early = [];
+    this.span = this.fromAddress();
+    this.tools.hidden = false;
+    this.tools.addEventListener("submit", (event) => this.chosen(event));
+    this.tools.addEventListener("click", (event) => this.clicked(event));
+    addEventListener("popstate", () => this.show(this.fromAddress(), false));
+    setInterval(() => this.renew(), RENEW_MS);
+  }
+
+  /** What the address asks for: `since` and `until`, or a `span` that ends now. */
+  fromAddress() {
+    const given = new URLSearchParams(location.search);
+    const since = Number(given.get("since")), until = Number(given.get("until")), span = Number(given.get("span"));
+    if (since > 0 && until > since && until - since <= MOST_SPAN) return { since, until };
+    return { span: span >= LEAST_SPAN && span <= MOST_SPAN ? span : this.settings.span };
+  }
+
+  /** Since and until of the span shown, seconds since 1970. */
+  ends() {
+    if (this.span.since) return [this.span.since, this.span.until];
+    const now = Date.now() / 1000;
+    return [now - this.span.span, now + this.span.span * LIVE_ROOM];
+  }
+
+  /** Show a span: {span} that ends now, or {since, until}. */
+  async show(span, remember = true) {
+    this.span = span;
+    if (remember) {
+      const given = new URLSearchParams(span.since ? { since: span.since.toFixed(1), until: span.until.toFixed(1) } : { span: span.span });
+      history.pushState(null, "", `?${given}${location.hash}`);
+    }
+    await this.load();
+  }
+
+  async load() {
+    this.asked?.abort();
+    this.asked = new AbortController();
+    this.early = [];
+    const [since, until] = this.ends();
+    const buckets = Math.min(Math.max(Math.round(this.place.clientWidth || 600), LEAST_BUCKETS), MOST_BUCKETS);
+    const given = new URLSearchParams({ since: since.toFixed(3), until: until.toFixed(3), buckets });
+    const path = `/api/device/${this.settings.board}/chart?${given}`;
+    const trouble = document.getElementById("chart-trouble");
+    this.place.setAttribute("aria-busy", "true");
+    performance.mark("chart-asked");
+    let data;
+    try {
+      data = await request(path, { signal: this.asked.signal });
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      trouble.hidden = false;
+      trouble.textContent = fill(this.words.failed, { what: error.message });
+      this.place.setAttribute("aria-busy", "false");
+      this.describe();
+      return;
+    }
+    trouble.hidden = true;
+    performance.mark("chart-came");
+    data.marks = data.marks.map((mark, at) => ({ ...mark, number: at + 1, look: lookOf(mark) }));
+    await this.charts.set(data);
+    performance.mark("chart-drawn");
+    performance.measure("chart", "chart-asked", "chart-drawn");
+    this.asked = null;
+    this.place.setAttribute("aria-busy", "false");
+    document.getElementById("chart-csv").href = `${path}&format=csv`;
+    for (const told of this.early) this.append(...told);
+    this.early = [];
+    this.describe();
+    this.list(data);
+  }
+
+  /** What the board just told. */
+  append(group, values, ts) {
+    if (this.asked) this.early.push([group, values, ts]);
+    else if (!this.span.since) this.charts.append(ts, group, values, ...this.ends());
+    if (this.charts.data.ts.length > MOST_POINTS && !this.asked) this.load();
+  }
+
+  /** A span that ends now moves on, and what came live is asked for in buckets from time to time. */
+  renew() {
+    if (!this.span.since && !this.asked && !document.hidden) this.load();
+  }
+
+  describe() {
+    const [since, until] = this.ends();
+    const live = !this.span.since;
+    document.getElementById("span-live").hidden = !live;
+    document.getElementById("span-words").textContent = live ? "" : `${moment(since, "second")} – ${moment(until, "second")}`;
+    for (const button of this.tools.querySelectorAll("[data-span]")) {
+      button.setAttribute("aria-pressed", String(live && Number(button.dataset.span) === this.span.span));
+    }
+    this.tools.querySelector('[data-move="later"]').disabled = live;
+    const local = (ts) => new Date((ts - new Date(ts * 1000).getTimezoneOffset() * 60) * 1000).toISOString().slice(0, 19);
+    document.getElementById("span-since").value = local(since);
+    document.getElementById("span-until").value = local(live ? Date.now() / 1000 : until);
+  }
+
+  chosen(event) {
+    event.preventDefault();
+    const [since, until] = ["span-since", "span-until"].map((id) => new Date(document.getElementById(id).value) / 1000);
+    if (!(until - since >= LEAST_SPAN) || until - since > MOST_SPAN) return document.getElementById("span-until").focus();
+    this.tools.querySelector(".custom-span").open = false;
+    this.show({ since, until });
+  }
+
+  clicked(event) {
+    const button = event.target.closest("button[data-span], button[data-move]");
+    if (!button) return;
+    if (button.dataset.span) return this.show({ span: Number(button.dataset.span) });
+    if (button.dataset.move === "reset") return this.show({ span: this.settings.span });
+    const now = Date.now() / 1000;
+    const [since, end] = this.ends();
+    const until = Math.min(end, now), wide = until - since, middle = (since + until) / 2;
+    const [from, to] = {
+      earlier: [since - wide / 2, until - wide / 2],
+      later: [since + wide / 2, until + wide / 2],
+      in: [middle - wide / 4, middle + wide / 4],
+      out: [middle - wide, middle + wide],
+    }[button.dataset.move];
+    const most = Math.max(LEAST_SPAN, Math.min(to - from, MOST_SPAN));
+    this.show(to >= now ? { span: most } : { since: to - most, until: to });
+  }
+
+  /** The marks as a table: what the lines in the charts say, for everybody. */
+  list(data) {
+    const { words, rules, actions, alarms } = this.settings;
+    const rule = (name) => rules[name] ?? name;
+    const rows = data.marks.slice(-SHOWN_MARKS).reverse().map((mark) => {
+      const { action = "", rule: named = "", alarm = "", ...more } = mark.values;
+      const decision = mark.kind === "decision";
+      const also = Object.entries(more).map(([key, value]) => (words[key] ? fill(words[key], { rule: rule(value) }) : value));
+      const button = element("button", { type: "button", class: `mark-button mark-${mark.look}`, title: words.point }, `${decision ? "" : "▲"}${mark.number}`);
+      button.addEventListener("click", () => this.point(mark, button.closest("tr")));
+      return element("tr", {},
+        element("td", {}, button),
+        element("th", { scope: "row" }, timeElement(mark.ts, "second")),
+        element("td", {}, decision ? actions[action] ?? action : words[mark.kind] ?? mark.kind),
+        element("td", {}, decision ? rule(named) : alarms[alarm] ?? alarm),
+        element("td", { class: "quiet" }, decision ? also.join(", ") : ""));
+    });
+    document.getElementById("marks-rows").replaceChildren(...rows);
+    const count = data.marks.length;
+    const text = count ? fill(data.marks_cut ? words.marks_cut : words.marks, { count }) : words.no_marks;
+    document.getElementById("marks-count").textContent = text;
+  }
+
+  point(mark, row) {
+    for (const other of row.parentElement.children) other.classList.toggle("is-chosen", other === row);
+    this.charts.choose(mark.ts);
+    announce(moment(mark.ts, "second"));
+  }
+}
