@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from service.console.page import FORBIDDEN, Viewer
 if TYPE_CHECKING:
     from service.console.room import Room
 
-MAX_RECORDED = 1000  # characters of one argument in the audit trail: of a policy its hash, the text is kept beside
 MAX_WHY = 500  # characters: a reason, not a report; it is kept for ever
 DEFAULT_VALID_S = 3600  # a board that is offline for longer may be another board by then
 LEAST_VALID_S = 60  # less passes while a board connects
@@ -40,7 +38,8 @@ def check_permitted(room: Room, viewer: Viewer, boards: tuple[str, ...], kind: s
         BoardError: the audit trail cannot be written.
     """
     if not may_send(viewer, kind):
-        room.audit.write(viewer.name or "-", REFUSED, boards=boards, details={"type": kind, "role": str(viewer.role)})
+        details = {"type": kind, "role": str(viewer.role)}
+        room.audit.write(viewer.name, REFUSED, boards=boards, details=details)
         raise HTTPException(FORBIDDEN, f"the role {viewer.role} may not send {kind}")
 
 
@@ -89,23 +88,10 @@ async def send(
         if not room.hub.connected:
             raise NetworkError("the broker is not there: nothing was sent", fix="Try again once it is connected")
         request, envelope = room.signer.request(board, kind, args, expected, room.now(), valid_s)
-        details: dict[str, object] = {"args": recorded(args), "expect": expected, "valid_s": valid_s}
-        room.audit.write(viewer.name, kind, boards=(board,), why=why, commands=(request.id,), details=details)
-        sent = Sent(digest, request, envelope)
+        sent = Sent(digest, request, envelope, why)
         room.sent.add(viewer.name, token, sent)
     await _publish(room, viewer, sent)
     return sent.request.id
-
-
-def recorded(args: Mapping[str, object]) -> dict[str, object]:
-    """Arguments as the audit trail has them: of a long text its length and its SHA-256."""
-    return {key: _short(value) for key, value in args.items()}
-
-
-def _short(value: object) -> object:
-    if not isinstance(value, str) or len(value) <= MAX_RECORDED:
-        return value
-    return {"characters": len(value), "sha256": hashlib.sha256(value.encode()).hexdigest()}
 
 
 async def _publish(room: Room, viewer: Viewer, sent: Sent) -> None:
@@ -114,15 +100,21 @@ async def _publish(room: Room, viewer: Viewer, sent: Sent) -> None:
     async with sent.turn:
         if sent.confirmed:
             return
+        if not sent.recorded:
+            details = {"args": request.args, "expect": request.expect, "not_after": request.not_after}
+            boards, commands = (request.device,), (request.id,)
+            await room.audit.record(
+                viewer.name, request.type, boards=boards, why=sent.why, commands=commands, details=details
+            )
+            sent.recorded = True
         left = math.floor(request.not_after - room.now())
         if left <= 0:
             raise SpecError("the command is not valid any more", fix="Open the page anew", reason="form-used")
         try:
             await room.hub.send(request.device, request.type, request.id, sent.envelope, valid_s=left)
         except NetworkError as error:
-            details = {"type": request.type, "error": str(error)}
-            boards, commands = (request.device,), (request.id,)
-            room.audit.write(viewer.name, NOT_CONFIRMED, boards=boards, commands=commands, details=details)
+            told = {"type": request.type, "command": request.id, "error": str(error)}
+            await room.audit.record(viewer.name, NOT_CONFIRMED, boards=(request.device,), details=told)
             raise
         sent.confirmed = True
 

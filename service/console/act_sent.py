@@ -36,8 +36,11 @@ class Sent:
     """See `digest_of`."""
     request: Request
     envelope: bytes
+    why: str
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by who sends it."""
+    recorded: bool = False
+    """The audit trail has it."""
     confirmed: bool = False
     """The broker has it."""
 
