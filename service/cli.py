@@ -16,7 +16,7 @@ from service.cli_verbs import Help
 from service.cli_verbs_run import run_verb
 from service.launched import DEFAULT_CONFIG, Launched
 
-_ROOMS = ("board", "care", "laptop", "release", "fleet", "ingest", "bench")  # in the order of the help
+_ROOMS = ("board", "care", "laptop", "release", "fleet", "ingest", "console", "bench")  # in the order of the help
 EXIT_CONFIG = 78  # EX_CONFIG: systemd must not restart a daemon that cannot start
 
 _EPILOG = """\

@@ -13,12 +13,13 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from service.console.guard import Guard
+from service.console.guard_errors import HANDLERS
 from service.console.room import Room
 
 STATIC = Path(__file__).parent / "static"
 PAGES = (
     *("fleet_page", "device_page", "device_data", "job_page", "act_page", "policy_page", "roll_out_page"),
-    *("compare_page", "figures_page", "account_page", "users_page", "audit_page", "live"),
+    *("compare_page", "figures_page", "account_page", "users_page", "audit_page", "key_page", "live"),
 )
 """Modules of this package with `ROUTES`."""
 
@@ -32,7 +33,7 @@ def build_app(room: Room) -> Starlette:
     ]
     for name in PAGES:
         routes += importlib.import_module(f"service.console.{name}").ROUTES
-    app = Starlette(routes=routes, middleware=[Middleware(Guard, room=room)])
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, room=room)], exception_handlers=HANDLERS)
     app.state.room = room
     return app
 

@@ -15,8 +15,6 @@ from service.fleet.ingest import RECEIVE_MAXIMUM, Counts, Ingest, Plan
 from service.fleet.store import open_store
 from service.logs import logger
 
-KEEP_S = 90 * 86400.0  # as `temperd ingest` keeps it
-KEEP_BYTES = 50 << 30
 AGAIN_S = 30.0  # a store that cannot be opened: somebody makes room, or starts the database
 LEAVE_S = 15.0  # for what waits to be stored at the end
 EVERY_S = 5.0  # between two looks at the counts
@@ -100,4 +98,4 @@ def plan_of(settings: Settings) -> Plan:
     host = re.sub("[^a-z0-9-]+", "-", platform.node().lower()).strip("-")[:LONGEST_HOST] or "host"
     own = hashlib.blake2b(str(settings.state.resolve()).encode(), digest_size=4).hexdigest()
     name = f"console-{host}-{own}"  # two consoles of one machine share nothing
-    return Plan(group=name, name=name, tenant=settings.tenant, keep_s=KEEP_S, keep_bytes=KEEP_BYTES)
+    return Plan(group=name, name=name, tenant=settings.tenant, keep_s=settings.keep_s, keep_bytes=settings.keep_bytes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from service.config import Mqtt
 from service.console.act_sent import SentForms
+from service.console.guard_rules import LOOPBACK_NAMES
 
 if TYPE_CHECKING:
     from service.console.accounts import Accounts
@@ -32,6 +33,9 @@ class Settings:
         key: file of the console key, or empty: then nothing can be sent.
         consume: write what boards say into the store; off where `temperd ingest` does.
         secure: browsers reach it over TLS only, ours or a proxy's: cookies say so.
+        names: of this server in browsers' addresses; requests for others are refused.
+        keep_s: telemetry older than this is forgotten, where the console consumes.
+        keep_bytes: the oldest telemetry beyond it is forgotten, where the console consumes.
     """
 
     mqtt: Mqtt
@@ -42,6 +46,9 @@ class Settings:
     key: str = ""
     consume: bool = True
     secure: bool = False
+    names: tuple[str, ...] = LOOPBACK_NAMES
+    keep_s: float = 90 * 86400.0
+    keep_bytes: int = 50 << 30
 
 
 @dataclass(slots=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.commands import Request
+from agent.errors import SpecError
+from agent.keys_consoles import KEY_SUFFIX, keyid, load_console_key
+from service.commands import Request, new_id, sign_command
+from service.console.sealed_key import SEALED_SUFFIX, SealedKey, open_sealed_key, read_sealed_key
+from service.envelope import MAX_ENVELOPE_BYTES
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,40 +21,64 @@ class Signer:
     """Signs commands with the console key.
 
     Args:
-        path: the key file, or `None`: then nothing can be sent.
+        path: the key file, `NAME.key` or `NAME.key.sealed`, or `None`: then nothing can be sent.
+
+    Raises:
+        BoardError: the file is missing, others may read it, or the disk fails.
+        ArtifactError: it is broken.
+        SpecError: its name is not that of a key.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
         self._key: Ed25519PrivateKey | None = None
-        raise NotImplementedError
+        self._sealed: SealedKey | None = None
+        self._keyid = ""
+        if path is None:
+            return
+        if path.name.endswith(KEY_SUFFIX + SEALED_SUFFIX):
+            self._sealed = read_sealed_key(path)
+            self._keyid = self._sealed.keyid
+        else:
+            self._key = load_console_key(path)
+            self._keyid = keyid(self._key.public_key())
 
     @property
     def ready(self) -> bool:
         """Whether commands can be signed now: a key is there and, where it has a passphrase, unlocked."""
-        raise NotImplementedError
+        return self._key is not None
 
     @property
     def locked(self) -> bool:
         """Whether a key is there that waits for its passphrase."""
-        raise NotImplementedError
+        return self._sealed is not None and self._key is None
+
+    @property
+    def protected(self) -> bool:
+        """Whether the key has a passphrase: it can be locked."""
+        return self._sealed is not None
 
     @property
     def keyid(self) -> str:
         """SHA-256 of the public key, hex; empty without a key."""
-        raise NotImplementedError
+        return self._keyid
 
     def unlock(self, passphrase: str) -> None:
         """Open a key that is protected by a passphrase; it stays open until `lock` or the end of the process.
 
+        Takes half a second and 128 MiB: call it on a thread, one at a time.
+
         Raises:
             ArtifactError: `passphrase-wrong`.
+            SpecError: this key has none.
         """
-        raise NotImplementedError
+        if self._sealed is None:
+            raise SpecError("this console's key has no passphrase", fix="temperd console key protect NAME.key")
+        self._key = open_sealed_key(self._sealed, passphrase)
 
     def lock(self) -> None:
-        """Forget the opened key."""
-        raise NotImplementedError
+        """Forget the opened key; one without a passphrase stays."""
+        if self._sealed is not None:
+            self._key = None
 
     def request(
         self, device: str, kind: str, args: Mapping[str, object], expect: Mapping[str, object], now: float, valid_s: int
@@ -59,8 +88,20 @@ class Signer:
         Raises:
             SpecError: no key, a locked one, or a command that is longer than boards read.
         """
-        raise NotImplementedError(device, kind, args, expect, now, valid_s)
+        command_id, issued = new_id(int(now * 1000), os.urandom), int(now)
+        request = Request(command_id, device, kind, issued, issued + valid_s, dict(args), dict(expect))
+        return request, self.sign(request)
 
     def sign(self, request: Request) -> bytes:
         """The envelope of a request; as `request`."""
-        raise NotImplementedError
+        key = self._key  # one look: another thread may lock it
+        if key is None and self._sealed is not None:
+            raise SpecError("the console key is locked", fix="Unlock it on the page of the key", reason="key-locked")
+        if key is None:
+            fix = "Start the console with --key NAME.key"
+            raise SpecError("this console has no key, so it cannot send commands", fix=fix, reason="no-key")
+        envelope = sign_command(request, key)
+        if len(envelope) > MAX_ENVELOPE_BYTES:
+            what = f"the command has {len(envelope)} bytes, boards read at most {MAX_ENVELOPE_BYTES}"
+            raise SpecError(what, where=request.type, reason="too-large")
+        return envelope

@@ -1,0 +1,85 @@
+"""How signed commands ended, for the audit trail: looked up in what boards said, as long as a command is open."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from agent.errors import TemperdError
+from service.console.audit import Open
+from service.fleet.boards import is_final
+
+if TYPE_CHECKING:
+    from service.console.room import Room
+
+EVERY_S = 5.0  # between two looks: nobody waits for a record
+STORE_EVERY = 60  # looks between two at the store, which knows what was said while the console was away
+MAX_ASKED = 200  # boards the store is asked about at a time
+_log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def follow_outcomes(room: Room) -> AsyncIterator[None]:
+    """Record outcomes as long as the block lasts."""
+    task = asyncio.create_task(_follow(room))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _follow(room: Room) -> None:
+    looks = 0
+    while True:
+        try:
+            await look(room, stored=looks % STORE_EVERY == 0)
+        except TemperdError as error:
+            _log.warning("outcomes of commands are not recorded", error=str(error))
+        looks += 1
+        await asyncio.sleep(EVERY_S)
+
+
+async def look(room: Room, *, stored: bool) -> int:
+    """Record what has ended since the last look; how many.
+
+    Args:
+        room: the console's parts.
+        stored: whether the store is asked, too.
+
+    Raises:
+        BoardError, NetworkError: the trail or the store cannot be used.
+    """
+    waiting = await asyncio.to_thread(room.audit.open_commands)
+    ended = [(one, status) for one in waiting if (status := _live(room, one)) is not None]
+    if stored:
+        known = {one.id for one, _ in ended}
+        ended += await _from_store(room, [one for one in waiting if one.id not in known])
+    for one, status in ended:
+        await asyncio.to_thread(room.audit.outcome, one, status)
+    return len(ended)
+
+
+def _live(room: Room, command: Open) -> Mapping[str, Any] | None:
+    board = room.hub.board(command.board)
+    _, status = board.statuses.get(command.id, ("", {})) if board else ("", {})
+    return status if status and is_final(status) else None
+
+
+async def _from_store(room: Room, waiting: list[Open]) -> list[tuple[Open, Mapping[str, Any]]]:
+    found: list[tuple[Open, Mapping[str, Any]]] = []
+    for name in list(dict.fromkeys(one.board for one in waiting))[:MAX_ASKED]:
+        wanted = {one.id: one for one in waiting if one.board == name}
+        texts = await room.reads(lambda store, name=name: store.statuses(room.settings.tenant, name))
+        for text in texts:
+            body = json.loads(text)
+            command = wanted.get(body.get("id", "")) if isinstance(body, dict) else None
+            if command is not None and is_final(body):
+                found.append((command, body))
+    return found
