@@ -360,12 +360,14 @@ class Ingest:
             log.warning("old alarms cannot be forgotten", why=str(error))
 
     async def _trim(self) -> bool:
-        """Forget a slice of what is too old, between two batches; False when nothing is left of it."""
-        before = self._now() - self._plan.keep_s
+        """Forget a slice of what is too old, or make some digests, between two batches; False when nothing is left."""
+        now = self._now()
         try:
-            return await asyncio.to_thread(self._store.trim, before, self._plan.keep_bytes) > 0
+            if await asyncio.to_thread(self._store.trim, now - self._plan.keep_s, self._plan.keep_bytes):
+                return True
+            return await asyncio.to_thread(self._store.condense, now) > 0
         except TemperdError as error:
-            log.warning("old telemetry cannot be forgotten", why=str(error))
+            log.warning("old telemetry cannot be forgotten or condensed", why=str(error))
             return False
 
     async def _leave(self) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import psycopg
-from psycopg import sql
 
 from agent.errors import BoardError, NetworkError
 from service.fleet import store_postgres_sql as statements
@@ -32,16 +31,18 @@ from service.fleet.store import (
     presence_values,
 )
 from service.fleet.store_chart import MAX_CHANGES, Changes, Chart
+from service.fleet.store_digest import slot_of
+from service.fleet.store_draw import draw, list_changes
+from service.fleet.store_history import history_body
+from service.fleet.store_postgres_read import CONDENSING, PostgresSource, condense_slice, unsettle
+from service.fleet.store_postgres_room import DAY, MAKING, make_day, trim_slice, used_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no history, digests and unsettled
 CONNECT_S = 10
 STATEMENT_MS = 60_000  # a batch takes some ten ms: a server that needs a minute is away
-TRIM_ROWS = 20_000
 PAST = timedelta(days=60)  # a board's outbox reaches back 30 days
 AHEAD = timedelta(days=2)
-DAY = timedelta(days=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LOCK = 0x7465_6D70  # of whoever makes tables: consumers start at the same time
 
 
 class PostgresStore:
@@ -65,7 +66,7 @@ class PostgresStore:
             raise
 
     def _prepare(self, connection: psycopg.Connection) -> None:
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING,))
         found = connection.execute("SELECT to_regclass('temperd_schema')").fetchone()
         extension = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
         self._timescale = extension is not None
@@ -80,10 +81,13 @@ class PostgresStore:
                 connection.execute(statements.TELEMETRY + " PARTITION BY RANGE (ts)")
                 connection.execute("CREATE TABLE telemetry_other PARTITION OF telemetry DEFAULT")
             connection.execute(statements.BY_TIME)
-            connection.execute("INSERT INTO temperd_schema VALUES (%s)", (SCHEMA_VERSION,))
+            connection.execute("INSERT INTO temperd_schema VALUES (1)")
         row = connection.execute("SELECT version FROM temperd_schema").fetchone()
         if row is None or row[0] > SCHEMA_VERSION:
             raise BoardError("the store was written by a newer temperd", where="schema", fix="Install that version")
+        if row[0] < SCHEMA_VERSION:
+            connection.execute(statements.SINCE_2)
+            connection.execute("UPDATE temperd_schema SET version = %s", (SCHEMA_VERSION,))
         rows = connection.execute("SELECT tenant, name, id FROM devices")
         self._ids = {(tenant, name): number for tenant, name, number in rows}
 
@@ -92,20 +96,25 @@ class PostgresStore:
         with self._storing() as connection:
             self._make_days(connection, batch, received)
             with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", (CONDENSING,))
                 ids = self._known(cursor, batch)
                 kept, strangers = batch.of(ids)
                 _write_truth(cursor, kept, ids, received)
                 new = 0
                 if kept.samples:
-                    new = self._write_samples(cursor, _columns(kept.samples, ids, received))
+                    new = self._write_samples(cursor, _columns(kept.samples, ids, received), received)
+                    slots = {(ids[key(fact)], fact.group, slot_of(fact.ts_ms)) for fact in kept.samples}
+                    unsettle(cursor, slots, received)
             self._ids = ids
         return Written(new, len(kept.samples) - new, strangers)
 
-    def _write_samples(self, cursor: psycopg.Cursor, columns: Mapping[str, object]) -> int:
+    def _write_samples(self, cursor: psycopg.Cursor, columns: Mapping[str, object], received: float) -> int:
         replaced = 0
         if not self._timescale:
             cursor.execute(statements.REPLACED, columns)
+            moved = {(device, group, slot_of(ts)) for device, group, ts in cursor}
             replaced = cursor.rowcount
+            unsettle(cursor, moved, received)
         cursor.execute(statements.SAMPLES, columns)
         return max(0, cursor.rowcount - replaced)
 
@@ -131,7 +140,7 @@ class PostgresStore:
         for day in sorted(days):
             if day.isoformat() not in self._days:
                 with connection.transaction():
-                    _make_day(connection, day)
+                    make_day(connection, day)
                 self._days.add(day.isoformat())
 
     def devices(self, wanted: Filter, now: float) -> list[DeviceRow]:
@@ -216,17 +225,24 @@ class PostgresStore:
 
     def birth(self, tenant: str, device: str) -> str:
         """See `Store.birth`."""
-        raise NotImplementedError(tenant, device)
+        with self._storing() as connection:
+            number = _id(connection, tenant, device)
+            row = connection.execute("SELECT body FROM births WHERE device = %s", (number,)).fetchone()
+            return str(row[0]) if row else ""
 
     def history(self, tenant: str, device: str, command_id: str) -> list[str]:
         """See `Store.history`."""
-        raise NotImplementedError(tenant, device, command_id)
+        query = "SELECT body FROM history WHERE device = %s AND id = %s ORDER BY version"
+        with self._storing() as connection:
+            return [row[0] for row in connection.execute(query, (_id(connection, tenant, device), command_id))]
 
     def chart(
         self, tenant: str, device: str, wanted: Mapping[str, Sequence[str]], since: float, until: float, buckets: int
     ) -> Chart:
         """See `Store.chart`."""
-        raise NotImplementedError(tenant, device, wanted, since, until, buckets)
+        with self._storing() as connection:
+            source = PostgresSource(connection, _id(connection, tenant, device))
+            return draw(source, wanted, since, until, buckets)
 
     def changes(
         self,
@@ -239,31 +255,27 @@ class PostgresStore:
         limit: int = MAX_CHANGES,
     ) -> Changes:
         """See `Store.changes`."""
-        raise NotImplementedError(tenant, device, group, metrics, since, until, limit)
+        with self._storing() as connection:
+            source = PostgresSource(connection, _id(connection, tenant, device))
+            return list_changes(source, group, metrics, since, until, limit)
+
+    def condense(self, now: float) -> int:
+        """See `Store.condense`."""
+        with self._storing() as connection, connection.transaction():
+            return condense_slice(connection, now)
 
     def trim(self, received_before: float, most_bytes: int) -> int:
-        """See `Store.trim`. A slice is a day; of times that no clock gives, `TRIM_ROWS` messages."""
-        before = datetime.fromtimestamp(received_before, UTC)
+        """See `Store.trim`. A slice is a day; of times that no clock gives, some messages."""
         with self._storing() as connection, connection.transaction():
-            gone = connection.execute(statements.TRIM_COMMANDS, (received_before, TRIM_ROWS)).rowcount
-            if self._timescale:
-                return gone + _drop_chunks(connection, before, full=_used(connection) > most_bytes)
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            days = [name for (name,) in connection.execute(statements.PARTITIONS) if name != "telemetry_other"]
-            oldest = days[0] if days else ""
-            full = len(days) > 1 and _used(connection) > most_bytes
-            if oldest and (full or oldest <= f"telemetry_{before - DAY:%Y%m%d}"):
-                connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(oldest)))
+            gone, dropped = trim_slice(connection, received_before, most_bytes, timescale=self._timescale)
+            if dropped:
                 self._days.clear()
-                return gone + 1
-            others = "SELECT ctid FROM telemetry_other WHERE received < %s LIMIT %s"
-            text = f"DELETE FROM telemetry_other WHERE ctid IN ({others})"  # noqa: S608 - a constant of this function
-            return gone + connection.execute(text, (before, TRIM_ROWS)).rowcount
+            return gone
 
     def used_bytes(self) -> int:
         """See `Store.used_bytes`. The database's size: PostgreSQL gives nothing back but what a dropped day took."""
         with self._storing() as connection:
-            return _used(connection)
+            return used_bytes(connection)
 
     def count(self) -> int:
         """See `Store.count`."""
@@ -295,23 +307,6 @@ class PostgresStore:
             raise BoardError("the store cannot be used", where=_told(error)) from None
 
 
-def _make_day(connection: psycopg.Connection, day: date) -> None:
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-    name = f"telemetry_{day:%Y%m%d}"
-    there = connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()
-    if there is not None and there[0] is not None:
-        return
-    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    span = (start, start + DAY)
-    # What a clock that ran ahead put there before would be in the new partition's way.
-    moved = connection.execute("DELETE FROM telemetry_other WHERE ts >= %s AND ts < %s RETURNING *", span).fetchall()
-    text = sql.SQL("CREATE TABLE {} PARTITION OF telemetry FOR VALUES FROM ({}) TO ({})")
-    connection.execute(text.format(sql.Identifier(name), *map(sql.Literal, span)))
-    with connection.cursor() as cursor:
-        rows = [(*row[:7], json.dumps(row[7]), row[8]) for row in moved]
-        cursor.executemany("INSERT INTO telemetry VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)", rows)
-
-
 def _told(error: psycopg.Error) -> str:
     """The first line of an error; `from None` beside it: the cause may show the URL and its password."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -331,6 +326,10 @@ def _write_truth(cursor: psycopg.Cursor, batch: Batch, ids: dict[tuple[str, str]
         cursor.executemany(statements.BIRTH_BODY, [(ids[key(b)], b.body) for b in births])
     if told:
         cursor.executemany(statements.STATUS, [(ids[key(fact)], *fact[2:], received) for fact in told])
+        history = [(ids[key(fact)], fact.id, fact.version, history_body(fact)) for fact in told]
+        cursor.executemany(statements.HISTORY, history)
+        commands = sorted({(device, name) for device, name, *_ in history})
+        cursor.executemany(statements.SHORTEN, [{"device": device, "id": name} for device, name in commands])
     for fact in sorted(batch.alarms, key=lambda fact: (ids[key(fact)], fact.type)):
         if fact.body:
             cursor.execute(statements.ALARM, (ids[key(fact)], *fact[2:], received))
@@ -359,18 +358,3 @@ def _moment(ts_ms: int) -> datetime:
 def _id(connection: psycopg.Connection, tenant: str, device: str) -> int:
     row = connection.execute("SELECT id FROM devices WHERE tenant = %s AND name = %s", (tenant, device)).fetchone()
     return int(row[0]) if row else -1
-
-
-def _used(connection: psycopg.Connection) -> int:
-    row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
-    return int(row[0]) if row else 0
-
-
-def _drop_chunks(connection: psycopg.Connection, before: datetime, *, full: bool) -> int:
-    """Drop what is too old; of a full store the oldest day that is left."""
-    if full:
-        row = connection.execute(
-            "SELECT min(range_end) FROM timescaledb_information.chunks WHERE hypertable_name = 'telemetry'"
-        ).fetchone()
-        before = max(before, row[0]) if row and row[0] else before
-    return len(connection.execute("SELECT drop_chunks('telemetry', %s::timestamptz)", (before,)).fetchall())
