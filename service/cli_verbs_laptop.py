@@ -48,6 +48,7 @@ def laptop_verbs(verbs: Verbs) -> None:
     demo.add_argument("--images", metavar="DIR", help="your images: one folder a class (default: scanned digits)")
     demo.add_argument("--out", metavar="DIR", default="temperd-demo", help="where everything is kept (./temperd-demo)")
     demo.add_argument("--keep", action="store_true", help="leave board, broker and repository running until Ctrl-C")
+    demo.add_argument("--console", action="store_true", help="then the console in a browser, until Ctrl-C")
     demo.add_argument("--epochs", type=int, default=0, help="epochs (default: chosen so that the demo ends in time)")
     demo.add_argument("--model", default="efficientnet-lite0", help="ONNX file, or efficientnet-lite0")
     demo.add_argument("--engine", choices=("auto", "graph", "ort-training"), default="auto", help="training engine")

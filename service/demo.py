@@ -20,8 +20,10 @@ from agent.durable import write_atomic
 from agent.errors import NetworkError
 from agent.keys import load_console_key
 from agent.spec import parse_spec, spec_table
+from service import demo_console
 from service.broker import LOOPBACK, Broker, cache_folder, find_mosquitto, start_broker
 from service.cli import say_json
+from service.cli_console import need_extra
 from service.cli_fleet import make_request
 from service.commands import FINE_TUNE, sign_command
 from service.config import Mqtt
@@ -58,6 +60,8 @@ def main(options: argparse.Namespace) -> int:
     console = Console(stderr=options.json)
     folder = Path(options.out).absolute()
     check_inputs(folder, options.model, options.images)
+    if options.console:
+        need_extra()
     with fresh_folder(folder), (folder / "demo.log").open("w", encoding="utf-8") as log:
         configure("warning", "text", stream=log)
         try:
@@ -80,10 +84,12 @@ def _stage(options: argparse.Namespace, console: Console, folder: Path) -> int:
         target = scene.target
         size, digest = f"{target.sealed_length / 1e6:.1f} MB", target.sealed_sha256[:16]
         console.print(f"  {target.name} {target.version}, {size}, sealed sha256 {digest}…")
-        with _daemon(scene) as daemon:
+        with running_daemon(scene.config, scene.folder / "daemon.log") as daemon:
             story = asyncio.run(_play(options, scene, broker, daemon, console))
             code = _finish(options, console, scene, story, time.monotonic() - began)
-            if options.keep and not code:
+            if not code and (options.console or _offer(console)):
+                _show(console, scene, broker, story)
+            elif options.keep and not code:
                 _keep(console, scene, broker)
         return code
     finally:
@@ -102,13 +108,32 @@ def _keep(console: Console, scene: Scene, broker: Broker) -> None:
     signal.pause()
 
 
+def _offer(console: Console) -> bool:
+    """Whether whoever sits at the terminal wants the console; without a terminal it is named."""
+    if not demo_console.installed():
+        return False
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        console.print(f"look at it in a browser:  {_program()} demo --console", soft_wrap=True)
+        return False
+    return demo_console.wants_to_look()
+
+
+def _show(console: Console, scene: Scene, broker: Broker, story: Story) -> None:
+    """The console on the demo's board, which stays until Ctrl-C, as the broker and the repository do."""
+    demo_console.keep(scene.folder, story.heard)
+    settings = demo_console.settings_of(scene.folder, broker.port, scene.console_key)
+    asyncio.run(demo_console.serve_console(settings, lambda line: console.print(line, soft_wrap=True)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # serving took it away
+    console.print("stopped; nothing is left running")
+
+
 @contextmanager
-def _daemon(scene: Scene) -> Iterator[subprocess.Popen[bytes]]:
-    """The board's daemon as a process of its own, as a board would run it."""
+def running_daemon(config: Path, log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A board's daemon as a process of its own, as a board would run it; ended with the block."""
     variables = environment()
     variables.pop("RUNTIME_DIRECTORY", None)
-    command = [sys.executable, "-m", "service", "run", "--config", str(scene.config)]
-    with (scene.folder / "daemon.log").open("wb") as log:
+    command = [sys.executable, "-m", "service", "run", "--config", str(config)]
+    with log_path.open("wb") as log:
         # A session of its own: Ctrl-C is for the demo, which ends the daemon in good order.
         child = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)  # noqa: S603 - our own program
     try:
@@ -132,7 +157,10 @@ async def _play(
     """
     epochs = default_epochs(scene.data, options.epochs)
     job = {"model": scene.target.name, "data": str(scene.data), "epochs": epochs, "engine": options.engine}
-    request = make_request(DEVICE, FINE_TUNE, spec_table(parse_spec(job)), time.time(), COMMAND_VALID_S)
+    spec = spec_table(parse_spec(job))
+    request = make_request(DEVICE, FINE_TUNE, spec, time.time(), COMMAND_VALID_S)
+    if demo_console.installed():
+        demo_console.record(scene.folder, FINE_TUNE, DEVICE, request.id, spec)
     envelope = sign_command(request, load_console_key(scene.console_key))
     story = Story(request.id)
     settings = Mqtt(host=LOOPBACK, port=broker.port)
@@ -157,6 +185,8 @@ async def _watch(story: Story, link: ConsoleLink, scene: Scene) -> None:
     """Follow the job to its end."""
     async for seen in link.watch():
         _follow(story, seen)
+        if (heard := demo_console.heard_of(DEVICE, seen)) and len(story.heard) < demo_console.MAX_HEARD:
+            story.heard.append(heard)
         if story.share >= HEAT_AFTER and story.heat_at is None:
             _heat(scene, story)
         if of_status(story.status) not in NOT_ENDED:

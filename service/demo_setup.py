@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.server
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from service.broker import LOOPBACK
 
 DEVICE, CONSOLE = "demo-board", "demo-console"
 MARKER = ".temperd-demo"  # a folder without it is somebody's
-MADE_FOLDERS = ("state", "repository", "publisher-keys", "console", "trusted")
+MADE_FOLDERS = ("state", "repository", "publisher-keys", "console", "trusted", "console-state")
 MADE_FILES = (
     "root.json",
     "temperd.toml",
@@ -31,6 +31,7 @@ MADE_FILES = (
     "result.json",
     "*.log",
     "mosquitto.conf",
+    "*.sqlite*",
 )
 DIGITS_TRAIN, DIGITS_HELD_OUT = 600, 300  # enough for 95 % and above within the demo's three minutes
 SAMPLES_SEEN = 7200  # default number of epochs: about so many training samples; the board is heated and cools meanwhile
@@ -95,8 +96,12 @@ def check_inputs(folder: Path, model: str, images: str | None) -> None:
 
 
 @contextmanager
-def fresh_folder(folder: Path) -> Iterator[None]:
+def fresh_folder(folder: Path, made: Sequence[str] = (*MADE_FOLDERS, *MADE_FILES)) -> Iterator[None]:
     """Hold a folder for one demo; what an earlier demo made there is removed, and nothing else.
+
+    Args:
+        folder: made when missing.
+        made: what an earlier demo made, as patterns.
 
     Raises:
         SpecError: the folder is not empty and not a demo's, or a demo runs in it.
@@ -112,7 +117,7 @@ def fresh_folder(folder: Path) -> Iterator[None]:
     running = SpecError("a demo is running in this folder", where=str(folder), fix="Choose another: --out")
     with only_holder(marker, running):
         with disk_errors(folder):
-            for name in (*MADE_FOLDERS, *MADE_FILES):
+            for name in made:
                 for path in folder.glob(name):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.chart import Line, Panel, chart
+from service.demo_console import Heard
 
 STAGES = (
     "pulling",
@@ -47,6 +48,7 @@ class Story:
         self.training: dict[str, object] = {}
         self.energy: dict[str, object] = {}
         self.series: dict[str, list[Point]] = {}
+        self.heard: list[Heard] = []
         self._began = time.monotonic()
         self._last_status = ""
         self._console: Console | None = None
