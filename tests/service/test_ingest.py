@@ -20,7 +20,8 @@ import pytest
 
 from agent.errors import BoardError
 from service.config import Mqtt
-from service.fleet import ingest, store_sqlite
+from service.fleet import ingest
+from service.fleet import store_sqlite_sql as statements
 from service.fleet.ingest import MAX_WAITING, RECEIVE_MAXIMUM, Ingest, Plan
 from service.fleet.store import Alarm, Batch, Filter, Sample, Store, Written, open_store
 from service.link import Connection
@@ -401,7 +402,7 @@ def test_old_telemetry_is_forgotten_beside_what_comes(
     broker: Mosquitto, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "TRIM_EVERY_S", 0.1)
-    monkeypatch.setattr(store_sqlite, "_TRIM", store_sqlite._TRIM.replace(str(store_sqlite.TRIM_ROWS), "10"))
+    monkeypatch.setattr(statements, "TRIM", statements.TRIM.replace(str(statements.TRIM_ROWS), "10"))
     old = [Sample("acme", "pi-1", "board", "before", seq, seq, seq, "{}") for seq in range(95)]
     store.write(Batch(samples=old), TS - 91 * 86400)
 
