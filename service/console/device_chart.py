@@ -53,6 +53,8 @@ class Curve:
     steps: bool = False
     """A level that holds until the next one, not a course."""
     dashed: bool = False
+    unit: str = ""
+    """Where it is another one than the panel's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ PANELS = (
         "temperature", "°C", 1,
         (
             Curve("board.temperature_celsius", "temperature"),
-            Curve("board.delta_t_celsius", "delta"),
+            Curve("board.delta_t_celsius", "delta", unit="K"),
             Curve("board.ambient_celsius", "ambient", dashed=True),
         ),
     ),

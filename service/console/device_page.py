@@ -87,7 +87,7 @@ def chart_settings(name: str, language: str) -> dict[str, Any]:
                 "curves": [
                     {
                         "metric": curve.metric, "label": t(f"device.curve.{curve.name}"), "scale": curve.scale,
-                        "steps": curve.steps, "dashed": curve.dashed,
+                        "steps": curve.steps, "dashed": curve.dashed, "unit": curve.unit or panel.unit,
                     }
                     for curve in panel.curves
                 ],

@@ -15,7 +15,7 @@ let groups = 0;
 
 /**
  * Panels below one another.
- * panels: [{name, title, unit, digits, low, high, curves: [{metric, label, scale, steps, dashed}]}]
+ * panels: [{name, title, unit, digits, low, high, curves: [{metric, label, unit, scale, steps, dashed}]}]
  * options: words {summary, table, time, min, max, last, nothing}, relative (x is seconds since a beginning, not a time),
  *   onSpan(since, until): a span was chosen by dragging.
  * numbers, for `set`: {since, until, ts, metrics: {metric: {min, max, last}}, gap_s, bucket_s,
@@ -83,7 +83,7 @@ export class Charts {
     const keys = panel.curves.map((curve, place) => {
       const swatch = element("span", { class: `chart-swatch chart-swatch-${place + 1}${curve.dashed ? " is-dashed" : ""}` });
       const value = element("span", { class: "chart-value" });
-      return { node: element("span", { class: "chart-key" }, swatch, curve.label, " ", value), value };
+      return { node: element("span", { class: "chart-key" }, swatch, label(panel, curve), " ", value), value };
     });
     const title = element("span", { class: "chart-title", id: `${this.key}-${index}` }, panel.title);
     const unit = element("span", { class: "chart-unit" }, panel.unit);
@@ -226,7 +226,7 @@ export class Charts {
     panel.plot.setCursor({ left: panel.plot.valToPos(times[at], "x"), top: PLOT_HEIGHT / 2 });
     const told = panel.curves.map((curve, place) => {
       const near = nearest(times, panel.plot.data[place * 3 + 3], at, this.data.gap_s);
-      return near === null ? "" : `${curve.label} ${this.#number(panel.plot.data[place * 3 + 3][near], panel.digits)} ${panel.unit}`;
+      return near === null ? "" : `${curve.label} ${this.#number(panel.plot.data[place * 3 + 3][near], panel.digits)} ${unitOf(panel, curve)}`;
     });
     announce([this.moment(times[at]), ...told.filter(Boolean)].join(", "));
   }
@@ -235,7 +235,7 @@ export class Charts {
     const parts = panel.curves.flatMap((curve, place) => {
       if (told[place] === null) return [];
       const [min, max, last] = told[place].map((value) => this.#number(value * curve.scale, panel.digits));
-      return [fill(this.options.words.summary, { name: curve.label, min, max, last, unit: panel.unit })];
+      return [fill(this.options.words.summary, { name: curve.label, min, max, last, unit: unitOf(panel, curve) })];
     });
     panel.text.textContent = parts.join(" ");
     panel.box.setAttribute("aria-label", `${panel.title.textContent}. ${parts.join(" ")}`);
@@ -245,7 +245,7 @@ export class Charts {
   #table(panel) {
     if (!panel.table.open) return panel.inside.replaceChildren();
     const { data } = this;
-    const heads = panel.curves.flatMap((curve) => COLUMNS.map((name) => `${curve.label} ${this.options.words[name]}`));
+    const heads = panel.curves.flatMap((curve) => COLUMNS.map((name) => `${label(panel, curve)} ${this.options.words[name]}`));
     const head = element("tr", {}, ...[this.options.words.time, ...heads].map((text) => element("th", { scope: "col" }, text)));
     const rows = [];
     for (let at = data.ts.length - 1; at >= 0 && rows.length < TABLE_ROWS; at--) {
@@ -328,6 +328,15 @@ export class Charts {
   #number(value, digits) {
     return figure(value, digits) ?? "";
   }
+}
+
+function unitOf(panel, curve) {
+  return curve.unit ?? panel.unit;
+}
+
+/** The name of a curve, with its unit where that is another one than its panel's. */
+function label(panel, curve) {
+  return unitOf(panel, curve) === panel.unit ? curve.label : `${curve.label} (${curve.unit})`;
 }
 
 /** The colour of a band: that of its line, and through it the grid is seen. */
