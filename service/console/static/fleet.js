@@ -6,9 +6,9 @@ import { drawSummary } from "./fleet_summary.js";
 import { follow, restore } from "./fleet_picks.js";
 import { connect } from "./live.js";
 
-const TYPING_MS = 120; // a pause of this length ends a word; with the answer it stays under 200 ms
+const TYPING_MS = 80; // a pause of this length ends a word; with the answer it stays under 200 ms
 const RENEW_MS = 10000;
-const form = document.getElementById("filters"), rows = document.getElementById("rows");
+const form = document.getElementById("filters"), rows = document.getElementById("boards");
 const search = form.elements.q, renewButton = document.getElementById("renew");
 let query = new URLSearchParams(location.search);
 let asked = null, stream = null, typing = 0, waiting = null;
