@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -44,7 +45,7 @@ def _login(
     request: Request, target: str, *, status: int = 200, note: str = "", name: str = "", wait: float = 0.0
 ) -> Response:
     headers = {"Retry-After": str(int(wait) + 1)} if wait else {}
-    shown = {"target": target, "note": note, "name": name, "wait": int(wait) + 1}
+    shown: dict[str, Any] = {"target": target, "note": note, "name": name, "wait": int(wait) + 1}
     return render(request, "account/login.html", status=status, headers=headers, **shown)
 
 
@@ -113,7 +114,13 @@ async def set_up_page(request: Request) -> Response:
 def _set_up(
     request: Request, token: str, user: str, *, name: str = "", error: SpecError | None = None, status: int = 200
 ) -> Response:
-    shown = {"token": token, "user": user, "name": name, "code": error.code if error else "", "bounds": _bounds()}
+    shown: dict[str, Any] = {
+        "token": token,
+        "user": user,
+        "name": name,
+        "code": error.code if error else "",
+        "bounds": _bounds(),
+    }
     return render(request, "account/set_up.html", status=status, **shown)
 
 
@@ -149,7 +156,7 @@ async def _account(request: Request, *, done: str = "", code: str = "", status: 
     room, session = room_of(request), session_of(request)
     assert session is not None
     sessions = await asyncio.to_thread(room.accounts.sessions.of, session.user.name)
-    shown = {"own": session, "sessions": sessions, "done": done, "code": code, "bounds": _bounds()}
+    shown: dict[str, Any] = {"own": session, "sessions": sessions, "done": done, "code": code, "bounds": _bounds()}
     return render(request, "account/account.html", status=status, **shown)
 
 

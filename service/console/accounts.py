@@ -80,7 +80,7 @@ class Accounts:
             row = database.execute("SELECT * FROM users WHERE name = ?", (name[:MAX_TOKEN],)).fetchone()
         kept = row["hash"] if row else None
         right = await self._hashing.is_right(kept, password)
-        if not right or row is None or row["disabled"]:
+        if not right or row is None or kept is None or row["disabled"]:
             return None
         if self._hashing.is_outdated(kept):
             fresh = await self._hashing.hash(password)
@@ -156,6 +156,7 @@ class Accounts:
             if link:
                 self._take_link(database, link, name)
             owners = _count(database, _OWNERS)
+            values: tuple[object, ...]
             if column:
                 query, values = f"UPDATE users SET {column} = ? WHERE name = ?", (value, name)  # noqa: S608 - our own names
             else:

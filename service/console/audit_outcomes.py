@@ -6,21 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import structlog
 
 from agent.errors import TemperdError
 from service.console.audit import Open
 from service.fleet.boards import is_final
+from service.logs import logger
 
 if TYPE_CHECKING:
     from service.console.room import Room
+    from service.fleet.store import Store
 
 EVERY_S = 5.0  # between two looks: nobody waits for a record
 STORE_EVERY = 60  # looks between two at the store, which knows what was said while the console was away
 MAX_ASKED = 200  # boards the store is asked about at a time
-_log = structlog.get_logger()
+_log = logger("console")
 
 
 @asynccontextmanager
@@ -76,10 +77,14 @@ async def _from_store(room: Room, waiting: list[Open]) -> list[tuple[Open, Mappi
     found: list[tuple[Open, Mapping[str, Any]]] = []
     for name in list(dict.fromkeys(one.board for one in waiting))[:MAX_ASKED]:
         wanted = {one.id: one for one in waiting if one.board == name}
-        texts = await room.reads(lambda store, name=name: store.statuses(room.settings.tenant, name))
+        texts = await room.reads(partial(_statuses, room.settings.tenant, name))
         for text in texts:
             body = json.loads(text)
             command = wanted.get(body.get("id", "")) if isinstance(body, dict) else None
             if command is not None and is_final(body):
                 found.append((command, body))
     return found
+
+
+def _statuses(tenant: str, name: str, store: Store) -> list[str]:
+    return store.statuses(tenant, name)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -38,7 +39,14 @@ async def audit_page(request: Request) -> Response:
     newest = f"{AUDIT}?{urlencode(kept)}" if wanted.before else ""
     details = {row.id: json.dumps(row.details, indent=1, ensure_ascii=False) for row in rows if row.details}
     filtered = {key: kept.get(key, "") for key in FILTERS}
-    shown = {"rows": rows, "people": people, "actions": actions, "asked": filtered, "older": older, "newest": newest}
+    shown: dict[str, Any] = {
+        "rows": rows,
+        "people": people,
+        "actions": actions,
+        "asked": filtered,
+        "older": older,
+        "newest": newest,
+    }
     return render(request, "audit/audit.html", details=details, **shown)
 
 

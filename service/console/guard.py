@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote
 
-import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -28,7 +27,6 @@ from service.console.sessions import WHOLE_S, Session, csrf_of
 
 BODY_S = 20.0  # for all of a form: 256 KiB by a poor mobile line
 SESSION_COOKIE, LOGIN_COOKIE = "temperd-session", "temperd-login"
-_log = structlog.get_logger()
 
 
 class _Cookies(NamedTuple):
@@ -64,6 +62,8 @@ class Guard:
             passed = await self._judge(request, guarded)
             if isinstance(passed, Response):
                 await passed(scope, receive, guarded)
+            elif scope["path"] == rules.LIVE:
+                await self._stream(scope, passed, guarded)
             else:
                 await self._app(scope, passed, guarded)
         except HTTPException as error:
@@ -76,6 +76,20 @@ class Guard:
             if not guarded.begun:
                 await answer(request, INTERNAL)(scope, receive, guarded)
             raise
+
+    async def _stream(self, scope: Scope, receive: Receive, guarded: _Answer) -> None:
+        """An answer without an end; when the console closes it is ended as a whole one."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._room.streams.add(task)
+        try:
+            await self._app(scope, receive, guarded)
+        except asyncio.CancelledError:
+            if not (self._room.closing and guarded.begun):
+                raise
+            await guarded({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._room.streams.discard(task)
 
     async def _judge(self, request: Request, guarded: _Answer) -> Response | Receive:
         """An answer, or what the page is to read from: the request passes."""

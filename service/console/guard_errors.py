@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-import structlog
 from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,12 +13,13 @@ from agent.errors import ArtifactError, BoardError, CallerError, NetworkError, T
 from agent.keys_consoles import Role
 from service.console.guard_rules import is_for_scripts
 from service.console.page import render, viewer_of
+from service.logs import logger
 
 UNPROCESSABLE, UNAVAILABLE, INTERNAL = 422, 503, 500
 RETRY_S = 5  # after what may be better soon
 MAX_TOLD = 500  # characters of each part of an error: it may quote what a board said
 _TOLD = frozenset({400, 401, 403, 404, 405, 408, 413, 414, 415, 421, 422, 429, 431, 500, 503})
-_log = structlog.get_logger()
+_log = logger("console")
 
 
 def wants_json(request: Request) -> bool:

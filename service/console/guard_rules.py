@@ -13,6 +13,7 @@ METHODS = ("GET", "HEAD", "POST")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 HOME = "/fleet"
 LOGIN, SET_UP, LOGOUT = "/login", "/set-up", "/logout"
+LIVE = "/live"
 OPEN = frozenset({LOGIN, SET_UP})
 """Pages for those who have not logged in."""
 OWN = frozenset({LOGOUT, "/account/language", "/account/password", "/account/session"})
@@ -102,7 +103,7 @@ def is_own_origin(origin: str, host: str, scheme: str) -> bool:
 
 def is_for_scripts(path: str) -> bool:
     """Whether a path answers JSON or events, and no page."""
-    return path.startswith("/api/") or path == "/live"
+    return path.startswith("/api/") or path == LIVE
 
 
 def safe_next(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -35,7 +35,13 @@ def _key(request: Request, *, code: str = "", status: int = 200, wait: float = 0
     signer: Signer = room_of(request).signer
     state = "none" if not signer.keyid else "locked" if signer.locked else "ready"
     headers = {"Retry-After": str(int(wait) + 1)} if wait else {}
-    shown = {"state": state, "signer": signer, "spoken": spoken(signer.keyid), "code": code, "wait": int(wait) + 1}
+    shown: dict[str, Any] = {
+        "state": state,
+        "signer": signer,
+        "spoken": spoken(signer.keyid),
+        "code": code,
+        "wait": int(wait) + 1,
+    }
     return render(request, "account/key.html", status=status, headers=headers, **shown)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.config import Mqtt
 from service.console.act_sent import SentForms
@@ -66,6 +67,8 @@ class Room:
         signer: the console key.
         roll_outs: those at work in this process.
         sent: what forms sent, so that none sends twice.
+        streams: requests that are answered without an end; they are cut when the console closes.
+        closing: whether it does.
     """
 
     settings: Settings
@@ -78,3 +81,5 @@ class Room:
     signer: Signer
     roll_outs: RollOuts
     sent: SentForms = field(default_factory=SentForms)
+    streams: set[asyncio.Task[Any]] = field(default_factory=set)
+    closing: bool = False

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -27,14 +26,16 @@ from service.console.hub import Hub
 from service.console.reads import Reads
 from service.console.roll_outs import RollOuts
 from service.console.room import Room, Settings
+from service.console.serve_protocol import PunctualProtocol, log_as_we_do
 from service.console.signer import Signer
+from service.logs import logger
 
 MAX_CONNECTIONS = 512  # fifty people's pages: a stream each, and six connections beside it while a page loads
 BACKLOG = 128
 KEEP_ALIVE_S = 15
-GRACE_S = 1  # for answers that are under way; streams never end by themselves and are cut
+GRACE_S = 1  # for answers that are under way
 FOLDED = 4096  # the request line and what else h11 counts, beside headers and query
-_log = structlog.get_logger()
+_log = logger("console")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ async def serve(
         BoardError: the address is taken or not ours; and as `open_room`.
         ConfigError: the certificate or its key cannot be used.
     """
+    log_as_we_do()
     context = _tls(listening) if listening.cert else None
     with _listen(listening) as door:
         async with open_room(settings, now=now, monotonic=monotonic) as room:
@@ -125,6 +127,9 @@ async def serve(
                 serving = asyncio.create_task(server.serve([door]))
                 ending = asyncio.create_task(stopped.wait())
                 await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+                room.closing = True  # streams never end by themselves
+                for task in tuple(room.streams):
+                    task.cancel()
                 server.should_exit = True
                 ending.cancel()
                 await serving
@@ -151,7 +156,7 @@ class _Server(uvicorn.Server):
     """Signals are ours: uvicorn raises them once more when it has ended, and a clean end would be none."""
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -162,7 +167,7 @@ def _config(app: ASGIApp, listening: Listening, context: ssl.SSLContext | None) 
 
     return uvicorn.Config(
         app,
-        http="h11",
+        http=PunctualProtocol,
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -218,7 +223,8 @@ def _unreachable(listening: Listening, error: OSError) -> BoardError | SpecError
 
 @contextmanager
 def _signals(stopped: asyncio.Event) -> Iterator[None]:
-    loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+    loop = asyncio.get_running_loop()
+    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
     try:
         for number in numbers:
             loop.add_signal_handler(number, stopped.set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -34,7 +35,7 @@ async def _users(
     room = room_of(request)
     users = await asyncio.to_thread(room.accounts.users)
     counts = {user.name: len(room.accounts.sessions.of(user.name)) for user in users}
-    shown = {"users": users, "counts": counts, "code": code, "name": name, "role": role, "link": link}
+    shown: dict[str, Any] = {"users": users, "counts": counts, "code": code, "name": name, "role": role, "link": link}
     bounds = {"least": LEAST_PASSWORD, "most": MOST_PASSWORD}
     return render(request, "account/users.html", status=status, roles=tuple(Role), bounds=bounds, **shown)
 
