@@ -63,6 +63,8 @@ class Hub:
         self.revision = self._first = int(now() * SECOND)
         self.trouble = ""
         """Why the store could not be read at the start; empty: it was."""
+        self.streams: Counter[str] = Counter()
+        """Open streams by session."""
         self._boards = Boards(settings.tenant)
         self._root = f"temper/v1/{settings.tenant}/"
         self._stored: dict[str, DeviceRow] = {}

@@ -18,6 +18,9 @@ HEAT_RULES = frozenset(("thermal.critical", "thermal.delta-t-pause", "thermal.ab
 """Rules that pause or end a job because of heat; docs/policy.md. A pause for a lost sensor is no heat."""
 HEAT_ALARMS = frozenset(("overheated", "critical-temperature"))
 HOLDING = frozenset(("PAUSE", "ABORT"))
+_READINGS = (
+    *("temperature_celsius", "delta_t_celsius", "charge", "power_watts", "power_is_modelled", "action", "rule"),
+)
 FIRST_CELSIUS, STEP_CELSIUS, BANDS = 30.0, 5.0, 14
 """Bands of the summary: below 30 °C, twelve of 5 K up to 90 °C, and above."""
 
@@ -115,14 +118,11 @@ def make_row(board: Board | None, stored: DeviceRow | None, *, broker_knows: boo
     if board is None:
         assert stored is not None
         board = Board(stored.name)
-    birth, readings, job = board.birth, board.metrics.get("board", {}), _job(board)
-    model, named = table(birth.get("active_model")), (stored.model if stored is not None and not birth else "")
-    name, _, version = named.rpartition(" ") if " " in named else (named, "", "")
+    birth, job = _birth(board, stored), _job(board) or _stored_job(stored)
+    readings = board.metrics.get("board") or _stored_readings(stored)
+    model = table(birth.get("active_model"))
     online = board.online if board.conn or stored is None else stored.online and not broker_knows
-    heat = finite(readings.get("temperature_celsius"))
     action, rule, alarms = text(readings.get("action")), text(readings.get("rule")), tuple(sorted(board.alarms))
-    if stored is not None and not readings:
-        heat, action = finite(stored.temperature_celsius), stored.action[:MAX_TEXT]
     hot = (action in HOLDING and rule in HEAT_RULES) or not HEAT_ALARMS.isdisjoint(alarms)
     return Row(
         name=board.name,
@@ -130,13 +130,13 @@ def make_row(board: Board | None, stored: DeviceRow | None, *, broker_knows: boo
         state=_state(online=online, hot=hot, job=job),
         online=online,
         last_seen=_last_seen(board, stored),
-        agent=text(birth.get("agent")) if birth or stored is None else stored.agent[:MAX_TEXT],
-        profile=text(table(birth.get("board")).get("profile")) if birth or stored is None else stored.board[:MAX_TEXT],
+        agent=text(birth.get("agent")),
+        profile=text(table(birth.get("board")).get("profile")),
         policy=text(table(birth.get("policy")).get("name")),
-        model=text(model.get("name")) or name[:MAX_TEXT],
-        model_version=text(model.get("version")) or version[:MAX_TEXT],
+        model=text(model.get("name")),
+        model_version=text(model.get("version")),
         model_sha256=text(model.get("model_sha256")),
-        temperature_celsius=heat,
+        temperature_celsius=finite(readings.get("temperature_celsius")),
         delta_t_celsius=finite(readings.get("delta_t_celsius")),
         charge=finite(readings.get("charge")),
         power_watts=finite(readings.get("power_watts")),
@@ -147,6 +147,18 @@ def make_row(board: Board | None, stored: DeviceRow | None, *, broker_knows: boo
         alarms=alarms,
         complaint=board.complaint,
     )
+
+
+def _birth(board: Board, stored: DeviceRow | None) -> Mapping[str, object]:
+    if board.birth or board.complaint or stored is None:
+        return board.birth
+    name, _, version = stored.model.rpartition(" ") if " " in stored.model else (stored.model, "", "")
+    model = {"name": name, "version": version}
+    return {"agent": stored.agent, "board": {"profile": stored.board}, "active_model": model}
+
+
+def _stored_readings(stored: DeviceRow | None) -> Mapping[str, object]:
+    return {} if stored is None else {name: getattr(stored, name) for name in _READINGS}
 
 
 def row_table(row: Row) -> dict[str, Any]:
@@ -224,6 +236,14 @@ def _job(board: Board) -> Mapping[str, Any] | None:
         "ts": finite(body.get("ts")),
         "ended": is_final(body),
     }
+
+
+def _stored_job(stored: DeviceRow | None) -> Mapping[str, Any] | None:
+    """The newest command as the store has it: a console that starts shows it until the board tells more."""
+    if stored is None or not stored.command_id:
+        return None
+    told = {"status": stored.command_status, "ts": stored.command_ts}
+    return _job(Board(stored.name, statuses={stored.command_id: (stored.command_type, dict(told))}))
 
 
 def _last_seen(board: Board, stored: DeviceRow | None) -> float | None:

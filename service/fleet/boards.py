@@ -29,7 +29,9 @@ _OF_STATUS = (
     *("status", "step", "version", "attempt", "reason_code", "reason", "progress", "eta_s", "until", "ts"),
     *("energy_j",),
 )
-_OF_METRICS = ("temperature_celsius", "delta_t_celsius", "charge", "power_watts", "action", "rule")
+_OF_METRICS = (
+    *("temperature_celsius", "delta_t_celsius", "charge", "power_watts", "power_is_modelled", "action", "rule"),
+)
 _OF_ALARM = ("severity", "since", "reason")
 
 

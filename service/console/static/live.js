@@ -1,0 +1,156 @@
+// What changes, as it changes: one stream for each query, its state in #connection, and the way back after a loss.
+
+import { dataOf, fill, moment } from "./base.js";
+
+const FIRST_MS = 1000, LONGEST_MS = 30000; // between two tries; doubled each time, a random half taken away
+const SILENT_MS = 40000; // the server says something each 15 s: after two that did not come the line is dead
+const HIDDEN_MS = 20000; // a page that nobody sees gives its place up: browsers open six connections to a server
+const TEXTS = dataOf("live-texts") || {};
+const EVENTS = ["hello", "link", "rows", "status", "metrics", "alarm", "conn", "birth", "roll-out"];
+const streams = new Map();
+const ORDER = ["ended", "lost", "paused", "connecting", "no-broker", "connected"]; // the first that holds is shown
+let hiding = 0;
+
+/** One EventSource after the other; whoever asked for the same query shares it. */
+class Stream {
+  constructor(query) {
+    Object.assign(this, { query, listeners: new Set(), source: null, after: "", tries: 0, timer: 0, watch: 0, since: null, broker: true });
+    this.state = "connecting";
+  }
+
+  open() {
+    this.shut();
+    this.show(this.since === null ? "connecting" : "lost");
+    const asked = new URLSearchParams(this.query);
+    if (this.after) asked.set("after", this.after);
+    const source = (this.source = new EventSource(`/live?${asked}`));
+    for (const name of EVENTS) source.addEventListener(name, (event) => this.take(name, event));
+    source.addEventListener("beat", () => this.heard());
+    source.addEventListener("ended", () => this.end());
+    source.addEventListener("error", () => this.lose(source));
+    this.heard();
+  }
+
+  take(name, event) {
+    this.heard();
+    if (event.lastEventId) this.after = event.lastEventId;
+    const data = JSON.parse(event.data);
+    if (name === "hello" || name === "link") {
+      this.broker = data.connected;
+      if (name === "hello") Object.assign(this, { tries: 0, since: null });
+      this.show(this.broker ? "connected" : "no-broker");
+    }
+    for (const takers of this.listeners) takers[name]?.(data);
+  }
+
+  heard() {
+    clearTimeout(this.watch);
+    this.watch = setTimeout(() => this.lose(this.source), SILENT_MS);
+  }
+
+  async lose(source) {
+    if (source !== this.source || source === null) return;
+    const answered = source.readyState === EventSource.CLOSED; // by something that is no stream
+    this.shut();
+    this.since ??= Date.now() / 1000;
+    this.show("lost");
+    const wait = Math.min(LONGEST_MS, FIRST_MS * 2 ** this.tries);
+    this.tries += 1;
+    this.timer = setTimeout(() => this.open(), wait * (0.5 + Math.random() / 2));
+    if (answered && (await loggedOut())) this.end();
+  }
+
+  end() {
+    this.shut();
+    this.show("ended");
+  }
+
+  shut() {
+    clearTimeout(this.timer);
+    clearTimeout(this.watch);
+    this.source?.close();
+    this.source = null;
+  }
+
+  show(state) {
+    this.state = state;
+    showConnection();
+  }
+}
+
+async function loggedOut() {
+  try {
+    const answer = await fetch("/api/fleet?rows=1", { redirect: "manual", headers: { Accept: "application/json" } });
+    return answer.status === 401 || answer.type === "opaqueredirect";
+  } catch {
+    return false; // nobody answers: that is a lost connection
+  }
+}
+
+function showConnection() {
+  const place = document.getElementById("connection"), all = [...streams.values()];
+  const state = ORDER.find((name) => all.some((stream) => stream.state === name));
+  if (!place || !state) return;
+  const since = Math.min(...all.map((stream) => stream.since ?? Infinity));
+  const day = Number.isFinite(since) && Date.now() / 1000 - since > 86400 / 2;
+  const time = Number.isFinite(since) ? new Date(since * 1000).toLocaleTimeString(document.documentElement.lang || "en") : "";
+  const text = fill(TEXTS[state] || state, { time: day ? moment(since, "minute") : time });
+  place.dataset.state = state;
+  const words = place.querySelector(".words") || place;
+  if (words.textContent !== text) words.textContent = text;
+}
+
+/** Listen to what changes.
+ *
+ * `query`: as of /live, a text or an object, such as `{ board: "pi-1" }`. `takers`: by the name of an event a function
+ * of its data; `hello` comes with each connection, so also after one was lost. The answer's `close()` ends it.
+ */
+export function connect(query, takers) {
+  const key = new URLSearchParams(query).toString();
+  let stream = streams.get(key);
+  if (!stream) {
+    stream = new Stream(key);
+    streams.set(key, stream);
+    if (!document.hidden) stream.open();
+    else stream.show("paused");
+  } else if (stream.state === "connected" || stream.state === "no-broker") {
+    stream.after = ""; // who comes later is told all
+    stream.open();
+  }
+  stream.listeners.add(takers);
+  return {
+    close() {
+      stream.listeners.delete(takers);
+      if (stream.listeners.size || streams.get(key) !== stream) return;
+      stream.shut();
+      streams.delete(key);
+      showConnection();
+    },
+  };
+}
+
+function pause() {
+  for (const stream of streams.values()) {
+    if (stream.state === "ended") continue;
+    stream.shut();
+    stream.show("paused");
+  }
+}
+
+function resume() {
+  clearTimeout(hiding);
+  for (const stream of streams.values()) if (stream.state === "paused") stream.open();
+}
+
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiding);
+  if (document.hidden) hiding = setTimeout(pause, HIDDEN_MS);
+  else resume();
+});
+window.addEventListener("pagehide", pause);
+window.addEventListener("pageshow", (event) => {
+  if (event.persisted) resume();
+});
+window.addEventListener("online", () => {
+  for (const stream of streams.values()) if (stream.state === "lost") stream.open();
+});
