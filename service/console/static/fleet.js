@@ -105,10 +105,10 @@ function showPager(page, pages) {
   Object.assign(place.dataset, { page, pages });
   const to = (number, rel, ...words) => element("a", { class: "button", rel, href: address({ page: number > 1 ? String(number) : "" }) }, ...words);
   const parts = [];
-  if (page > 1) parts.push(to(page - 1, "prev", icon("left"), TEXTS.before));
-  parts.push(element("span", { class: "where" }, fill(TEXTS.where, { page, pages })));
-  if (page < pages) parts.push(to(page + 1, "next", TEXTS.next, icon("right")));
-  place.replaceChildren(...(pages > 1 ? [element("nav", { class: "pager", "aria-label": TEXTS.pages }, ...parts)] : []));
+  if (page > 1) parts.push(to(page - 1, "prev", icon("left"), TEXTS.pager.before));
+  parts.push(element("span", { class: "where" }, fill(TEXTS.pager.where, { page, pages })));
+  if (page < pages) parts.push(to(page + 1, "next", TEXTS.pager.next, icon("right")));
+  place.replaceChildren(...(pages > 1 ? [element("nav", { class: "pager", "aria-label": TEXTS.pager.label }, ...parts)] : []));
 }
 
 /** Controls and links by the query in the address. */
