@@ -9,7 +9,8 @@ const TEXTS = dataOf("live-texts") || {};
 const EVENTS = ["hello", "link", "rows", "status", "metrics", "alarm", "conn", "birth", "roll-out"];
 const streams = new Map();
 const ORDER = ["ended", "lost", "paused", "connecting", "no-broker", "connected"]; // the first that holds is shown
-let hiding = 0;
+const PATIENCE_MS = 1000; // a new list of boards is another stream: made within this it is no news
+let hiding = 0, patience = 0;
 
 /** One EventSource after the other; whoever asked for the same query shares it. */
 class Stream {
@@ -87,10 +88,15 @@ async function loggedOut() {
   }
 }
 
-function showConnection() {
+function showConnection(waited = false) {
   const place = document.getElementById("connection"), all = [...streams.values()];
   const state = ORDER.find((name) => all.some((stream) => stream.state === name));
+  clearTimeout(patience);
   if (!place || !state) return;
+  if (state === "connecting" && place.dataset.state === "connected" && !waited) {
+    patience = setTimeout(() => showConnection(true), PATIENCE_MS);
+    return;
+  }
   const since = Math.min(...all.map((stream) => stream.since ?? Infinity));
   const day = Number.isFinite(since) && Date.now() / 1000 - since > 86400 / 2;
   const time = Number.isFinite(since) ? new Date(since * 1000).toLocaleTimeString(document.documentElement.lang || "en") : "";
