@@ -19,6 +19,7 @@ from service.console.room import Room
 STATIC = Path(__file__).parent / "static"
 PAGES = (
     *("fleet_page", "device_page", "device_data", "job_page", "act_page", "policy_page", "roll_out_page"),
+    "group_page",
     *("compare_page", "figures_page", "account_page", "users_page", "audit_page", "key_page", "live"),
 )
 """Modules of this package with `ROUTES`."""

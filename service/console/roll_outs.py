@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from agent.errors import SpecError, TemperdError
 from service.commands import Request, new_id
+from service.console.roll_out_draft import Drafts
 from service.console.roll_out_records import Record, Records
 from service.console.roll_out_thread import Place, Session, Signs, Told, Work, new_rules
 from service.console.room import Settings
@@ -59,6 +60,8 @@ class RollOuts:
         self._latest: dict[str, Told] = {}
         self._failures: dict[str, TemperdError] = {}
         self._others: dict[str, object] = {}
+        self.drafts = Drafts(now)
+        """Those that are being put together."""
         self._turns: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
