@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -21,6 +20,7 @@ from agent.keys_consoles import Role
 from service.config import Mqtt
 from service.console import device_data, device_page, job_page
 from service.console.app import STATIC
+from service.console.audit import Audit
 from service.console.page import Viewer
 from service.console.reads import Reads
 from service.console.room import Room, Settings
@@ -176,7 +176,7 @@ class StageHub:
     def __init__(self, *boards: Board) -> None:
         self.boards = {board.name: board for board in boards}
         self.births: dict[str, Mapping[str, Any]] = {}
-        self.sent: list[tuple[str, str, str]] = []
+        self.sent: list[tuple[Any, ...]] = []
 
     def row(self, name: str) -> Any:
         board = self.boards.get(name)
@@ -188,11 +188,8 @@ class StageHub:
     async def birth(self, name: str) -> Mapping[str, Any]:
         return self.births.get(name, {})
 
-    async def capability(self, name: str, kind: str) -> Mapping[str, Any] | None:
-        return None
-
-    async def send(self, device: str, kind: str, command_id: str, envelope: bytes, *, valid_s: int) -> None:
-        self.sent.append((device, kind, command_id))
+    async def send(self, *command: Any, valid_s: int) -> None:
+        self.sent.append((*command, valid_s))
 
 
 class _Seen:
@@ -209,7 +206,7 @@ class _Seen:
 def room_of(store: Path, hub: StageHub, **parts: Any) -> Room:
     """A room whose store is real."""
     settings = Settings(Mqtt(), TENANT, str(store), store.parent, store.parent / "fleet.sqlite")
-    audit = SimpleNamespace(records=[], write=lambda *given, **named: audit.records.append((given, named)) or 1)
+    audit = Audit(store.parent / "audit", lambda: NOW)
     made: dict[str, Any] = {
         "settings": settings, "now": lambda: NOW, "monotonic": lambda: 0.0, "hub": hub, "reads": Reads(str(store)),
         "accounts": None, "audit": audit, "signer": None, "roll_outs": None,
@@ -253,3 +250,4 @@ def staged(folder: Path, *, seconds: int = 3600, told: Sequence[tuple[str, Mappi
         yield room
     finally:
         room.reads.close()
+        room.audit.close()
