@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from itertools import count, permutations
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +15,11 @@ import pytest
 from agent.errors import BoardError, NetworkError, SpecError
 from service.fleet import store, store_sqlite
 from service.fleet.store import Alarm, Batch, Birth, Fact, Filter, Presence, Sample, Status, Store, open_store
-from tests.simulators.postgres import Postgres, find_postgres
+from tests.simulators.postgres import Postgres, empty_database, find_postgres
 
 NOW = 1_790_000_000.0
 DAY = 86400.0
-_numbers = count()
-BOTH = ("sqlite", "postgresql")
 ID = "01990000-0000-7000-8000-000000000001"
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    if find_postgres() is None:
-        pytest.skip("PostgreSQL is not installed (apt install postgresql)")
-    with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # a short path: it holds a socket
-        server = Postgres(Path(folder))
-        server.start()
-        yield server
-        server.kill()
-
-
-@pytest.fixture(params=BOTH)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty store of either kind."""
-    if request.param == "sqlite":
-        return str(tmp_path / "deep" / "fleet.sqlite")
-    server = request.getfixturevalue("postgres")
-    return empty_database(server)
-
-
-def empty_database(server: Postgres) -> str:
-    name = f"t{next(_numbers)}"
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return server.database(name)
-
-
-@pytest.fixture
-def opened(place: str) -> Iterator[Store]:
-    made = open_store(place)
-    yield made
-    made.close()
 
 
 def batch(*facts: Fact) -> Batch:

@@ -8,9 +8,13 @@ import shutil
 import subprocess
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 
+import psycopg
+
 START_S = 60.0
+_numbers = count()
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/local/bin", "/usr/local/pgsql/bin", "/opt/homebrew/bin")
 
 
@@ -91,6 +95,14 @@ def _exists(name: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+def empty_database(server: Postgres) -> str:
+    """The URL of a new database."""
+    name = f"t{next(_numbers)}"
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.database(name)
 
 
 if __name__ == "__main__":
