@@ -6,7 +6,7 @@ import asyncio
 import html
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,6 @@ from agent.keys_consoles import Role
 from service.config import Mqtt
 from service.console.app import build_app
 from service.console.audit import Wanted
-from service.console.passwords import Cost
 from service.console.room import Room, Settings
 from service.console.serve import open_room
 from service.fleet.roll_out import Terms
@@ -145,7 +144,7 @@ def first_step(client: Client, **fields: str) -> str:
     client.show("/roll-outs/new")
     answer = client.submit("/roll-outs/new", **fields)
     assert answer.status_code == 303, answer.text
-    return answer.headers["location"]
+    return str(answer.headers["location"])
 
 
 def test_boards_are_read_and_refused_in_words(operator: Client) -> None:
@@ -265,7 +264,6 @@ class Stage:
     async def console(self) -> AsyncIterator[tuple[Room, Forms]]:
         async with open_room(self.settings, now=time.time, monotonic=time.monotonic) as room:
             if not self.settings.state.joinpath("users-added").exists():
-                room.accounts._cost = Cost(memory_kib=64, passes=1, lanes=1)
                 await room.accounts.add("owner", Role.OWNER, PASSWORD)
                 self.settings.state.joinpath("users-added").touch()
             transport = httpx.ASGITransport(app=build_app(room))
@@ -320,9 +318,15 @@ async def by_forms(forms: Forms, names: str, kind: str, **waves: str) -> str:
     return begun.pop()
 
 
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not holds():  # noqa: ASYNC110 - files and other processes set no event
+            await asyncio.sleep(0.05)
+
+
 async def until_shown(forms: Forms, path: str, said: str) -> str:
     async with asyncio.timeout(WAIT_S):
-        while said not in (text := await forms.show(path)):
+        while said not in (text := await forms.show(path)):  # noqa: ASYNC110 - pages set no event
             await asyncio.sleep(0.1)
     return text
 
@@ -330,13 +334,11 @@ async def until_shown(forms: Forms, path: str, said: str) -> str:
 def test_a_roll_out_by_forms_alone_goes_from_canaries_to_the_end(stage: Stage) -> None:
     async def play() -> None:
         async with stage.console() as (room, forms):
-            async with asyncio.timeout(WAIT_S):
-                while room.hub.summary().total < 4 or not all(row and row.online for row in map(room.hub.row, names)):
-                    await asyncio.sleep(0.1)
+            await until(lambda: all(row is not None and row.online for row in map(room.hub.row, names)))
             path = await by_forms(forms, f"away-1 {' '.join(names)}", "scrub", canary="count", canary_count="1")
             assert "/roll-outs/0" in path
-            text = await until_shown(forms, path, "4 ended")
-            assert "1 of those under way are offline" in text or "offline" in text
+            await until_shown(forms, path, "4 ended")
+            await until_shown(forms, path, "1 of those under way are offline.")
             chosen = path.rpartition("/")[2]
             with FleetState(stage.settings.fleet_state) as state:
                 order = [command.board for command in state.commands(chosen)]
@@ -359,25 +361,19 @@ def test_a_roll_out_by_forms_alone_goes_from_canaries_to_the_end(stage: Stage) -
 def test_stop_go_on_and_abort_by_forms(stage: Stage) -> None:
     async def play() -> None:
         async with stage.console() as (room, forms):
-            async with asyncio.timeout(WAIT_S):
-                while not ((row := room.hub.row("slow-1")) and row.online):
-                    await asyncio.sleep(0.1)
+            await until(lambda: (row := room.hub.row("slow-1")) is not None and row.online)
             path = await by_forms(forms, "slow-1 slow-2 good-1", "qualify", canary="none", parallel="1")
             await until_shown(forms, path, f"{path}/stop")
-            async with asyncio.timeout(WAIT_S):
-                while not stage.log.read_text():
-                    await asyncio.sleep(0.1)
+            await until(stage.log.read_text)
             await forms.show(f"{path}/stop")
             assert await forms.post(f"{path}/stop", why="too hot in the hall") == path
             text = await forms.show(path)
             assert "Stopped by owner: too hot in the hall" in text
             assert f"{path}/resume" in text
             assert await forms.post(f"{path}/resume", why="cooler now", stop_at="50%", parallel="2") == path
-            async with asyncio.timeout(WAIT_S):
-                while len(stage.log.read_text().splitlines()) < 2:
-                    await asyncio.sleep(0.1)
+            await until(lambda: len(stage.log.read_text().splitlines()) == 2)
             text = await forms.show(path)
-            assert '<dd><span class="number">50&nbsp;' in text or "50" in text
+            assert re.search(r'<dd><span class="number">50(\.0)?&nbsp;', text)
             assert await forms.post(f"{path}/abort", why="wrong command") == path
             text = await until_shown(forms, path, "canceled")
             assert "Aborted by an operator." in text
