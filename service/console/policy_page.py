@@ -170,7 +170,7 @@ def _editor(
         faults=faults,
         error=error,
         token=token,
-        labels=common_labels(words),
+        labels=common_labels(words) | {"what": words("policy.what")},
         shipped=policy_names(),
         offered=offered(place.known),
         may_send=may_send(viewer_of(request), SET_POLICY),

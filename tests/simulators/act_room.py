@@ -104,7 +104,7 @@ class FormReader(HTMLParser):
         name, value = found.get("name", ""), found.get("value", "")
         if name:
             self.names.append(name)
-        if tag == "input" and name and (found.get("type") != "checkbox" or "checked" in found):
+        if tag == "input" and name and (found.get("type") not in ("checkbox", "radio") or "checked" in found):
             self.forms[-1][name] = value
         elif tag == "textarea":
             self._area = name
