@@ -31,6 +31,10 @@ MAX_NAMES = 20  # of one server
 def console(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
     need_extra()
+    if options.demo:
+        from service.demo_fleet import play  # noqa: PLC0415 - a demo of its own
+
+        return play(Path(options.out).absolute(), options.model, say)
     from service.console.serve import serve  # noqa: PLC0415 - needs the extra
     from service.logs import configure  # noqa: PLC0415 - beside it
 

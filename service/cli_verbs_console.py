@@ -10,6 +10,7 @@ from service.cli_verbs import Verbs, add_broker_options, add_verb
 _TEXT = """The fleet in a browser: see boards, send them signed commands, roll out; users have roles. docs/console.md
 It listens on this machine alone unless told otherwise. The first start prints a one-time link: it makes the owner.
 examples:
+  temperd console --demo
   temperd console --broker broker.local --key alice.key
   temperd console --listen 0.0.0.0:8750 --tls-cert cert.pem --tls-key key.pem --name console.example
   temperd console user add bob --role operator
@@ -58,6 +59,9 @@ def _serving(console: argparse.ArgumentParser) -> None:
     add("--no-consume", action="store_true", help="write nothing into the store: `temperd ingest` does")
     add("--keep-days", type=float, default=90.0, metavar="N", help="forget older telemetry (90)")
     add("--keep-gib", type=float, default=50.0, metavar="N", help="forget the oldest beyond it (50)")
+    add("--demo", action="store_true", help="three emulated boards and the console on them; needs the extra `demo`")
+    add("--out", default="temperd-console-demo", metavar="DIR", help="with --demo: where all of it is kept")
+    add("--model", default="efficientnet-lite0", help="with --demo: ONNX file, or efficientnet-lite0")
 
 
 def _user_verbs(kinds: Verbs) -> None:

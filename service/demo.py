@@ -56,7 +56,7 @@ HEAT = {"heat_watts": 8.0, "seconds": 20.0}
 
 def main(options: argparse.Namespace) -> int:
     """Play the demo; the exit code is the job's outcome."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing is left running
+    end_as_ctrl_c()
     console = Console(stderr=options.json)
     folder = Path(options.out).absolute()
     check_inputs(folder, options.model, options.images)
@@ -69,6 +69,12 @@ def main(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             console.print("stopped; nothing is left running")
             raise
+
+
+def end_as_ctrl_c() -> None:
+    """SIGTERM, and a terminal that is closed, end the demo in good order: nothing is left running."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _stage(options: argparse.Namespace, console: Console, folder: Path) -> int:
@@ -122,8 +128,12 @@ def _show(console: Console, scene: Scene, broker: Broker, story: Story) -> None:
     """The console on the demo's board, which stays until Ctrl-C, as the broker and the repository do."""
     demo_console.keep(scene.folder, story.heard)
     settings = demo_console.settings_of(scene.folder, broker.port, scene.console_key)
-    asyncio.run(demo_console.serve_console(settings, lambda line: console.print(line, soft_wrap=True)))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # serving took it away
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)  # a link stays one word
+
+    asyncio.run(demo_console.serve_console(settings, say))
+    end_as_ctrl_c()  # serving took it away
     console.print("stopped; nothing is left running")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from service.cli_console import need_extra
 from service.cli_fleet import make_request
 from service.commands import FINE_TUNE, sign_command
 from service.config import Mqtt
-from service.demo import COMMAND_VALID_S, CONNECT_S, HEAT, running_daemon
+from service.demo import COMMAND_VALID_S, CONNECT_S, HEAT, end_as_ctrl_c, running_daemon
 from service.demo_console import TENANT, record, serve_console, settings_of
 from service.demo_fleet_setup import GATE, GREENHOUSE, MADE, WORKSHOP_BOARD, Fleet, prepare_fleet
 from service.demo_setup import fresh_folder, serve_folder
@@ -53,7 +52,7 @@ def play(folder: Path, model: str, say: Say) -> int:
     need_extra()
     if model != EFFICIENTNET_LITE0 and not Path(model).is_file():
         raise SpecError("no such model", where=model, fix=f"Give an ONNX file, or {EFFICIENTNET_LITE0}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, at whatever point
+    end_as_ctrl_c()
     try:
         with fresh_folder(folder, MADE), (folder / "demo.log").open("w", encoding="utf-8") as log:
             configure("warning", "text", stream=log)
