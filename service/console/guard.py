@@ -116,7 +116,7 @@ class Guard:
             await asyncio.to_thread(self._room.accounts.sessions.touch, session)
         if request.method != "POST":
             return request.receive
-        if user.role is Role.VIEWER and path not in rules.OWN:
+        if user.role is Role.VIEWER and path not in rules.OWN | rules.OPEN:
             await self._refuse(request, "a viewer changes nothing")
         return await self._posted(request, csrf_of(cookies.session))
 
