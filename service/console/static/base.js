@@ -163,7 +163,7 @@ export async function request(path, { form = null, ...options } = {}) {
   }
   if (answer.status === 401) location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
   const body = (answer.headers.get("content-type") || "").includes("json") ? await answer.json() : null;
-  if (!answer.ok) throw new RequestError(answer.status, plain(body?.error?.what || body?.error || answer.statusText));
+  if (!answer.ok) throw new RequestError(answer.status, plain(body?.what || body?.error || answer.statusText));
   return body;
 }
 

@@ -85,7 +85,8 @@ function update(changed) {
 
 function showCounts({ total, page, pages, summary }) {
   const whole = figure(summary.total, 0), found = figure(total, 0);
-  const text = total === summary.total ? fill(TEXTS.fleet["result-all"], { total: whole }) : fill(TEXTS.fleet.result, { found, total: whole });
+  const key = total !== summary.total ? "result" : total === 1 ? "result-one" : "result-all";
+  const text = fill(TEXTS.fleet[key], { found, total: whole });
   const place = document.getElementById("result");
   if (place.textContent !== text) place.textContent = text;
   document.getElementById("list").hidden = !total;
