@@ -127,7 +127,7 @@ async def serve_console(settings: Settings, say: Callable[[str], None], until: a
                 settings, Listening(LOOPBACK, port), now=time.time, monotonic=time.monotonic, say=say, until=until
             )
         except BoardError as error:
-            if port and error.reason == "port-taken":
+            if port and error.code == "port-taken":
                 say(f"port {DEFAULT_PORT} is taken, so another one is used")
                 continue
             raise

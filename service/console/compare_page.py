@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -37,7 +37,7 @@ async def show(request: Request) -> Response:
     a, b = jobs["a"], jobs["b"]
     both = a is not None and b is not None
     chosen, more = ([], False) if both else await choices(room, search)
-    context: dict[str, object] = {
+    context: dict[str, Any] = {
         "named": {side: found.text if found else "" for side, found in named.items()},
         "jobs": jobs,
         "unknown": unknown,

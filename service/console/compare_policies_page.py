@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -59,7 +59,7 @@ async def _answer(request: Request, given: Mapping[str, str]) -> Response:
         except SpecError as error:
             chosen[side], wrong[side] = None, error.what
     board = given.get("board", "")[:MAX_SEARCH]
-    context: dict[str, object] = {
+    context: dict[str, Any] = {
         "given": {side: given.get(side, "") for side in SIDES},
         "texts": {side: given.get(f"text_{side}", "") for side in SIDES},
         "wrong": wrong,
