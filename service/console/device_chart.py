@@ -25,6 +25,7 @@ LATEST_S = 253_402_300_799.0  # the last second of the year 9999
 DEFAULT_BUCKETS, MOST_BUCKETS = 600, 2000  # one for each pixel of a wide screen, and what the store gives at most
 MOST_METRICS = 16  # of one question
 MOST_QUERY = 2000  # characters of `metrics`
+EPOCH_S = 7200.0  # a score comes with each epoch; of longer ones each has a point of its own
 GAP_IDLE = 2.5  # so many intervals of a board at rest without a word are a gap
 IDLE_S = 60.0  # between two messages of a board at rest, where its birth does not tell
 MOST_IDLE_S = 86400.0  # a board may say anything of its interval
@@ -55,6 +56,8 @@ class Curve:
     dashed: bool = False
     unit: str = ""
     """Where it is another one than the panel's."""
+    holds_s: float = 0.0
+    """How long a value holds without another one, where that is longer than a board may be silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ PANELS = (
     ChartPanel("power", "W", 2, (Curve("board.power_watts", "power"),)),
     ChartPanel("charge", "%", 0, (Curve("board.charge", "charge", 100.0),), 0, 100),
     ChartPanel("loss", "", 3, (Curve("training.loss", "loss"),)),
-    ChartPanel("score", "", 3, (Curve("training.score", "score", steps=True),)),
+    ChartPanel("score", "", 3, (Curve("training.score", "score", holds_s=EPOCH_S),)),
 )  # fmt: skip
 METRICS = tuple(curve.metric for panel in PANELS for curve in panel.curves)
 

@@ -88,6 +88,7 @@ def chart_settings(name: str, language: str) -> dict[str, Any]:
                     {
                         "metric": curve.metric, "label": t(f"device.curve.{curve.name}"), "scale": curve.scale,
                         "steps": curve.steps, "dashed": curve.dashed, "unit": curve.unit or panel.unit,
+                        "holds": curve.holds_s,
                     }
                     for curve in panel.curves
                 ],

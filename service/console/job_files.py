@@ -15,6 +15,7 @@ from service.fleet.store_chart import MAX_BUCKETS, Changes, Chart
 
 WINDOW_S = 600.0  # a board at work tells a message a second in each group: so long fits into what is asked for at once
 WINDOWS_MOST = 4500  # a month: what runs longer has its last weeks cut off, and says so
+DOT = 0.004  # of the width: a value that stands alone is a short dash
 COLORS = ("#1d5594", "#b3441e", "#1a6b3c")
 LETTER = 7.0  # pixels of a letter in the picture's font
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -105,32 +106,42 @@ def picture(
         if (made := _panel(panel, numbers, since, words, modelled if panel.name == "power" else "")) is not None
     ]
     end = max([1.0, *(point[0] for panel in panels for line in panel.lines for point in line.points)])
-    bands = [
-        (max(0.0, stage.since - since), stage.until - since, _fitting(stage, end))
-        for stage in stages
-        if stage.until > since
-    ]
+    bands = [band for at, stage in enumerate(stages) if (band := _band(stage, since, end, shaded=at % 2 > 0))]
     return chart(title, panels, bands)
 
 
-def _fitting(stage: Stage, end: float) -> str:
-    """The name of a stage, if it fits above its band."""
-    width = (WIDTH - LEFT - RIGHT) * (stage.until - stage.since) / end
-    return stage.name if width >= LETTER * len(stage.name) else ""
+def _band(stage: Stage, since: float, end: float, *, shaded: bool) -> tuple[float, float, str] | None:
+    """A stage behind the charts: every second one is shaded, of the others their beginning is a line."""
+    begin, until = max(0.0, stage.since - since), min(stage.until - since, end)
+    if until <= begin:
+        return None
+    fits = (WIDTH - LEFT - RIGHT) * (until - begin) / end >= LETTER * len(stage.name)
+    return begin, until if shaded else begin, stage.name if fits else ""
 
 
 def _panel(
     panel: ChartPanel, numbers: ChartNumbers, since: float, words: Mapping[str, str], beside: str
 ) -> Panel | None:
     lines: list[Line] = []
+    dot = DOT * max((numbers.starts[-1] if numbers.starts else 0.0) - since, 1.0)
     for place, curve in enumerate(panel.curves):
         low, high, last = numbers.columns.get(curve.metric, ((), (), ()))
         parts = list(
-            _parts(numbers.starts, low, high, last, since, numbers.gap_s, steps=curve.steps, scale=curve.scale)
+            _parts(
+                numbers.starts,
+                low,
+                high,
+                last,
+                since,
+                max(numbers.gap_s, curve.holds_s),
+                steps=curve.steps,
+                scale=curve.scale,
+            )
         )
         label = words[f"curve.{curve.name}"] + (f" ({curve.unit})" if curve.unit else "")
         lines += [
-            Line(label if not at else "", points, COLORS[place], steps=curve.steps) for at, points in enumerate(parts)
+            Line(label if not at else "", _seen(points, dot), COLORS[place], steps=curve.steps)
+            for at, points in enumerate(parts)
         ]
     values = [value for line in lines for _, value in line.points]
     if not values:
@@ -143,8 +154,15 @@ def _panel(
     return Panel(title, lines, least, most)
 
 
+def _seen(points: list[tuple[float, float]], dot: float) -> list[tuple[float, float]]:
+    """Points of a line that is seen: one alone would be none."""
+    return (
+        points if len(points) > 1 else [(seconds + beside, value) for seconds, value in points for beside in (0, dot)]
+    )
+
+
 def _round(value: float, digits: int) -> float:
-    return round(value, digits + 1)
+    return round(value, digits)
 
 
 def _parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -87,7 +88,8 @@ async def svg(request: Request) -> Response:
     t = translator(language)
     modelled = t("device.modelled") if facts.power_is_modelled(job.told) else ""
     kind = t(f"status.type.{job.one.type}", job.one.type)
-    texts = picture(f"{name}: {kind} {job.one.id}", numbers, job.stages, job.since, words(language, "device"), modelled)
+    stages = [replace(stage, name=step_words(t, stage.name)) for stage in job.stages]
+    texts = picture(f"{name}: {kind} {job.one.id}", numbers, stages, job.since, words(language, "device"), modelled)
     return Response(texts, media_type="image/svg+xml", headers=_attached(name, job, "svg"))
 
 

@@ -15,7 +15,7 @@ let groups = 0;
 
 /**
  * Panels below one another.
- * panels: [{name, title, unit, digits, low, high, curves: [{metric, label, unit, scale, steps, dashed}]}]
+ * panels: [{name, title, unit, digits, low, high, curves: [{metric, label, unit, scale, steps, dashed, holds}]}]
  * options: words {summary, table, time, min, max, last, nothing}, relative (x is seconds since a beginning, not a time),
  *   onSpan(since, until): a span was chosen by dragging.
  * numbers, for `set`: {since, until, ts, metrics: {metric: {min, max, last}}, gap_s, bucket_s,
@@ -116,7 +116,12 @@ export class Charts {
       }
       const raw = metrics.flatMap((metric) => COLUMNS.map((name) => metric[name]));
       const [times, filled] = opened(data.ts, raw, data.gap_s);
-      const drawn = filled.map((column, at) => bridged(times, column, panel.curves[Math.floor(at / 3)].scale, data.gap_s));
+      const blank = new Array(times.length).fill(null); // messages as they are have no band
+      const drawn = filled.map((column, at) => {
+        if (data.bucket_s === 0 && at % 3 < 2) return blank;
+        const curve = panel.curves[Math.floor(at / 3)];
+        return bridged(times, column, curve.scale, Math.max(data.gap_s, curve.holds ?? 0));
+      });
       panel.columns = [times, ...drawn];
       this.#describe(panel, told);
       if (panel.plot) {
@@ -211,7 +216,7 @@ export class Charts {
     const at = plot.cursor.idx;
     panel.keys.forEach((key, place) => {
       const column = plot.data[place * 3 + 3];
-      const near = at === null || at === undefined ? null : nearest(plot.data[0], column, at, this.data.gap_s);
+      const near = at === null || at === undefined ? null : nearest(plot.data[0], column, at, Math.max(this.data.gap_s, panel.curves[place].holds ?? 0));
       key.value.textContent = near === null ? "" : this.#number(column[near], panel.digits);
     });
   }
@@ -225,7 +230,7 @@ export class Charts {
     const at = Math.min(Math.max(from + moves[event.key], 0), times.length - 1);
     panel.plot.setCursor({ left: panel.plot.valToPos(times[at], "x"), top: PLOT_HEIGHT / 2 });
     const told = panel.curves.map((curve, place) => {
-      const near = nearest(times, panel.plot.data[place * 3 + 3], at, this.data.gap_s);
+      const near = nearest(times, panel.plot.data[place * 3 + 3], at, Math.max(this.data.gap_s, curve.holds ?? 0));
       return near === null ? "" : `${curve.label} ${this.#number(panel.plot.data[place * 3 + 3][near], panel.digits)} ${unitOf(panel, curve)}`;
     });
     announce([this.moment(times[at]), ...told.filter(Boolean)].join(", "));
@@ -235,7 +240,7 @@ export class Charts {
     const parts = panel.curves.flatMap((curve, place) => {
       if (told[place] === null) return [];
       const [min, max, last] = told[place].map((value) => this.#number(value * curve.scale, panel.digits));
-      return [fill(this.options.words.summary, { name: curve.label, min, max, last, unit: unitOf(panel, curve) })];
+      return [fill(this.options.words.summary, { name: curve.label, min, max, last, unit: unitOf(panel, curve) }).replace(/\s+\.$/, ".")];
     });
     panel.text.textContent = parts.join(" ");
     panel.box.setAttribute("aria-label", `${panel.title.textContent}. ${parts.join(" ")}`);
