@@ -1,0 +1,72 @@
+"""Each page as people come to it: by its looks, its width, its language, and by axe-core's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.simulators.visitor import DESK, PHONE, Visitor
+
+PAGES = (
+    *(
+        "/fleet",
+        "/device/pump-1",
+        "/device/pump-1/act/fine-tune",
+        "/device/pump-1/act/qualify",
+        "/device/pump-1/policy",
+    ),
+    *("/roll-outs", "/roll-outs/new?boards=pump-1,pump-2", "/compare", "/compare/policies", "/figures", "/audit"),
+    *("/users", "/account", "/key", "/groups", "/nowhere"),
+)
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize(("dark", "size"), [(False, DESK), (True, DESK), (True, PHONE)])
+def test_axe_finds_nothing_and_nothing_is_cut_off(
+    visit: Callable[..., Visitor], path: str, dark: bool, size: tuple[int, int]
+) -> None:
+    visitor = visit(dark=dark, size=size)
+    page = visitor.go(path)
+    expect(page.locator("h1")).to_have_count(1)
+    assert visitor.violations() == []
+    assert visitor.overflow() <= 0
+
+
+@pytest.mark.parametrize("path", ["/login", "/set-up?token=wrong"])
+def test_axe_finds_nothing_before_somebody_has_logged_in(visit: Callable[..., Visitor], path: str) -> None:
+    visitor = visit("", size=PHONE)
+    visitor.go(path)
+    assert visitor.violations() == []
+    assert visitor.overflow() <= 0
+
+
+def test_pages_speak_vietnamese(visit: Callable[..., Visitor]) -> None:
+    visitor = visit("", locale="vi-VN")
+    page = visitor.go("/login")
+    expect(page.locator("html")).to_have_attribute("lang", "vi")
+    expect(page.locator("main button[type=submit]")).to_have_text("Đăng nhập")
+
+
+def test_the_keyboard_alone_is_enough(visit: Callable[..., Visitor]) -> None:
+    visitor = visit("")
+    page = visitor.go("/login")
+    page.locator("input[name=name]").focus()
+    page.keyboard.type("operator")
+    page.keyboard.press("Tab")
+    page.keyboard.type("a long and quiet river")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/fleet*")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the skip link
+    page.keyboard.press("/")
+    page.keyboard.type("pump-7")
+    link = page.get_by_role("link", name="pump-7", exact=True)
+    expect(page.get_by_role("link", name="pump-1", exact=True)).to_have_count(0)
+    for _ in range(30):
+        if link.evaluate("element => element === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/device/pump-7")
