@@ -15,13 +15,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.durable import write_atomic
-from agent.errors import ArtifactError
+from agent.errors import ArtifactError, SpecError
 from agent.keys_consoles import KEY_SUFFIX, keyid, load_console_key
 from agent.keys_files import MAX_KEY_FILE_BYTES, key_bytes, read_secret, read_table, refuse_existing
 from agent.strict_json import canonical, loads
 from policies.strict import limits
 from service.backup_format import SealedKeys
-from service.backup_keys import open_keys, seal_keys
+from service.backup_keys import check_passphrase, open_keys, seal_keys
 
 FORMAT = "temperd-console-key-1"
 SEALED_SUFFIX = ".sealed"
@@ -88,9 +88,10 @@ def open_sealed_key(found: SealedKey, passphrase: str) -> Ed25519PrivateKey:
     """
     sealed = SealedKeys(found.salt, found.nonce, found.sealed)
     try:
+        check_passphrase(passphrase)  # what never protected a key costs nothing
         raw = open_keys(sealed, passphrase, _bound(found.ed25519, found.keyid))
         key = Ed25519PrivateKey.from_private_bytes(raw)
-    except (ArtifactError, ValueError) as error:
+    except (ArtifactError, SpecError, ValueError) as error:
         what = "the key does not open: another passphrase, or its file was changed"
         raise ArtifactError(what, reason="passphrase-wrong") from error
     if key.public_key().public_bytes_raw().hex() != found.ed25519:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agent.errors import ArtifactError, BoardError, SpecError
-from agent.keys_consoles import load_console_key, load_trusted_consoles
+from agent.keys_consoles import create_console_key, load_console_key, load_trusted_consoles
 from service.backup_keys import LEAST_PASSPHRASE
 from service.commands import MAX_ENVELOPE_BYTES, open_command
 from service.console.audit import Wanted
@@ -24,9 +25,20 @@ PASSPHRASE = "correct horse battery staple"
 NOW = 1_796_118_000.5
 
 
+@pytest.fixture(scope="module")
+def protected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a key and the same one protected: making one takes half a second."""
+    folder = tmp_path_factory.mktemp("protected")
+    create_console_key(folder, "alice")
+    protect_key(folder / "alice.key", PASSPHRASE, os.urandom)
+    return folder
+
+
 @pytest.fixture
-def sealed(console_key: Path) -> Path:
-    return protect_key(console_key, PASSPHRASE, os.urandom)
+def sealed(console_key: Path, protected: Path) -> Path:
+    for name in ("alice.key", "alice.pub.json", "alice.key.sealed"):
+        shutil.copy(protected / name, console_key.parent)
+    return console_key.with_name("alice.key.sealed")
 
 
 def test_a_board_opens_what_is_signed(console_key: Path) -> None:
@@ -130,7 +142,7 @@ def test_the_key_is_unlocked_and_locked_on_its_page(make_room: Callable[..., Roo
     page = client.show("/key")
     assert 'name="passphrase"' in page
     assert room.signer.keyid[:4] in page
-    wrong = client.submit("/key/unlock", passphrase="not this one here")
+    wrong = client.submit("/key/unlock", passphrase="too short")
     assert wrong.status_code == 422
     assert room.signer.locked
     assert client.submit("/key/unlock", passphrase=PASSPHRASE).status_code == 303
