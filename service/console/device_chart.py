@@ -182,7 +182,7 @@ def read_chart_query(given: Mapping[str, str], now: float) -> ChartQuery:
 def _number(given: Mapping[str, str], key: str, default: float, least: float, most: float) -> float:
     text = given.get(key, "")
     if not text:
-        return default
+        return float(default)
     try:
         value = float(text) if len(text) < 40 else math.nan  # noqa: PLR2004 - longer than any float that is written
     except ValueError:
@@ -240,7 +240,8 @@ def alarm_marks(told: Iterable[tuple[float, object]]) -> list[Mark]:
         now = _types(value)
         if now is None:
             continue
-        for kind, names in (("raised", now - (before or now)), ("cleared", (before or now) - now)):
+        known = now if before is None else before
+        for kind, names in (("raised", now - known), ("cleared", known - now)):
             found += [Mark(ts, kind, {"alarm": name}) for name in sorted(names)]
         before = now
     return found[-MOST_ALARM_MARKS:]
@@ -266,6 +267,8 @@ def merged(marks: Iterable[Mark]) -> list[Mark]:
             if name in raised and mark.ts - raised[name] < SAME_ALARM_S:
                 continue
             raised[name] = mark.ts
+        elif mark.kind == "cleared":
+            raised.pop(name, None)
         kept.append(mark)
     return kept
 
