@@ -115,24 +115,23 @@ async def serve(
     """
     log_as_we_do()
     context = _tls(listening) if listening.cert else None
-    with _listen(listening) as door:
+    stopped = until or asyncio.Event()
+    with _listen(listening) as door, _signals(stopped):
         async with open_room(settings, now=now, monotonic=monotonic) as room:
             server = _Server(_config(build_app(room), listening, context))
             address = where(settings, listening, door.getsockname()[1])
-            say(f"console: {address}/")
             if not room.accounts.has_owner():
                 say(f"no owner yet; within {LINK_S / 60:.0f} minutes, once: {set_up_link(room.accounts, address)}")
-            stopped = until or asyncio.Event()
-            with _signals(stopped):
-                serving = asyncio.create_task(server.serve([door]))
-                ending = asyncio.create_task(stopped.wait())
-                await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
-                room.closing = True  # streams never end by themselves
-                for task in tuple(room.streams):
-                    task.cancel()
-                server.should_exit = True
-                ending.cancel()
-                await serving
+            say(f"console: {address}/")
+            serving = asyncio.create_task(server.serve([door]))
+            ending = asyncio.create_task(stopped.wait())
+            await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+            room.closing = True
+            for task in tuple(room.streams):  # they never end by themselves
+                task.cancel()
+            server.should_exit = True
+            ending.cancel()
+            await serving
 
 
 def where(settings: Settings, listening: Listening, port: int) -> str:
