@@ -1,6 +1,7 @@
 // What every page does: times in the viewer's zone, menus, dialogs, copying, and requests with the CSRF token.
 
 const LANGUAGE = document.documentElement.lang || "en";
+const LOCALE = (navigator.languages || []).find((one) => one.split("-")[0] === LANGUAGE) || LANGUAGE; // dates as at home
 const MINUTE = 60, HOUR = 3600, DAY = 86400;
 const FRESHEN_MS = 15000; // relative times; the smallest unit shown for long is a minute
 const TOAST_MS = 6000;
@@ -83,12 +84,12 @@ export function duration(seconds) {
   return (shown.length ? shown : [[0, TEXTS["span.s"] || "s"]]).map(([count, unit]) => `${count}\u00a0${unit}`).join(" ");
 }
 
-const RELATIVE = new Intl.RelativeTimeFormat(LANGUAGE, { numeric: "always", style: "short" });
+const RELATIVE = new Intl.RelativeTimeFormat(LOCALE, { numeric: "always", style: "short" });
 const FORMS = {
-  minute: new Intl.DateTimeFormat(LANGUAGE, { dateStyle: "medium", timeStyle: "short" }),
-  second: new Intl.DateTimeFormat(LANGUAGE, { dateStyle: "medium", timeStyle: "medium" }),
-  date: new Intl.DateTimeFormat(LANGUAGE, { dateStyle: "medium" }),
-  full: new Intl.DateTimeFormat(LANGUAGE, { dateStyle: "full", timeStyle: "long" }),
+  minute: new Intl.DateTimeFormat(LOCALE, { dateStyle: "medium", timeStyle: "short" }),
+  second: new Intl.DateTimeFormat(LOCALE, { dateStyle: "medium", timeStyle: "medium" }),
+  date: new Intl.DateTimeFormat(LOCALE, { dateStyle: "medium" }),
+  full: new Intl.DateTimeFormat(LOCALE, { dateStyle: "full", timeStyle: "long" }),
 };
 
 /** Seconds since 1970 as words. `form`: relative, minute, second, date, full. */
