@@ -88,7 +88,7 @@ async def board_now(room: Room, name: str) -> BoardNow:
     board = room.hub.board(name) if NAME.fullmatch(name) else None
     if row is None and board is None:
         raise HTTPException(NOT_FOUND, "no such board")
-    birth = await room.hub.birth(name)
+    birth = _newer(await room.hub.birth(name), board.birth if board else {})
     model, policy = birth.get("active_model"), table(birth.get("policy"))
     return BoardNow(
         name=name,
@@ -107,6 +107,12 @@ async def board_now(room: Room, name: str) -> BoardNow:
         clock=_word(birth, "clock"),
         agent=_word(birth, "agent"),
     )
+
+
+def _newer(whole: Mapping[str, object], live: Mapping[str, object]) -> Mapping[str, object]:
+    """The whole birth may come from the store, which is some seconds behind what the broker said."""
+    known, heard = _version(whole.get("state_version")), _version(live.get("state_version"))
+    return live if heard is not None and (known is None or heard > known) else whole
 
 
 def _word(found: Mapping[str, object], key: str) -> str:

@@ -323,6 +323,14 @@ def test_a_board_that_is_away_or_without_the_time_is_said(bench: ActRoom) -> Non
     assert "does not know the time" not in bench.client().get("/device/pi-1/act/cancel").text
 
 
+def test_a_store_that_is_behind_does_not_hide_what_the_board_said_last(bench: ActRoom) -> None:
+    live: dict[str, object] = {"active_model": {"model_sha256": "ef" * 32}, "state_version": 8}
+    bench.hub.boards["pi-1"] = Board("pi-1", conn={"online": True}, birth=live)
+    assert form_of(bench, "rollback")["expect.active_model"] == "ef" * 32
+    bench.hub.boards["pi-1"] = Board("pi-1", conn={"online": True}, birth=live | {"state_version": "9"})
+    assert form_of(bench, "rollback")["expect.active_model"] == MODEL
+
+
 def test_the_list_of_commands_is_that_of_the_role(bench: ActRoom) -> None:
     owner, operator = (bench.client(role).get("/device/pi-1/act").text for role in (Role.OWNER, Role.OPERATOR))
     assert 'href="/device/pi-1/policy"' in owner
