@@ -255,7 +255,7 @@ def _active(manifest: Mapping[str, Any], digest: str, slot: str) -> Model:
     return Model(
         role="active",
         name=text(manifest.get("name"), 64),
-        base_version=text(manifest.get("base_version"), 64),
+        base_version=text(manifest.get("base_version") or manifest.get("version"), 64),
         sha256=digest,
         base_sha256=text(manifest.get("base_sha256"), 64),
         job=known_job(manifest.get("job")),

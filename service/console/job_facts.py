@@ -10,6 +10,7 @@ from typing import Any
 from service.command_types import MAX_TIME_S
 from service.console.device_facts import Cell, Command, cells, finite, text
 from service.fleet.boards import table
+from service.fleet.plain import plain
 
 MAX_MOMENTS = 500  # as many as the store keeps of a command
 MAX_STAGES = 200  # bands of a chart: narrower ones nobody sees
@@ -179,5 +180,6 @@ def warnings_of(result: Mapping[str, Any]) -> list[str]:
 
 
 def arguments_text(args: Mapping[str, Any]) -> str:
-    """Arguments as people read JSON."""
-    return json.dumps(args, indent=2, ensure_ascii=False, default=str)[:MAX_ARGUMENTS_TEXT]
+    """Arguments as people read JSON, without marks that turn the direction of writing."""
+    lines = json.dumps(args, indent=2, ensure_ascii=False, default=str)[:MAX_ARGUMENTS_TEXT].splitlines()
+    return "\n".join(plain(line, MAX_ARGUMENTS_TEXT) for line in lines)

@@ -34,6 +34,7 @@ JOB = "019ff000-0000-7000-8000-000000000001"
 PROMOTED = "019ff000-0000-7000-8000-000000000002"
 REPORT = "019ff000-0000-7000-8000-000000000003"
 MODEL = "5a" * 32
+PORTION = 500  # messages of one commit: another process may write into the same store
 HOSTILE = '<img src=x onerror="window.hacked=1">\u202e</script>'
 BIRTH: dict[str, Any] = {
     "schema": 1, "agent": "0.4.0", "release": {"slot": "a", "trial": "", "safe_mode": ""},
@@ -90,26 +91,30 @@ def reading(at: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return board, training
 
 
-def write_past(path: Path, *, seconds: int = 3600, gap: tuple[int, int] = (1500, 2100), board: str = BOARD) -> None:
-    """A store in which a board told a message of two groups each second until `NOW`, but for a gap."""
+def write_past(
+    path: Path, *, seconds: int = 3600, gap: tuple[int, int] = (1500, 2100), board: str = BOARD, now: float = NOW,
+    training_every: int = 1,
+) -> None:  # fmt: skip
+    """A store in which a board told of itself each second until `now`, but for a gap."""
     store = open_store(str(path))
     try:
         batch = Batch()
         for at in range(seconds):
             if gap[0] <= at < gap[1]:
                 continue
-            ts = int((NOW - seconds + at) * 1000)
-            for seq, (group, values) in enumerate(zip(("board", "training"), reading(at), strict=True)):
+            ts = int((now - seconds + at) * 1000)
+            groups = ("board", "training") if at % training_every == 0 else ("board",)
+            for seq, (group, values) in enumerate(zip(groups, reading(at), strict=False)):
                 text = json.dumps(values, separators=(",", ":"))
                 batch.add(Sample(TENANT, board, group, "boot", 2 * at + seq, ts, at * 1000, text))
-            if len(batch.samples) >= 5000:
-                store.write(batch, NOW)
+            if len(batch.samples) >= PORTION:
+                store.write(batch, now)
                 batch = Batch()
-        batch.add(Presence(TENANT, board, True, 3, 1, NOW - seconds))
+        batch.add(Presence(TENANT, board, True, 3, 1, now - seconds))
         model = "efficientnet-lite0 1.2"
         batch.add(Birth(TENANT, board, 7, "0.4.0", "raspberry-pi-4", model, json.dumps(BIRTH)))
-        store.write(batch, NOW)
-        while store.condense(NOW + 86400):  # as consumers do between two batches
+        store.write(batch, now)
+        while store.condense(now + 86400):  # as consumers do between two batches
             pass
     finally:
         store.close()
