@@ -20,7 +20,7 @@ class Bar(NamedTuple):
     y: float
     width: float
     height: float
-    count: int
+    boards: int
     name: str
 
 

@@ -37,7 +37,7 @@ class Tile(NamedTuple):
     """One card of the summary: a link that shows these boards, or all again."""
 
     kind: str
-    count: int
+    boards: int
     on: bool
     href: str
 

@@ -58,7 +58,8 @@ def span(seconds: object) -> list[tuple[int, str]]:
     found = number(seconds)
     if found is None or not math.isfinite(found) or found < 0:
         return []
-    left, parts = int(min(found, MAX_TIME_S)), []
+    left = int(min(found, MAX_TIME_S))
+    parts: list[tuple[int, str]] = []
     for unit, size in _SPANS:
         count, left = divmod(left, size)
         if count or parts:

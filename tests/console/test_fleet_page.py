@@ -284,11 +284,11 @@ def read(href: str) -> FleetQuery:
 @given(st.lists(st.integers(0, 20_000), min_size=BANDS, max_size=BANDS))
 def test_bars_lie_in_their_picture(counts: list[int]) -> None:
     bars = histogram(counts)
-    assert [bar.count for bar in bars] == counts
+    assert [bar.boards for bar in bars] == counts
     for bar in bars:
         assert bar.x >= 0
         assert bar.x + bar.width <= WIDTH
-        assert (bar.height > 0) is (bar.count > 0)
+        assert (bar.height > 0) is (bar.boards > 0)
         assert bar.y + bar.height == pytest.approx(HEIGHT, abs=0.02)
     assert max(bar.height for bar in bars) == (HEIGHT if any(counts) else 0)
 

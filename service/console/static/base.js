@@ -247,9 +247,18 @@ function chooseTheme(theme) {
   document.dispatchEvent(new CustomEvent("theme")); // charts draw anew
 }
 
+/** What scrolls and holds nothing to focus can be reached with the keyboard itself. */
+export function reachScrollers(root = document) {
+  for (const box of root.querySelectorAll("pre, .table-wrap")) {
+    if (box.tabIndex < 0 && box.scrollWidth > box.clientWidth && !box.querySelector("a, button, input, select")) box.tabIndex = 0;
+  }
+}
+
 for (const group of document.querySelectorAll(".themes")) group.hidden = false;
 document.addEventListener("click", clicked);
 document.addEventListener("keydown", pressed);
 document.addEventListener("submit", askBeforeSubmit);
+window.addEventListener("resize", () => reachScrollers());
+reachScrollers();
 writeTimes();
-setInterval(writeTimes, FRESHEN_MS);
+setInterval(() => writeTimes(), FRESHEN_MS);
