@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -302,7 +303,6 @@ def held(changes: Sequence[tuple[float, str]], until: float) -> dict[str, float]
         until: when the last one ends.
     """
     found: dict[str, float] = {}
-    ends = [when for when, _ in changes[1:]] + [until]
-    for (when, text), end in zip(changes, ends, strict=True):
+    for (when, text), (end, _) in itertools.pairwise([*changes, (until, "")]):
         found[text[:MAX_TEXT]] = found.get(text[:MAX_TEXT], 0.0) + max(0.0, end - when)
     return found

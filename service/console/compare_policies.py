@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -174,8 +175,8 @@ def in_force(bodies: Iterable[Mapping[str, Any]], now: float) -> list[tuple[floa
         if body.get("status") == "succeeded" and when is not None and {"sha256", "source"} <= result.keys():
             told.append((when, short(result.get("sha256")) if result.get("source") == "command" else ""))
     told.sort()
-    ends = [when for when, _ in told[1:]] + [now]
-    return [(when, end, digest) for (when, digest), end in zip(told, ends, strict=True) if digest]
+    told.append((now, ""))
+    return [(when, end, digest) for (when, digest), (end, _) in itertools.pairwise(told) if digest]
 
 
 def _id(body: Mapping[str, Any]) -> str:

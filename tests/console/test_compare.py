@@ -33,11 +33,11 @@ from service.console.page import Viewer
 from service.console.reads import Reads
 from service.console.room import Room, Settings
 from service.console.texts import LANGUAGES, catalog
-from service.fleet.store import Batch, Birth, Sample, Status, open_store
+from service.fleet.store import Birth, Fact, Status, open_store
 from service.fleet.store_chart import Chart, Column
+from tests.simulators.stored_jobs import TENANT, fine_tune, telemetry, write
 
 NOW = 1_790_000_000.0
-TENANT = "default"
 ENERGY = {
     "joules": 100.0,
     "joules_per_sample": 0.1,
@@ -123,6 +123,7 @@ def test_arguments_that_differ_come_first() -> None:
 def test_time_under_rules_adds_up_and_is_bounded() -> None:
     held = compare_facts.held([(0.0, "run"), (10.0, "thermal.delta-t-slow"), (14.0, "run")], 20.0)
     assert held == {"run": 16.0, "thermal.delta-t-slow": 4.0}
+    assert compare_facts.held([], 20.0) == {}
     many = {f"rule-{index}": 1.0 for index in range(500)}
     shown = compare_facts.spans(many, held)
     assert len(shown) == compare_facts.MAX_RULES + 1
@@ -174,6 +175,7 @@ def answered(ts: float, sha256: str, source: str = "command") -> dict[str, objec
 
 def test_a_policy_is_in_force_until_the_next_and_a_reset_ends_it() -> None:
     bodies = [answered(30.0, "b"), answered(10.0, "a"), answered(50.0, "c", "board"), {"status": "failed", "ts": 20.0}]
+    assert in_force([], 99.0) == []
     assert in_force(bodies, 99.0) == [(10.0, 30.0, "a"), (30.0, 50.0, "b")]
 
 
@@ -229,34 +231,17 @@ class Stage:
         app.state.room = self.room
         return Client(AsViewer(app, Viewer("ann", role, language, "token")))
 
-    def add(self, *facts: Any) -> None:
-        batch = Batch()
-        for fact in facts:
-            batch.add(fact)
-        self.store.write(batch, NOW)
+    def add(self, *facts: Fact) -> None:
+        write(self.store, *facts, now=NOW)
 
     def fine_tune(self, board: str, began: float, took: float, place: int, **result: object) -> str:
-        """A job that ran from then, so long; its id."""
-        found = new_id(int((began - 2) * 1000), lambda size: bytes([place]) * size)
-        told = {"metric": "accuracy", "train_samples": 600, "wall_s": took, **result}
-        for version, status, ts in ((1, "accepted", began - 1), (2, "running", began), (3, "succeeded", began + took)):
-            body: dict[str, object] = {"id": found, "status": status, "version": version, "ts": ts, "step": ""}
-            if status == "succeeded":
-                body |= {"result": told, "attempt": 1}
-            self.add(Status(TENANT, board, found, FINE_TUNE, version, status, ts, json.dumps(body)))
+        found, statuses = fine_tune(board, began, took, place, **result)
+        for status in statuses:
+            self.add(status)  # one by one: each version is heard
         return found
 
-    def telemetry(
-        self, board: str, began: float, values: Mapping[str, object], seconds: range, group: str = "board"
-    ) -> None:
-        self.add(
-            *(
-                Sample(
-                    TENANT, board, group, group, int(began) + at, int((began + at) * 1000), at, json.dumps(dict(values))
-                )
-                for at in seconds
-            )
-        )
+    def telemetry(self, board: str, began: float, values: Mapping[str, object], seconds: range) -> None:
+        self.add(*telemetry(board, began, values, seconds))
 
     def close(self) -> None:
         self.reads.close()
