@@ -83,6 +83,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,  # templates and texts belong together: an upgrade shows with the next start
     )
     made.globals["version"] = __version__
     made.globals["languages"] = LANGUAGES
