@@ -297,12 +297,14 @@ async def _begin(request: Request, draft: Draft, why: str) -> Response:
         return _review(request, draft, draft.rules, why=why, problem=words("roll_out.fault.no-key"))
     terms = Terms(draft.rules, draft.args, draft.expect, draft.valid_s)
     made, order = room.roll_outs.make(draft.kind, terms), order_of(room, draft.boards)
+    details = {"roll_out": made.id, "type": draft.kind, **terms.to_table()}
     try:
         room.roll_outs.check_length(made, order)
-        details = {"roll_out": made.id, "type": draft.kind, **terms.to_table()}
         await room.audit.record(viewer.name, "roll-out-begun", boards=order, why=why, details=details)
         await room.roll_outs.begin(made, order, by=viewer.name, why=why)
     except TemperdError as error:
+        refused = {"roll_out": made.id, "type": draft.kind, "action": "begin", "error": str(error)}
+        await room.audit.record(viewer.name, "roll-out-refused", details=refused)
         return _review(request, draft, draft.rules, why=why, problem=str(error))
     draft.begun = made.id
     return RedirectResponse(f"/roll-outs/{made.id}", SEE_OTHER)

@@ -38,6 +38,8 @@ MAX_PAGE = 10_000
 STOP, RESUME, ABORT = "stop", "resume", "abort"
 RECORDED: Mapping[str, str] = {STOP: "roll-out-stopped", RESUME: "roll-out-resumed", ABORT: "roll-out-aborted"}
 """What the audit trail calls an action."""
+REFUSED = "roll-out-refused"
+"""What it says, after that, where an order was not carried out."""
 BAD = tuple(str(outcome) for outcome in Outcome if outcome not in (Outcome.WAITING, Outcome.OPEN, Outcome.SUCCEEDED))
 
 
@@ -303,6 +305,7 @@ async def act(request: Request) -> Response:
         else:
             await asyncio.shield(room.roll_outs.abort(chosen.id, by=viewer.name, why=why))
     except TemperdError as error:
+        await room.audit.record(viewer.name, REFUSED, details={**details, "action": action, "error": str(error)})
         return await _ask(request, chosen, action, form, problem=str(error))
     return RedirectResponse(f"/roll-outs/{chosen.id}", SEE_OTHER)
 

@@ -229,6 +229,9 @@ class RollOuts:
         chosen = await self.find(roll_out)
         if chosen.state == ENDED:
             raise SpecError("this roll-out has ended, nothing is left to abort", where=roll_out, reason="over")
+        session = self._sessions.get(roll_out)
+        if session is not None and session.work in (Work.RUN, Work.RESUME):
+            await self.stop(roll_out, "aborted by an operator")  # what was never sent need not be taken back
         await self._replace(roll_out, Work.ABORT, self._mine(roll_out, by, why))
 
     async def listen(self, roll_out: RollOut) -> None:

@@ -126,6 +126,8 @@ class RollOutRun:
         self._by_id: dict[str, int] = {}
         self._know(self.commands)
         self._delivered: set[int] = set()
+        self._untried: set[int] = set()
+        """Places whose command was made here and never given to the link."""
         self._connection = 0
         self._asked_to_stop = ""
 
@@ -213,7 +215,17 @@ class RollOutRun:
         self._inbox.arrived.set()
 
     def end(self, state: str, why: str) -> RollOut:
-        """Journal that it sends nothing more, and why; nothing may be on its way."""
+        """Journal that it sends nothing more, and why.
+
+        Commands that were made and never tried are unmade: they count as not sent, and are signed anew on going on.
+        """
+        untried = (self.commands[place] for place in sorted(self._untried))
+        unmade = [command for command in untried if command.outcome == Outcome.OPEN]
+        for command in unmade:
+            self._by_id.pop(command.id, None)
+            self._inbox.sent.pop(command.id, None)
+        self._untried.clear()
+        self._keep([replace(c, id="", envelope=b"", not_after=0) for c in unmade], outcome=Outcome.WAITING)
         self._state.stand(self.roll_out.id, state, why)
         self.roll_out = replace(self.roll_out, state=state, why=why)
         self._tell(self)
@@ -281,6 +293,7 @@ class RollOutRun:
             envelope, outcome = self._sign(request), str(Outcome.OPEN)
             made.append(replace(command, id=command_id, envelope=envelope, not_after=until, outcome=outcome))
         self._keep(made)
+        self._untried.update(command.place for command in made)
 
     async def _deliver(self, link: FleetLink) -> None:
         """Publish what is open and was not published over this connection: a broker that was wiped gets it again."""
@@ -302,6 +315,7 @@ class RollOutRun:
         left = int(command.not_after - self._now())
         if left <= 0:
             return False
+        self._untried.discard(command.place)
         link.listen(command.board, f"cmd/{self.roll_out.type}/{command.id}/sts")
         try:
             await link.send(command.board, self.roll_out.type, command.id, command.envelope, expires_s=left)

@@ -26,7 +26,8 @@ from service.console.roll_out_records import Record, Records
 from service.console.roll_out_thread import Stage
 from service.console.roll_outs import MAX_AT_WORK, RollOuts
 from service.console.room import Settings
-from service.fleet.roll_out import Terms
+from service.fleet.fleet_link import FleetLink
+from service.fleet.roll_out import AT_ONCE, Inbox, Terms
 from service.fleet.roll_out_lock import held
 from service.fleet.roll_out_plan import Rules
 from service.fleet.state import FleetState, RollOut, Sent
@@ -109,8 +110,11 @@ class Place:
         return {line.partition(" ")[0] for line in ran}
 
     @contextmanager
-    def boards(self, *names: str) -> Iterator[None]:
+    def boards(self, *names: str, come_later: bool = False) -> Iterator[None]:
+        """Boards, once they are online: one that is away holds no place, and the order of things would be another."""
         with answering_boards(self.broker.port, self.trusted, self.log, *names):
+            if not come_later:
+                asyncio.run(all_online(self.broker.port, {name.partition("=")[0] for name in names}))
             yield
 
 
@@ -128,6 +132,12 @@ async def until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not holds():  # noqa: ASYNC110 - files and other processes set no event
             await asyncio.sleep(0.02)
+
+
+async def all_online(port: int, boards: set[str]) -> None:
+    inbox = Inbox()
+    async with FleetLink(Mqtt(host="127.0.0.1", port=port), "default", "looks-on", inbox.take, topics=("conn",)):
+        await until(lambda: boards <= {board for board, online in inbox.online.items() if online})
 
 
 def run(play: Coroutine[Any, Any, None]) -> None:
@@ -214,6 +224,28 @@ def test_a_stop_sends_nothing_more_and_what_runs_goes_on(place: Place) -> None:
         run(play())
 
 
+def test_a_stop_in_the_middle_of_a_wave_unmakes_what_was_never_sent(place: Place) -> None:
+    boards = tuple(f"away-{number}" for number in range(1500))
+
+    async def play() -> None:
+        async with begun(place, "scrub", Rules(parallel=len(boards)), boards) as (roll_outs, chosen, _):
+            await until(lambda: any(command.sent for command in place.look(chosen)[1]))
+            await roll_outs.stop(chosen, "stopped by alice")
+            _, stood = place.look(chosen)
+            sent, unsure = {c.id for c in stood if c.sent}, [c for c in stood if c.outcome == "open" and not c.sent]
+            assert 0 < len(sent) < len(boards) - AT_ONCE
+            assert len(unsure) <= AT_ONCE
+            left = [command for command in stood if command.outcome == "waiting"]
+            assert len(left) == len(boards) - len(sent) - len(unsure)
+            assert not any(command.id or command.envelope for command in left)
+            await roll_outs.resume(chosen, {}, by="alice", why="")
+            await until(lambda: all(command.sent for command in place.look(chosen)[1]))
+            again = place.look(chosen)[1]
+            assert all(again[command.place].id == command.id for command in stood if command.id)
+
+    run(play())
+
+
 def test_a_stop_works_without_a_broker(place: Place) -> None:
     async def play() -> None:
         async with begun(place, "scrub", Rules(), GOOD) as (roll_outs, chosen, _):
@@ -256,7 +288,9 @@ def test_an_abort_takes_back_and_cancels(place: Place) -> None:
             await roll_outs.abort(chosen, by="alice", why="wrong model")
             assert place.look(chosen)[0].state == "aborted"
             await until(lambda: place.outcomes(chosen)["slow-1"] == "canceled")
-            with place.boards("away-1"):  # it comes, finds nothing of the roll-out, and is not asked any more
+            with place.boards(
+                "away-1", come_later=True
+            ):  # it comes, finds nothing of the roll-out, and is not asked any more
                 await until(lambda: place.outcomes(chosen)["away-1"] == "taken-back")
             await until(lambda: not roll_outs.is_at_work(chosen))
             with pytest.raises(SpecError, match="begin a new one"):
@@ -288,7 +322,7 @@ def test_a_locked_key_does_not_hold_up_what_an_abort_takes_back(place: Place) ->
             key.open = False
             await roll_outs.abort(chosen, by="alice", why="")
             await until(lambda: (told := roll_outs.told(chosen)) is not None and told.stage == Stage.NEEDS_KEY)
-            with place.boards("away-1"):
+            with place.boards("away-1", come_later=True):
                 await asyncio.sleep(0.5)
                 key.open = True
                 await until(lambda: place.outcomes(chosen)["away-1"] == "taken-back")
@@ -355,7 +389,8 @@ def test_only_so_many_are_at_work_and_those_that_listen_make_room(place: Place) 
 CHILD = """
 import asyncio, sys, time
 from pathlib import Path
-from service.fleet.roll_out import Terms
+from service.fleet.fleet_link import FleetLink
+from service.fleet.roll_out import AT_ONCE, Inbox, Terms
 from service.fleet.roll_out_plan import Rules
 from tests.console.test_roll_outs import Place, until
 
