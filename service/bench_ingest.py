@@ -81,7 +81,7 @@ def ingest(options: argparse.Namespace) -> int:
         raise SpecError(f"{options.period} is outside {LEAST_PERIOD_S}..{MOST_PERIOD_S}", where="--period")
     if options.seconds < options.period:
         raise SpecError("the measured time is shorter than a period", where="--seconds")
-    _allow_files(options.devices)
+    allow_files(options.devices)
     with tempfile.TemporaryDirectory(prefix="temperd-bench-") as folder:
         report = _measure(options, Path(folder))
     if options.json:
@@ -91,8 +91,12 @@ def ingest(options: argparse.Namespace) -> int:
     return 0 if report["lost"] == 0 else 1
 
 
-def _allow_files(devices: int) -> None:
-    """The broker has a socket a board; it and all others inherit our limit."""
+def allow_files(devices: int) -> None:
+    """The broker has a socket a board; it and all others inherit our limit.
+
+    Raises:
+        SpecError: so many are not allowed.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = devices + SPARE_FILES
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -115,7 +119,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         parties += consumers
         for consumer in consumers:
             _until_connected(consumer)
-        boards = _boards(options, broker)
+        boards = boards_of(options, broker)
         parties += boards
         say_progress(f"{options.devices} boards connect")
         memory_kib = sum(board.hear(CONNECT_S)["memory_kib"] for board in boards)
@@ -210,21 +214,23 @@ def _steady(samples: Sequence[Mapping[str, Any]]) -> dict[str, object]:
 def _consumer(number: int, broker: Broker, place: str, every_s: float) -> Party:
     arguments = ("--broker", f"127.0.0.1:{broker.port}", "--tenant", TENANT, "--store", place, "--json")
     named = ("--group", "bench", "--name", f"consumer-{number}", "--every", str(every_s))
-    return _start(f"consumer-{number}", "service", "ingest", *arguments, *named)
+    return start_party(f"consumer-{number}", "service", "ingest", *arguments, *named)
 
 
-def _boards(options: argparse.Namespace, broker: Broker) -> list[Party]:
+def boards_of(options: argparse.Namespace, broker: Broker) -> list[Party]:
+    """Processes that hold `options.devices` boards; each says a line when its boards are connected."""
     found, first = [], 0
     for number in range(options.processes):
         count = options.devices // options.processes + (number < options.devices % options.processes)
         numbers = ("--port", broker.port, "--first", first, "--count", count, "--period", options.period)
         arguments = (*map(str, numbers), "--seconds", str(options.seconds), "--format", options.format)
-        found.append(_start(f"boards-{number}", "service.bench_ingest_devices", *arguments))
+        found.append(start_party(f"boards-{number}", "service.bench_ingest_devices", *arguments))
         first += count
     return found
 
 
-def _start(name: str, module: str, *arguments: str) -> Party:
+def start_party(name: str, module: str, *arguments: str) -> Party:
+    """A process of a module of ours that says JSON lines."""
     command = [sys.executable, "-m", module, *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ours
     lines: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -14,6 +14,7 @@ examples:
   temperd bench board
   temperd bench govern --chart govern.svg
   temperd bench ingest --consumers 2
+  temperd bench console --devices 10000
   temperd bench link"""
 
 

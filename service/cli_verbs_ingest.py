@@ -26,7 +26,7 @@ def ingest_verbs(verbs: Verbs) -> None:
 
 
 def link_benches(kinds: Verbs) -> None:
-    """Add `bench ingest` and `bench link`."""
+    """Add `bench ingest`, `bench console` and `bench link`."""
     text = "Simulated boards, a real broker, real consumers: is anything lost, does the queue stay?"
     ingest = add_verb(kinds, "ingest", "bench_ingest:ingest", text, config=False)
     ingest.add_argument("--devices", type=int, default=10_000, metavar="N", help="simulated boards (10000)")
@@ -36,6 +36,17 @@ def link_benches(kinds: Verbs) -> None:
     ingest.add_argument("--processes", type=int, default=2, metavar="N", help="that hold the boards (2)")
     ingest.add_argument("--store", default="", metavar="PATH|URL", help="an empty one (SQLite in a temporary folder)")
     ingest.add_argument("--format", choices=("json", "cbor"), default="json", help="of the telemetry (json)")
+    text = "The console with many devices: pages, filters, a chart of a day, and what open pages cost."
+    console = add_verb(kinds, "console", "bench_console:console", text, config=False)
+    console.add_argument("--devices", type=int, default=10_000, metavar="N", help="in the store (10000)")
+    console.add_argument("--live", type=int, default=1000, metavar="N", help="of them, boards that talk (1000)")
+    console.add_argument("--period", type=float, default=1.0, metavar="S", help="between two messages of one (1)")
+    console.add_argument("--seconds", type=int, default=60, metavar="N", help="measured while they talk (60)")
+    console.add_argument("--readers", type=int, default=50, metavar="N", help="open pages (50)")
+    console.add_argument("--rounds", type=int, default=20, metavar="N", help="how often each page is asked for (20)")
+    console.add_argument("--processes", type=int, default=1, metavar="N", help="that hold the boards (1)")
+    console.add_argument("--no-browser", dest="browser", action="store_false", help="leave the browser out")
+    console.set_defaults(format="json")
     link = add_verb(kinds, "link", "bench_link:link", "Round trip of a command, cost of an idle link.", config=False)
     link.add_argument("--commands", type=int, default=200, metavar="N", help="sent one after the other (200)")
     link.add_argument("--seconds", type=int, default=60, metavar="N", help="of an idle daemon that are measured (60)")
