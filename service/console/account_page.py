@@ -15,8 +15,9 @@ from starlette.routing import BaseRoute, Route
 from agent.errors import SpecError
 from service.console.accounts_file import User
 from service.console.forms import read_form
-from service.console.guard import SESSION_COOKIE, address_of, cookie, doors_of, session_of
+from service.console.guard import SESSION_COOKIE, cookie
 from service.console.guard_limits import network_of
+from service.console.guard_request import address_of, doors_of, session_of
 from service.console.guard_rules import HOME, LOGIN, SET_UP, safe_next
 from service.console.page import render, room_of, viewer_of
 from service.console.passwords import LEAST_PASSWORD, MOST_PASSWORD
@@ -25,6 +26,12 @@ from service.console.texts import LANGUAGES
 TOO_MANY, UNPROCESSABLE = 429, 422
 ACCOUNT = "/account"
 _SESSION_ID = re.compile(r"[0-9a-f]{64}")
+_BROWSERS = (("Edg", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrom", "Chrome"), ("Safari/", "Safari"))
+_SYSTEMS = (
+    *(("Android", "Android"), ("iPhone", "iOS"), ("iPad", "iOS"), ("Windows", "Windows"), ("Mac OS X", "macOS")),
+    *(("CrOS", "ChromeOS"), ("Linux", "Linux")),
+)
+"""Marks in the order in which they tell: every browser also calls itself by older ones' names."""
 NOTES = frozenset({"password", "language", "ended"})
 """What `/account?done=` may tell."""
 
@@ -156,8 +163,9 @@ async def _account(request: Request, *, done: str = "", code: str = "", status: 
     room, session = room_of(request), session_of(request)
     assert session is not None
     sessions = await asyncio.to_thread(room.accounts.sessions.of, session.user.name)
-    shown: dict[str, Any] = {"own": session, "sessions": sessions, "done": done, "code": code, "bounds": _bounds()}
-    return render(request, "account/account.html", status=status, **shown)
+    browsers = {one.id: browser_of(one.agent) for one in sessions}
+    shown: dict[str, Any] = {"own": session, "sessions": sessions, "browsers": browsers, "done": done, "code": code}
+    return render(request, "account/account.html", status=status, bounds=_bounds(), **shown)
 
 
 async def change_password(request: Request) -> Response:
@@ -206,6 +214,12 @@ async def end_session(request: Request) -> Response:
     if wanted == session.id:
         return _forgetting(request, RedirectResponse(LOGIN, 303))
     return RedirectResponse(f"{ACCOUNT}?done=ended", 303)
+
+
+def browser_of(agent: str) -> str:
+    """What people call a browser and its system, from what it calls itself; else the beginning of that."""
+    parts = [next((name for mark, name in marks if mark in agent), "") for marks in (_BROWSERS, _SYSTEMS)]
+    return ", ".join(filter(None, parts)) if parts[0] else agent[:60] or "?"
 
 
 def typed_twice(form: Mapping[str, str]) -> str:

@@ -21,9 +21,10 @@ from service.console.accounts_file import MAX_TOKEN, new_token
 from service.console.forms import MAX_FIELDS, MAX_FORM_BYTES
 from service.console.guard_errors import INTERNAL, answer, on_http_exception, on_temperd_error, wants_json
 from service.console.guard_limits import Doors, network_of
+from service.console.guard_request import address_of, record_refusal
 from service.console.page import Viewer
 from service.console.room import Room
-from service.console.sessions import WHOLE_S, Session, csrf_of
+from service.console.sessions import WHOLE_S, csrf_of
 
 BODY_S = 20.0  # for all of a form: 256 KiB by a poor mobile line
 SESSION_COOKIE, LOGIN_COOKIE = "temperd-session", "temperd-login"
@@ -176,12 +177,7 @@ class Guard:
 
     async def _refuse(self, request: Request, what: str, fix: str = "") -> None:
         """Record a refusal, and answer 403. Always raises."""
-        viewer = request.scope["viewer"]
-        address = address_of(request)
-        key = viewer.name or network_of(address)
-        if not self._doors.refused.take(key):
-            details = {"path": request.url.path[:200], "what": what, "address": address}
-            await self._room.audit.record(viewer.name, "refused", details=details)
+        await record_refusal(request, what)
         raise HTTPException(403, f"{what}. {fix}" if fix else what)
 
     def _cookies(self, request: Request) -> _Cookies:
@@ -198,7 +194,9 @@ class _Answer:
     """What is sent, with the headers that every answer has."""
 
     def __init__(self, scope: Scope, send: Send, *, secure: bool) -> None:
-        self._path, self._send, self._secure = str(scope["path"]), send, secure
+        self._path, self._send = str(scope["path"]), send
+        # Of a loopback name browsers would take it for every other service on the machine, too.
+        self._pinned = secure and rules.host_name(_header(scope, b"host")) not in rules.LOOPBACK_NAMES
         self.begun = False
         self.cookie = ""
 
@@ -208,30 +206,12 @@ class _Answer:
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             there = {name for name, _ in headers.raw}
             usual = [*rules.HEADERS, (b"cache-control", rules.cache_control(self._path))]
-            usual += [rules.TRANSPORT] if self._secure else []
+            usual += [rules.TRANSPORT] if self._pinned else []
             headers.raw.extend(pair for pair in usual if pair[0] not in there)
             if self.cookie:
                 headers.append("set-cookie", self.cookie)
             message = {**message, "headers": headers.raw}
         await self._send(message)
-
-
-def session_of(request: Request) -> Session | None:
-    """The session that a request belongs to."""
-    found = request.scope.get("console_session")
-    return found if isinstance(found, Session) else None
-
-
-def doors_of(request: Request) -> Doors:
-    """The console's limits."""
-    found = request.scope["doors"]
-    assert isinstance(found, Doors)
-    return found
-
-
-def address_of(request: Request) -> str:
-    """Where a request comes from, as the server or its proxy tells."""
-    return request.client.host[:64] if request.client else "?"
 
 
 def cookie_name(name: str, *, secure: bool) -> str:

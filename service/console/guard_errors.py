@@ -11,13 +11,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from agent.errors import ArtifactError, BoardError, CallerError, NetworkError, TemperdError
 from agent.keys_consoles import Role
+from service.console.guard_request import record_refusal
 from service.console.guard_rules import is_for_scripts
-from service.console.page import render, viewer_of
+from service.console.page import FORBIDDEN, render, viewer_of
 from service.logs import logger
 
 UNPROCESSABLE, UNAVAILABLE, INTERNAL = 422, 503, 500
 RETRY_S = 5  # after what may be better soon
 MAX_TOLD = 500  # characters of each part of an error: it may quote what a board said
+OWN_RECORDS = ("/device/", "/roll-outs")
+"""Pages that record a refused command themselves, with its boards."""
 _TOLD = frozenset({400, 401, 403, 404, 405, 408, 413, 414, 415, 421, 422, 429, 431, 500, 503})
 _log = logger("console")
 
@@ -76,6 +79,9 @@ def answer(
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """For `starlette.exceptions.HTTPException`."""
     assert isinstance(error, HTTPException)
+    own = request.url.path.startswith(OWN_RECORDS)
+    if error.status_code == FORBIDDEN and request.method == "POST" and viewer_of(request).name and not own:
+        await record_refusal(request, error.detail)
     detail = error.detail if error.detail != HTTPStatus(error.status_code).phrase else ""
     return answer(request, error.status_code, what=detail, headers=dict(error.headers or {}))
 

@@ -14,7 +14,7 @@ from agent.keys_consoles import Role
 from agent.keys_files import spoken
 from service.backup_keys import MAX_PASSPHRASE
 from service.console.forms import read_form
-from service.console.guard import address_of, doors_of
+from service.console.guard_request import address_of, doors_of
 from service.console.page import needs, render, room_of, viewer_of
 
 if TYPE_CHECKING:

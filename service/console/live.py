@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from agent.errors import TemperdError
 from service.config import NAME
-from service.console.guard import session_of
+from service.console.guard_request import session_of
 from service.console.hub import Event
 from service.console.page import room_of
 from service.console.room import Room

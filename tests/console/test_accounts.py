@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from agent.errors import BoardError, SpecError
 from agent.keys_consoles import Role
+from service.console.account_page import browser_of
 from service.console.accounts import LINK_S, MAX_USERS, Accounts
 from service.console.accounts_file import FILE_NAME, USER_NAME, token_id
 from service.console.passwords import AT_ONCE, MOST_WAITING, Cost, Hashing, check_password
@@ -465,3 +466,17 @@ def test_all_pages_are_there_in_each_language(make_room: Callable[..., Room], la
     client.submit("/account/language", language=language)
     for path in ("/account", "/users", "/key", "/audit", "/account?done=password"):
         assert f'<html lang="{language}"' in client.show(path)
+
+
+@pytest.mark.parametrize(
+    ("agent", "name"),
+    [
+        ("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "Firefox, Linux"),
+        ("Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 Chrome/140.0 Safari/537.36 Edg/140.0", "Edge, Windows"),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) Version/18.0 Safari/604.1", "Safari, iOS"),
+        ("curl/8.0", "curl/8.0"),
+        ("", "?"),
+    ],
+)
+def test_browsers_are_called_by_the_name_people_know(agent: str, name: str) -> None:
+    assert browser_of(agent) == name

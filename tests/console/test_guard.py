@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Message
 
 from agent.errors import BoardError, NetworkError, SpecError
 from agent.keys_consoles import Role
+from service.console import guard
 from service.console.app import build_app
 from service.console.audit import Wanted
 from service.console.forms import MAX_FORM_BYTES
@@ -99,13 +101,15 @@ def test_the_cookie_is_out_of_reach_for_scripts_and_other_sites(stranger: Client
 
 
 def test_over_tls_the_cookie_is_bound_to_host_and_tls(make_room: Callable[..., Room]) -> None:
-    client = visit(make_room(secure=True), "https://localhost")
+    client = visit(make_room(secure=True, names=("localhost", "console.example")), "https://console.example")
     client.show("/login")
     answer = client.submit("/login", name="owner", password=PASSWORD)
     assert answer.headers["set-cookie"].startswith(f"__Host-{COOKIE}=")
     assert answer.headers["set-cookie"].endswith("; Secure")
     assert answer.headers["strict-transport-security"] == "max-age=31536000"
     assert client.get("/account").status_code == 200
+    here = client.get("https://localhost/login")
+    assert "strict-transport-security" not in here.headers, "it would hold for every port of localhost"
 
 
 def test_a_session_that_somebody_else_began_is_not_gone_on_with(room: Room) -> None:
@@ -251,6 +255,42 @@ def test_a_viewer_keeps_an_account_of_their_own(viewer: Client) -> None:
 @pytest.mark.parametrize(("role", "path"), [("viewer", "/audit"), ("viewer", "/key"), ("operator", "/users")])
 def test_pages_of_higher_roles_are_not_shown(room: Room, role: str, path: str) -> None:
     assert log_in(visit(room), role).get(path).status_code == 403
+
+
+def test_an_operator_who_posts_what_owners_may_is_on_record(operator: Client, room: Room) -> None:
+    assert operator.submit("/users", name="x", role="owner", password=PASSWORD, again=PASSWORD).status_code == 403
+    (record,) = room.audit.page(Wanted(action="refused"))
+    assert (record.who, record.details["path"]) == ("operator", "/users")
+    assert operator.get("/users").status_code == 403
+    assert len(room.audit.page(Wanted(action="refused"))) == 1
+
+
+def test_a_body_that_does_not_end_is_given_up(owner: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.05)
+    sent: list[Message] = []
+    cookies = f"{COOKIE}={owner.cookies[COOKIE]}".encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": OWN_LANGUAGE,
+        "query_string": b"",
+        "scheme": "http",
+        "server": ("localhost", 80),
+        "client": ("127.0.0.1", 1),
+        "headers": [(b"host", b"localhost"), (b"cookie", cookies), (b"content-length", b"1000")],
+    }
+
+    async def receive() -> Message:
+        if not sent:
+            sent.append({"type": "begun"})
+            return {"type": "http.request", "body": b"a", "more_body": True}
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(owner.app(scope, receive, send))  # type: ignore[call-arg,arg-type,func-returns-value]
+    assert sent[1]["status"] == 408
 
 
 def test_refusals_of_one_user_do_not_fill_the_trail(owner: Client, room: Room) -> None:
