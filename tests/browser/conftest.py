@@ -80,11 +80,13 @@ def visit(chromium: Browser, stage: Stage) -> Iterator[Callable[..., Visitor]]:
     made: list[Any] = []
 
     def arrive(user: str = "owner", **settings: Any) -> Visitor:
-        visitor = visiting(chromium, stage.console.url, **settings)
+        kept = stage.sessions.get(user)  # a login costs what it should, and a name has only so many in a minute
+        visitor = visiting(chromium, stage.console.url, **({"storage_state": kept} if kept else {}), **settings)
         found: Visitor = visitor.__enter__()
         made.append(visitor)
-        if user:
+        if user and not kept:
             found.login(user)
+            stage.sessions[user] = found.context.storage_state()
         return found
 
     yield arrive

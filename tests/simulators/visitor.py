@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def visiting(
         yield visitor
     finally:
         context.close()
-    assert not visitor.faults
+    assert not visitor.faults, visitor.faults
 
 
 @dataclass(slots=True)
@@ -99,6 +99,8 @@ class Stage:
     broker: Mosquitto
     console: ConsoleProcess
     trusted: Path
+    sessions: dict[str, Any] = field(default_factory=dict)
+    """Of users who have logged in: their cookies."""
 
 
 @dataclass(slots=True)
