@@ -295,3 +295,16 @@ def test_colours_are_chosen_and_kept(visit: Visit) -> None:
     page.reload()
     assert page.locator("html").get_attribute("data-theme") == "dark"
     assert page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
+
+
+def test_a_broker_that_goes_is_said_and_its_return_too(painted: Stage, visit: Visit) -> None:
+    """The last of the file: what the broker kept is gone with it."""
+    page = fleet(visit("viewer"))
+    expect(page.locator("#no-broker")).to_be_hidden()
+    painted.broker.stop()
+    expect(page.locator("#connection")).to_have_attribute("data-state", "no-broker")
+    expect(page.locator("#no-broker")).to_be_visible()
+    assert row(page, "pump-1").count() == 1  # what was heard stays
+    painted.broker.start()
+    expect(page.locator("#connection")).to_have_attribute("data-state", "connected", timeout=90_000)
+    expect(page.locator("#no-broker")).to_be_hidden()

@@ -217,6 +217,13 @@ def test_without_boards_the_page_says_how_to_connect_one(viewer: Client) -> None
     assert '<div id="no-boards" class="card">' in page
 
 
+def test_a_broker_that_is_away_is_named(viewer: Client) -> None:
+    page = viewer.show("/fleet")
+    assert '<div id="no-broker">' in page
+    assert "The broker 127.0.0.1:1 does not answer" in page
+    assert 'data-state="no-broker"' in page
+
+
 def test_a_filter_that_nothing_fits_says_so(room: Room, viewer: Client) -> None:
     board(room, "pi-1")
     page = viewer.show("/fleet?q=nothing-like-it")

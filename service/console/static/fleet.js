@@ -162,11 +162,17 @@ function formQuery() {
   return address(form.elements.group ? { ...values, group: form.elements.group.value } : values);
 }
 
+function showBroker({ connected }) {
+  document.getElementById("no-broker").hidden = connected;
+}
+
 /** Hear of the rows that are shown. */
 function listen() {
   stream?.close();
   const boards = names();
   stream = connect(`boards=${boards.join(",")}`, {
+    hello: showBroker,
+    link: showBroker,
     rows: (told) => {
       update(told.rows);
       drawSummary(told.summary);
