@@ -65,8 +65,8 @@ class PostgresSource:
     def digests(self, group: str, slots: Span) -> Iterator[tuple[int, Digest]]:
         """See `Source.digests`."""
         query = f"SELECT slot, head, numbers {_SLOTS}"
-        for slot, head, numbers in self._connection.execute(query, (self._device, group, *slots)):
-            yield slot, Digest(head, bytes(numbers))
+        for slot, head, numbers in self._connection.execute(query, (self._device, group, *slots), binary=True):
+            yield slot, Digest(head, bytes(numbers))  # as text the numbers were twice as long
 
     def heads(self, group: str, slots: Span) -> Iterator[tuple[int, str]]:
         """See `Source.heads`."""
