@@ -81,6 +81,16 @@ def check_mode(path: Path, forbidden: int = READABLE_BY_OTHERS) -> None:
         _check_found(path, path.stat(), forbidden)
 
 
+def read_private(path: Path, fix: str = "Check the folder given", environ: Mapping[str, str] = os.environ) -> bytes:
+    """A private key: a credential where it lies in the folder that systemd named, else a file as for `read_secret`.
+
+    Raises:
+        BoardError, ArtifactError: as `read_credential` and `read_secret`.
+    """
+    handed = environ.get("CREDENTIALS_DIRECTORY", "")  # systemd.exec(5)
+    return read_credential(path) if handed and path.parent == Path(handed) else read_secret(path, fix)
+
+
 def refuse_existing(path: Path, what: str) -> None:
     """Keys are never overwritten.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from agent.durable import write_atomic
 from agent.errors import ArtifactError, SpecError
 from agent.keys_consoles import KEY_SUFFIX, keyid, load_console_key
-from agent.keys_files import MAX_KEY_FILE_BYTES, key_bytes, read_secret, read_table, refuse_existing
+from agent.keys_files import (
+    MAX_KEY_FILE_BYTES,
+    key_bytes,
+    read_credential,
+    read_secret,
+    read_table,
+    refuse_existing,
+)
+from agent.keys_stored import CREDENTIALS_DIRECTORY
 from agent.strict_json import canonical, loads
 from policies.strict import limits
 from service.backup_format import SealedKeys
@@ -65,16 +73,32 @@ def protect_key(path: Path, passphrase: str, random: Callable[[int], bytes]) -> 
     return target
 
 
-def read_sealed_key(path: Path) -> SealedKey:
-    """A protected key, still locked.
+def read_key(path: Path, environ: Mapping[str, str]) -> Ed25519PrivateKey | SealedKey:
+    """A console key: open, or protected and still locked.
+
+    Args:
+        path: `NAME.key`, `NAME.key.sealed`, or either as a credential of systemd, under any name.
+        environ: CREDENTIALS_DIRECTORY is read.
 
     Raises:
         BoardError: the file is missing, others may read it, or the disk fails.
         ArtifactError: it is broken.
+        SpecError: its name is not that of a key.
     """
-    fix = f"`temperd console key protect NAME{KEY_SUFFIX}` makes it"
+    credentials = environ.get(CREDENTIALS_DIRECTORY, "")
+    if credentials and path.parent == Path(credentials):
+        data = read_credential(path)
+        if data.lstrip()[:1] == b"{":
+            return _parse(data, path)
+        return Ed25519PrivateKey.from_private_bytes(key_bytes(data.decode("ascii", "replace").strip(), path))
+    if path.name.endswith(KEY_SUFFIX + SEALED_SUFFIX):
+        return _parse(read_secret(path, f"`temperd console key protect NAME{KEY_SUFFIX}` makes it"), path)
+    return load_console_key(path)
+
+
+def _parse(data: bytes, path: Path) -> SealedKey:
     what = f"protected key {path.name}"
-    found = read_table(SealedKey, loads(read_secret(path, fix), what=what, max_bytes=MAX_KEY_FILE_BYTES), what)
+    found = read_table(SealedKey, loads(data, what=what, max_bytes=MAX_KEY_FILE_BYTES), what)
     if hashlib.sha256(key_bytes(found.ed25519, path)).hexdigest() != found.keyid:
         raise ArtifactError("key id is not that of the key", where=str(path), reason="key-broken")
     return found
