@@ -20,8 +20,8 @@ A console that is started with it can send nothing until somebody unlocks it on 
 Keep NAME.key elsewhere, or remove it."""
 _FORGOTTEN = """Set a user's password, or make a link by which the user sets it. All their sessions end."""
 _AUDIT = """The audit trail, the oldest record first; with --json one record a line.
---verify holds each record against the chain of hashes, and prints the last number and hash: note them elsewhere, and
---expect NUMBER:HASH finds out later whether the end was cut off. Exit code 3: it does not hold together."""
+--verify holds each record against the chain of hashes, and prints the last number and hash. Note them elsewhere: only
+--expect NUMBER:HASH finds out whether the whole chain was made anew, or its end cut off. Exit code 3: changed."""
 
 
 def console_verbs(verbs: Verbs) -> None:

@@ -2,8 +2,9 @@
 
     hash = SHA-256(hash of the record before, 32 bytes, then the record's JSON text)
 
-Whoever changes, removes or slips in a record breaks the chain from there on. Cutting off its end does not: who has
-noted the last number and hash elsewhere (the log has them at each start) finds that out, too.
+Whoever changes, removes or slips in a record breaks the chain from there on. The chain holds no secret: who may write
+the file can also work it out anew from there, or cut off its end. That shows to whoever noted the last number and hash
+elsewhere; the log has them at each start.
 """
 
 from __future__ import annotations

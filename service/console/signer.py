@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.errors import SpecError
-from agent.keys_consoles import KEY_SUFFIX, keyid, load_console_key
+from agent.keys_consoles import keyid
 from service.commands import Request, new_id, sign_command
-from service.console.sealed_key import SEALED_SUFFIX, SealedKey, open_sealed_key, read_sealed_key
+from service.console.sealed_key import SealedKey, open_sealed_key, read_key
 from service.envelope import MAX_ENVELOPE_BYTES
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ class Signer:
     """Signs commands with the console key.
 
     Args:
-        path: the key file, `NAME.key` or `NAME.key.sealed`, or `None`: then nothing can be sent.
+        path: see `read_key`, or `None`: then nothing can be sent.
+        environ: tells where the service manager's credentials lie.
 
     Raises:
         BoardError: the file is missing, others may read it, or the disk fails.
@@ -29,18 +30,17 @@ class Signer:
         SpecError: its name is not that of a key.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, environ: Mapping[str, str] = os.environ) -> None:
         self._key: Ed25519PrivateKey | None = None
         self._sealed: SealedKey | None = None
         self._keyid = ""
         if path is None:
             return
-        if path.name.endswith(KEY_SUFFIX + SEALED_SUFFIX):
-            self._sealed = read_sealed_key(path)
-            self._keyid = self._sealed.keyid
+        found = read_key(path, environ)
+        if isinstance(found, SealedKey):
+            self._sealed, self._keyid = found, found.keyid
         else:
-            self._key = load_console_key(path)
-            self._keyid = keyid(self._key.public_key())
+            self._key, self._keyid = found, keyid(found.public_key())
 
     @property
     def ready(self) -> bool:

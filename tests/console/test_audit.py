@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sqlite3
 from contextlib import closing
@@ -100,6 +101,21 @@ def test_a_cut_off_end_is_found_out_by_who_noted_it(trail: Audit, tmp_path: Path
     run(tmp_path / "state", "DELETE FROM records WHERE id > 7")
     assert trail.verify() == 7
     with pytest.raises(ArtifactError, match="record 10"):
+        trail.verify(noted)
+
+
+def test_a_chain_that_was_made_anew_is_found_out_by_who_noted_it(trail: Audit, tmp_path: Path) -> None:
+    """The chain has no secret: by itself it holds again."""
+    fill(trail)
+    noted = trail.head()
+    without_triggers(tmp_path / "state")
+    run(tmp_path / "state", "UPDATE records SET body = replace(body, 'reason 4', 'reason 5')")
+    before = bytes(32)
+    for number, body in run(tmp_path / "state", "SELECT id, body FROM records ORDER BY id"):
+        before = hashlib.sha256(before + body.encode()).digest()
+        run(tmp_path / "state", "UPDATE records SET hash = ? WHERE id = ?", before, number)
+    assert trail.verify() == 10
+    with pytest.raises(ArtifactError):
         trail.verify(noted)
 
 

@@ -115,6 +115,24 @@ def test_a_key_that_others_may_read_is_refused(console_key: Path, sealed: Path) 
         assert told.value.code == "key-missing"
 
 
+@pytest.mark.parametrize("name", ["alice.key", "alice.key.sealed"])
+def test_a_key_as_a_credential_of_systemd_has_any_name(tmp_path: Path, protected: Path, name: str) -> None:
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    credential = folder / "console-key"
+    shutil.copy(protected / name, credential)
+    credential.chmod(0o440)  # root's own, with the service's user in an access list
+    signer = Signer(credential, {"CREDENTIALS_DIRECTORY": str(folder)})
+    assert signer.locked == name.endswith("sealed")
+    assert signer.keyid == Signer(protected / "alice.key").keyid
+    for environ in ({}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}):
+        with pytest.raises(SpecError):
+            Signer(credential, environ)
+    credential.chmod(0o444)
+    with pytest.raises(BoardError):
+        Signer(credential, {"CREDENTIALS_DIRECTORY": str(folder)})
+
+
 def test_protecting_refuses_what_it_should(console_key: Path, sealed: Path) -> None:
     with pytest.raises(SpecError, match="protected already"):
         protect_key(console_key, PASSPHRASE, os.urandom)
