@@ -160,8 +160,6 @@ async def numbers(request: Request) -> Response:
     """`/device/{name}/table`: what the charts show, for whoever has no scripts."""
     room, name = room_of(request), request.path_params["name"]
     checked(name)
-    if not known(room, name):
-        return unknown_board(request, name)
     error, found = "", ChartNumbers((), {}, 0.0, 0.0)
     query = ChartQuery(room.now() - DEFAULT_SPAN_S, room.now())
     status = 200
@@ -172,6 +170,8 @@ async def numbers(request: Request) -> Response:
         error, status = str(raised), UNPROCESSABLE
     except (BoardError, NetworkError) as raised:
         error, status = str(raised), UNAVAILABLE
+    if not found.starts and not known(room, name):
+        return unknown_board(request, name)
     shown = [metric for metric in METRICS if found.summary(metric)]
     curves = {curve.metric: (panel, curve) for panel in PANELS for curve in panel.curves}
     rows = [
@@ -201,6 +201,9 @@ async def _report_page(request: Request, error: str = "", status: int = 200) -> 
     if found is None:
         return unknown_board(request, request.path_params["name"])
     told, asked, made = found
+    waits = facts.known_job(request.query_params.get("asked"))  # just sent: its board has not answered yet
+    if waits and (asked is None or asked.id < waits):
+        asked = facts.command(waits, COLLECT_REPORT, {})
     return render(
         request, "device/report.html", status=status, headers={"Cache-Control": "no-store"},
         told=told, asked=asked, report=made, error=error, token=new_token(),
@@ -225,12 +228,12 @@ async def ask_report(request: Request) -> Response:
     checked(name)
     form = await read_form(request)
     try:
-        await send(room, viewer, name, COLLECT_REPORT, {}, token=form.get("token", ""))
+        asked = await send(room, viewer, name, COLLECT_REPORT, {}, token=form.get("token", ""))
     except (SpecError, CommandError) as error:
         return await _report_page(request, str(error), UNPROCESSABLE)
     except (BoardError, NetworkError) as error:
         return await _report_page(request, str(error), UNAVAILABLE)
-    return RedirectResponse(f"/device/{name}/report", SEE_OTHER)
+    return RedirectResponse(f"/device/{name}/report?asked={asked}", SEE_OTHER)
 
 
 @needs(Role.OPERATOR)

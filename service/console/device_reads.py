@@ -59,12 +59,12 @@ def known(room: Room, name: str) -> bool:
     return room.hub.row(name) is not None or room.hub.board(name) is not None
 
 
-async def asked(room: Room, ask: Callable[[Store], T], otherwise: T) -> tuple[T, str]:
-    """What the store answers, or what is used where it cannot, with why not."""
+async def asked(room: Room, ask: Callable[[Store], T]) -> tuple[T | None, str]:
+    """What the store answers; or nothing, and why not."""
     try:
         return await room.reads(ask), ""
     except (BoardError, NetworkError) as error:
-        return otherwise, str(error)
+        return None, str(error)
 
 
 async def read_board(room: Room, name: str) -> tuple[Told, str]:
@@ -76,11 +76,12 @@ async def read_board(room: Room, name: str) -> tuple[Told, str]:
     checked(name)
     tenant, now, board = room.settings.tenant, room.now(), room.hub.board(name)
 
-    def ask(store: Store) -> tuple[Any, list[str], dict[str, str], list[str]]:
+    def ask(store: Store) -> tuple[dict[str, tuple[float, str]], list[str], dict[str, str], list[str]]:
         statuses = store.statuses(tenant, name)[:MAX_COMMANDS]
         return store.latest(tenant, name, now), statuses, store.types(tenant, name), store.alarms(tenant, name)
 
-    (latest, statuses, types, alarms), trouble = await asked(room, ask, ({}, [], {}, []))
+    found, trouble = await asked(room, ask)
+    latest, statuses, types, alarms = found or ({}, [], {}, [])
     if not known(room, name) and not (latest or statuses or alarms):
         raise HTTPException(NOT_FOUND)
     newest = {group: (ts, parsed(values)) for group, (ts, values) in sorted(latest.items())}
@@ -114,10 +115,9 @@ def _commands(
         command_id = body.get("id")
         if isinstance(command_id, str) and COMMAND_ID.fullmatch(command_id):
             found[command_id] = (types.get(command_id, ""), body)
-    for command_id, (kind, body) in heard.items():
+    for command_id, (kind, told) in heard.items():
         before = found.get(command_id, ("", {}))[1]
-        newer = {**before, **body} if is_newer(body, before) else before
-        found[command_id] = (kind, newer)
+        found[command_id] = (kind, {**before, **told} if is_newer(told, before) else before)
     return [(key, *found[key]) for key in sorted(found, reverse=True)][:MAX_COMMANDS]
 
 

@@ -66,9 +66,9 @@ async def read_job(room: Room, name: str, job: str) -> JobTold:
         raise HTTPException(NOT_FOUND)
     kind, body = found or (record.action if record else "", {})
     tenant = room.settings.tenant
-    history, missing = await asked(room, lambda store: store.history(tenant, name, job), [])
+    history, missing = await asked(room, lambda store: store.history(tenant, name, job))
     one = command(job, kind, body)
-    way = moments(map(parsed, history), body)
+    way = moments(map(parsed, history or ()), body)
     since, until = span_of(way, one, told.now)
     return JobTold(told, one, way, stages(way, until), since, until, record, trouble or missing or missed)
 
@@ -81,7 +81,7 @@ async def _older(room: Room, name: str, job: str) -> tuple[str, Mapping[str, Any
         texts = [text for text in store.statuses(tenant, name) if job in text]
         return texts, store.types(tenant, name).get(job, "")
 
-    texts, kind = (await asked(room, ask, ([], "")))[0]
+    texts, kind = (await asked(room, ask))[0] or ([], "")
     body = next((body for body in map(parsed, texts) if body.get("id") == job), None)
     return None if body is None else (kind, body)
 

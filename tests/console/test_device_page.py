@@ -184,7 +184,11 @@ def test_a_report_is_asked_for_once_for_each_form(client: Client, room: Room, mo
     token = "t" * 22
     for _ in range(2):
         answer = client(Role.OPERATOR).post(f"/device/{BOARD}/report", data={"token": token})
-        assert (answer.status_code, answer.headers["location"]) == (303, f"/device/{BOARD}/report")
+        assert answer.status_code == 303
+        assert answer.headers["location"] == f"/device/{BOARD}/report?asked=019ff000-0000-7000-8000-0000000000aa"
+    waits = client(Role.OPERATOR).get(answer.headers["location"])
+    assert "no word yet" in waits.text
+    assert 'data-open="yes"' in waits.text
     assert [sent[:2] for sent in room.hub.sent] == [(BOARD, "collect-report")]  # type: ignore[attr-defined]
     assert client(Role.OPERATOR).post(f"/device/{BOARD}/report", data={"token": "?"}).status_code == 422
 

@@ -117,7 +117,7 @@ def test_telemetry_comes_message_by_message(client: Client) -> None:
     assert f'filename="{BOARD}-{JOB}.csv"' in answer.headers["content-disposition"]
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     times = [float(row["unix_s"]) for row in rows]
-    assert times == sorted(times)
+    assert sorted(times) == times
     assert len(set(times)) == len(times)
     assert len(rows) == 900  # 930 s less the last 30, which lie in the gap
     assert {row["stage"] for row in rows} >= {"pulling", "training", "paused", "evaluating"} - {"evaluating"}
@@ -206,7 +206,7 @@ def test_whatever_a_result_is_it_is_told_bounded(result: object, history: list[o
     one = command(JOB, "", body)
     way = moments([item if isinstance(item, dict) else {"ts": item, "step": item} for item in history], body)
     since, until = span_of(way, one, NOW)
-    assert 0 < until - since
+    assert until - since > 0
     for made in stages(way, until):
         assert made.until > made.since
     gate_of(one.result)
