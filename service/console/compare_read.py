@@ -14,17 +14,22 @@ from service.console.audit import Wanted
 from service.console.compare_curves import BUCKETS, curves, wanted
 from service.console.compare_facts import Job, held, short
 from service.fleet.boards import is_final, number, table
+from service.fleet.state import FleetState
 from service.fleet.store import Filter
 from service.fleet.store_chart import MAX_CHART_S
 
 if TYPE_CHECKING:
-    from service.console.room import Room
+    from service.console.audit import Audit, Record
+    from service.console.room import Room, Settings
     from service.fleet.store import Store
 
 MAX_BOARDS = 10  # of the chooser: a longer list is searched by name
 MAX_JOBS = 8  # of one of them
 MAX_SEARCH = 63  # a board's name is not longer
 AROUND_S = 30.0  # between the id of a command and the record that tells of it
+BEGUN = "roll-out-begun"  # as the audit trail calls it
+MAX_BEGUN = 20  # roll-outs to a board, the newest before the job, that are searched for it
+MAX_ALIKE = 200  # boards of one roll-out whose names hold that of the board
 LEAST_SPAN_S = 1.0  # of a chart: a job that ended at once has one moment
 
 
@@ -173,12 +178,30 @@ async def asked(room: Room, named: Named) -> Mapping[str, object] | None:
     """Arguments of a job that was sent from here, out of the audit trail; `None`: it was not, or that is forgotten.
 
     Raises:
-        BoardError: the audit trail cannot be read.
+        BoardError: the audit trail or the file of roll-outs cannot be read.
     """
+    return await asyncio.to_thread(_asked, room.audit, room.settings, named)
+
+
+def _asked(audit: Audit, settings: Settings, named: Named) -> Mapping[str, object] | None:
     made = id_time_s(named.id)
-    wanted = Wanted(board=named.board, since=made - AROUND_S, until=made + AROUND_S)
-    for record in await asyncio.to_thread(room.audit.page, wanted):
-        given = record.details.get("args")
-        if named.id in record.commands and isinstance(given, dict):
-            return given
-    return None
+    for record in audit.page(Wanted(board=named.board, since=made - AROUND_S, until=made + AROUND_S)):
+        if named.id in record.commands and record.action != "outcome":
+            return _arguments_in(record)
+    begun = Wanted(action=BEGUN, board=named.board, until=made + AROUND_S, rows=MAX_BEGUN)
+    return next((_arguments_in(record) for record in audit.page(begun) if _is_of(settings, record, named)), None)
+
+
+def _is_of(settings: Settings, record: Record, named: Named) -> bool:
+    """Whether a job is the command of a roll-out for its board."""
+    roll_out = record.details.get("roll_out")
+    if not isinstance(roll_out, str) or not settings.fleet_state.exists():
+        return False
+    with FleetState(settings.fleet_state) as state:
+        sent, _ = state.stood(roll_out, search=named.board, limit=MAX_ALIKE)
+    return any(one.board == named.board and one.id == named.id for one in sent)
+
+
+def _arguments_in(record: Record) -> Mapping[str, object] | None:
+    given = record.details.get("args")
+    return given if isinstance(given, dict) else None

@@ -33,6 +33,7 @@ from service.console.page import Viewer
 from service.console.reads import Reads
 from service.console.room import Room, Settings
 from service.console.texts import LANGUAGES, catalog
+from service.fleet.state import FleetState, RollOut, Sent
 from service.fleet.store import Birth, Fact, Status, open_store
 from service.fleet.store_chart import Chart, Column
 from tests.simulators.stored_jobs import TENANT, fine_tune, telemetry, write
@@ -215,7 +216,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.store = open_store(str(folder / "store.sqlite"))
-        self.audit = Audit(folder / "state", lambda: NOW)
+        self.audit = Audit(folder / "state", lambda: NOW - 500)
         self.reads = Reads(str(folder / "store.sqlite"))
         settings = Settings(
             Mqtt(host="localhost"), TENANT, str(folder / "store.sqlite"), folder, folder / "fleet.sqlite"
@@ -287,6 +288,23 @@ def test_both_jobs_stand_side_by_side(stage: Stage, language: str) -> None:
     assert "thermal.delta-t-slow" in answer.text
     assert words["compare.no-arguments"].format(side="B") in answer.text
     assert "raspberry-pi-4" in answer.text
+
+
+def test_a_job_of_a_roll_out_has_its_arguments_too(stage: Stage) -> None:
+    found = stage.fine_tune("pi-1", NOW - 500, 50.0, 6, accuracy_after=0.5)
+    other = stage.fine_tune("pi-1", NOW - 400, 50.0, 7, accuracy_after=0.5)
+    roll_out = "0192f0c1-0000-7000-8000-000000000009"
+    with FleetState(stage.room.settings.fleet_state) as state:
+        state.begin(RollOut(roll_out, TENANT, FINE_TUNE, {}, NOW - 600, "running", ""), ["pi-10", "pi-1"])
+        state.write(roll_out, [Sent(0, "pi-10", other), Sent(1, "pi-1", found)])
+    details = {"roll_out": roll_out, "type": FINE_TUNE, "args": {"model": "m", "seed": 4711}}
+    stage.audit.write("ann", "roll-out-begun", boards=("pi-10", "pi-1"), details=details)
+    stage.audit.write("ann", "roll-out-begun", boards=("pi-1",), details={"roll_out": 5})
+    text = stage.client().get("/compare", params={"a": f"pi-1:{found}", "b": f"pi-1:{other}"}).text
+    assert "4711" in text
+    unknown = catalog("en")["compare.no-arguments"]
+    assert unknown.format(side="A") not in text
+    assert unknown.format(side="B") in text
 
 
 def test_the_table_as_csv_has_the_differences(stage: Stage) -> None:
