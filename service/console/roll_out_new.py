@@ -75,7 +75,10 @@ async def boards_step(request: Request) -> Response:
     """`/roll-outs/new`: which boards; what the query of the URL names is filled in."""
     room, viewer, query = room_of(request), viewer_of(request), request.query_params
     draft = room.roll_outs.drafts.find(query.get("draft", ""), viewer.name)
-    given = {"names": query.get("boards", "").replace(",", "\n"), "filter": query.get("filter", "")[: MAX_FILTER + 1]}
+    given = {
+        "names": ",".join(query.getlist("boards")).replace(",", "\n"),
+        "filter": query.get("filter", "")[: MAX_FILTER + 1],
+    }
     given["group"] = query.get("group", "")
     if draft is not None:
         given = {"names": draft.names, "filter": draft.filter, "group": draft.group}

@@ -31,7 +31,7 @@ from service.logs import logger
 GATHER_S = 0.5  # between two words of how far it is
 POLL_S = 1.0  # between two looks at whether a broker or a key has come
 STOP_PATIENCE_S = 2.0  # that commands on their way have to be confirmed in, once a stop was asked for
-FOLLOW_S = 3600.0  # that boards are listened to after a stop or an abort; the page that is opened later listens anew
+FOLLOW_S = 600.0  # that boards are listened to after a stop or an abort; whoever opens its page has it listen anew
 
 log = logger("roll-out")
 
@@ -65,6 +65,10 @@ class Signs(Protocol):
 
     @property
     def ready(self) -> bool:
+        """See `Signer`."""
+
+    @property
+    def locked(self) -> bool:
         """See `Signer`."""
 
     def sign(self, request: Request) -> bytes:
@@ -290,6 +294,9 @@ class Session:
             except _NeedsKeyError:
                 self._stage = Stage.NEEDS_KEY
                 while not self._place.signer.ready and not self._stop:
+                    if not self._place.signer.locked:
+                        fix = "Start the console with one, then go on or abort again"
+                        raise SpecError("this console has no key to sign with", where=self.id, fix=fix) from None
                     if await run.follow(link, POLL_S):
                         await asyncio.sleep(POLL_S)
                 self._stage = stage

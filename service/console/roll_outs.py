@@ -42,6 +42,13 @@ class Tells(Protocol):
         """See `Hub`."""
 
 
+class Trail(Protocol):
+    """What is needed of `Audit`."""
+
+    async def record(self, who: str, action: str, *, details: Mapping[str, Any]) -> int:
+        """See `Audit`."""
+
+
 class RollOuts:
     """See the module. An asynchronous context manager: roll-outs run inside the block.
 
@@ -50,11 +57,14 @@ class RollOuts:
         hub: is told how far roll-outs are, as `roll-out` events.
         signer: the console key.
         now: wall clock, seconds since 1970.
+        audit: is told how each ended, or what it came to where it was stopped.
     """
 
-    def __init__(self, settings: Settings, hub: Tells, signer: Signs, *, now: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: Settings, hub: Tells, signer: Signs, *, now: Callable[[], float], audit: Trail | None = None
+    ) -> None:
         self._place = Place(settings.mqtt, settings.tenant, settings.fleet_state, signer, now)
-        self._hub, self._records = hub, Records(settings.state)
+        self._hub, self._audit, self._records = hub, audit, Records(settings.state)
         self._writing = asyncio.Lock()
         self._sessions: dict[str, Session] = {}
         self._latest: dict[str, Told] = {}
@@ -314,12 +324,26 @@ class RollOuts:
             return
         if failure is None or failure.code == BUSY:
             await self._rest(session.id)
+            if failure is None:
+                await self._tell_trail(session)
         else:
             log.warning("a roll-out broke off", roll_out=session.id, why=str(failure))
             self._failures[session.id] = failure
             while len(self._failures) > MAX_FAILURES:
                 del self._failures[next(iter(self._failures))]
         self._hub.publish("roll-out", {"id": session.id, "ended": True})
+
+    async def _tell_trail(self, session: Session) -> None:
+        """On record: what came of it, as far as it was seen."""
+        if self._audit is None or session.work is Work.FOLLOW:
+            return
+        try:
+            found = await self.find(session.id)
+            _, counts = await self.read(lambda state: state.counts(session.id))
+            details = {"roll_out": found.id, "type": found.type, "state": found.state, "why": found.why}
+            await self._audit.record("", "roll-out-ended", details={**details, "boards": counts})
+        except TemperdError as error:
+            log.warning("the end of a roll-out is not on record", roll_out=session.id, why=str(error))
 
     def _tell(self, told: Told) -> None:
         if told.id in self._sessions:

@@ -82,7 +82,7 @@ async def open_room(
         reads = Reads(settings.store)
         parts.callback(reads.close)
         hub = await parts.enter_async_context(Hub(settings, reads, now=now, monotonic=monotonic))
-        roll_outs = await parts.enter_async_context(RollOuts(settings, hub, signer, now=now))
+        roll_outs = await parts.enter_async_context(RollOuts(settings, hub, signer, now=now, audit=audit))
         room = Room(settings, now, monotonic, hub, reads, accounts, audit, signer, roll_outs)
         await parts.enter_async_context(follow_outcomes(room))
         number, digest = audit.head()

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from service.fleet.state import FleetState
-from tests.browser.conftest import PHONE, Stage, Visitor
+from tests.simulators.visitor import PHONE, Stage, Visitor
 
 Visit = Callable[..., Visitor]
 WAIT_S = 30.0
@@ -47,7 +47,11 @@ def begin(page: Page, why: str) -> str:
 
 def test_the_wizard_leads_to_a_roll_out_that_is_followed_live(visit: Visit) -> None:
     visitor = visit("operator")
-    page = visitor.go("/roll-outs/new?boards=pump-1,pump-2,pump-3")
+    page = visitor.go("/fleet?q=pump")
+    for name in ("pump-1", "pump-2", "pump-3"):
+        page.locator(f"input[name=boards][value={name}]").check()
+    page.locator("#roll-out-picked").click()
+    page.wait_for_url("**/roll-outs/new?*")
     assert page.locator("#names").input_value().split() == ["pump-1", "pump-2", "pump-3"]
     to_review(page, "pump-1 pump-2 pump-3 press-1", "scrub", canary="count", canary_count="2", stop_at="60")
     expect(page.locator(".course")).to_contain_text("2 boards go first")

@@ -24,7 +24,7 @@ from service.console.serve import open_room
 from service.fleet.roll_out import Terms
 from service.fleet.roll_out_plan import Rules
 from service.fleet.state import FleetState, RollOut, Sent
-from tests.console.conftest import PASSWORD, Client
+from tests.console.conftest import PASSWORD, Client, log_in, visit
 from tests.simulators.answering_boards import answering_boards
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
@@ -148,7 +148,8 @@ def first_step(client: Client, **fields: str) -> str:
 
 
 def test_boards_are_read_and_refused_in_words(operator: Client) -> None:
-    operator.show("/roll-outs/new?boards=pi-1,pi-2&filter=state%3Dhot")
+    text = operator.show("/roll-outs/new?boards=pi-1,pi-2&boards=pi-3&filter=state%3Dhot")
+    assert ">pi-1\npi-2\npi-3</textarea>" in text
     for fields, said in (
         ({}, "Choose at least one board."),
         ({"names": f"pi-1 {EVIL}"}, "is no name of a board"),
@@ -198,6 +199,21 @@ def test_arguments_are_checked_as_a_board_would(operator: Client, owner: Client)
     assert "thermal" in answer.text
     assert owner.submit(path, type="set-policy").status_code == 422
     assert owner.submit(path, type="set-policy", **{"arg.reset": "true"}).status_code == 303
+
+
+def test_without_a_key_nothing_begins(make_room: Callable[..., Room]) -> None:
+    room = make_room(key="")
+    operator = log_in(visit(room), "operator")
+    path = first_step(operator, names="pi-1")
+    assert operator.submit(path, type="scrub").status_code == 303
+    assert operator.submit(path.replace("command", "waves")).status_code == 303
+    review = path.replace("command", "review")
+    assert "This console has no key" in operator.show(review)
+    answer = operator.submit(review, why="x")
+    assert answer.status_code == 422
+    assert "nothing can be sent" in answer.text
+    with FleetState(room.settings.fleet_state) as state:
+        assert state.roll_outs("default") == []
 
 
 def test_waves_are_checked_and_kept_as_typed(operator: Client) -> None:
@@ -377,6 +393,9 @@ def test_stop_go_on_and_abort_by_forms(stage: Stage) -> None:
             assert await forms.post(f"{path}/abort", why="wrong command") == path
             text = await until_shown(forms, path, "canceled")
             assert "Aborted by an operator." in text
+            await until(lambda: room.audit.page(Wanted(action="roll-out-ended")))
+            ended = room.audit.page(Wanted(action="roll-out-ended"))[0].details
+            assert (ended["state"], ended["boards"]) == ("aborted", {"canceled": 2, "waiting": 1})
             actions = [record.action for record in room.audit.page(Wanted(who="owner"))]
             assert actions[:4] == ["roll-out-aborted", "roll-out-resumed", "roll-out-stopped", "roll-out-begun"]
 

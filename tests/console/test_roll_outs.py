@@ -45,11 +45,15 @@ class Key:
     """Signs as `Signer` does; locked until it is opened."""
 
     def __init__(self, path: Path, *, ready: bool = True) -> None:
-        self._key, self.open = load_console_key(path), ready
+        self._key, self.open, self.missing = load_console_key(path), ready, False
 
     @property
     def ready(self) -> bool:
         return self.open
+
+    @property
+    def locked(self) -> bool:
+        return not self.open and not self.missing
 
     def sign(self, request: Request) -> bytes:
         if not self.open:
@@ -331,6 +335,20 @@ def test_a_locked_key_does_not_hold_up_what_an_abort_takes_back(place: Place) ->
     run(play())
 
 
+def test_without_a_key_it_breaks_off_and_says_so(place: Place) -> None:
+    async def play() -> None:
+        async with begun(place, "scrub", Rules(), GOOD, ready=False) as (roll_outs, chosen, key):
+            key.missing = True
+            await until(lambda: roll_outs.failure(chosen) is not None)
+            assert "no key" in str(roll_outs.failure(chosen))
+            assert not roll_outs.is_at_work(chosen)
+            assert place.look(chosen)[0].state == "running"
+            assert not await roll_outs.runs_elsewhere(chosen)
+
+    with place.boards(*GOOD):
+        run(play())
+
+
 def test_a_stop_ends_the_wait_for_a_key(place: Place) -> None:
     async def play() -> None:
         async with begun(place, "scrub", Rules(), GOOD, ready=False) as (roll_outs, chosen, _):
@@ -445,6 +463,25 @@ def test_killed_the_console_goes_on_when_it_starts_and_no_board_gets_its_command
         assert before < len(boards)
         assert place.each_once(chosen) == set(boards)
         assert set(place.outcomes(chosen).values()) == {"succeeded"}
+
+
+def test_killed_before_it_was_in_the_file_or_before_it_was_begun(place: Place) -> None:
+    async def play() -> None:
+        roll_outs, _ = place.made()
+        never, early = (roll_outs.make("scrub", Terms(Rules(), {}, valid_s=600)) for _ in range(2))
+        records = Records(place.settings.state)
+        records.load()
+        for made in (never, early):  # the record is written first, then the state file, then a thread begins
+            records.write(made.id, Record("alice", "", at_work=True))
+        with FleetState(place.state) as state:
+            state.begin(early, GOOD)
+        async with roll_outs:
+            assert roll_outs.record(never.id) == Record()
+            await until(lambda: place.look(early.id)[0].state == "done")
+        assert place.each_once(early.id) == set(GOOD)
+
+    with place.boards(*GOOD):
+        run(play())
 
 
 def test_killed_after_a_stop_it_stays_stopped_and_hears_what_went_on(place: Place) -> None:
