@@ -20,6 +20,7 @@ DEPTH_LADDER = (0, 25, 50, 75, 100)
 """Shares of the parametric layers that may be frozen, in percent; 100 freezes all but the head."""
 MAX_POLICY_BYTES = 64 << 10  # the longest policy that ships has about 5 KB
 MAX_KEY = 200  # of an unknown key so much is said
+MAX_DOTS = 200  # of a line: a reader's time grows with the square of a key's parts, 64 KB of one key take a minute
 
 _DEPTH = limits(choices=DEPTH_LADDER)
 _SHARE = limits(0.0, 1.0)
@@ -285,6 +286,9 @@ def parse_policy(text: str) -> Policy:
         raise PolicyError("", "not UTF-8") from error
     if size > MAX_POLICY_BYTES:
         raise PolicyError("", f"policy is longer than {MAX_POLICY_BYTES} bytes")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MAX_DOTS:
+            raise PolicyError("", f"not TOML: more than {MAX_DOTS} dots (at line {number}, column 1)")
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and lists without end

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.policy import MAX_POLICY_BYTES, Policy, PolicyError, differences, parse_policy
+from policies.policy import MAX_DOTS, MAX_POLICY_BYTES, Policy, PolicyError, differences, parse_policy
 
 FOLDER = Path(__file__).parents[2] / "policies"
 
@@ -128,3 +128,11 @@ def test_any_text_is_a_policy_or_refused_with_a_key(text: str) -> None:
         assert differences(policy, policy) == {}
         return
     assert refused.what
+
+
+def test_a_key_of_thousands_of_parts_is_refused_before_it_is_read() -> None:
+    text = f'name = "x"\na{".a" * MAX_DOTS}.a = 1'
+    with pytest.raises(PolicyError, match="line 2"):
+        parse_policy(text)
+    with pytest.raises(PolicyError, match="unknown key"):
+        parse_policy(f"a{'.a' * MAX_DOTS} = 1")
