@@ -6,6 +6,7 @@ table, until none is left; what remains is what keys say to each other, which th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from policies.policy import MAX_POLICY_BYTES, Policy, PolicyError, differences, parse_policy
+from policies.policy import Policy, PolicyError, differences, parse_policy
 from policies.strict import TableError, build
 from service.fleet.plain import plain
 
@@ -52,11 +53,12 @@ def check(text: str) -> tuple[Policy | None, list[Mistake]]:
         return parse_policy(text), []
     except PolicyError as error:
         first = error
-    try:
-        table: dict[str, Any] = tomllib.loads(text) if len(text) <= MAX_POLICY_BYTES else {}
-    except (ValueError, RecursionError):
-        table = {}
-    found = [Mistake(plain(key, MAX_TOLD), plain(what, MAX_TOLD), line_of(text, key)) for key, what in _unfit(table)]
+    table: dict[str, Any] = {}
+    if first.key:  # else it is no table at all, or one that takes too long to read
+        with contextlib.suppress(ValueError, RecursionError):
+            table = tomllib.loads(text)
+    unfit = _unfit(table) if first.key else ()
+    found = [Mistake(plain(key, MAX_TOLD), plain(what, MAX_TOLD), line_of(text, key)) for key, what in unfit]
     if not found:
         line = _LINE.search(first.what)
         number = int(line[1]) if line else line_of(text, first.key) if first.key else _last(text, first.what)
