@@ -250,7 +250,7 @@ class Filter:
 class Store(Protocol):
     """A database of what a fleet said.
 
-    Methods block; `write` and `trim` may be called from another thread than the one that made the store, but only one
+    Methods block; they may be called from another thread than the one that made the store, but only one
     call runs at a time. Any number of processes may write into one database.
 
     Raises (each method):

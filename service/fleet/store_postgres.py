@@ -102,21 +102,23 @@ class PostgresStore:
                 _write_truth(cursor, kept, ids, received)
                 new = 0
                 if kept.samples:
-                    new = self._write_samples(cursor, _columns(kept.samples, ids, received), received)
+                    new, moved = self._write_samples(cursor, _columns(kept.samples, ids, received))
                     slots = {(ids[key(fact)], fact.group, slot_of(fact.ts_ms)) for fact in kept.samples}
-                    unsettle(cursor, slots, received)
+                    unsettle(cursor, slots | moved, received)
             self._ids = ids
         return Written(new, len(kept.samples) - new, strangers)
 
-    def _write_samples(self, cursor: psycopg.Cursor, columns: Mapping[str, object], received: float) -> int:
-        replaced = 0
+    def _write_samples(
+        self, cursor: psycopg.Cursor, columns: Mapping[str, object]
+    ) -> tuple[int, set[tuple[int, str, int]]]:
+        """How many are new, and the quarters that messages left whose time was not right."""
+        replaced, moved = 0, set()
         if not self._timescale:
             cursor.execute(statements.REPLACED, columns)
-            moved = {(device, group, slot_of(ts)) for device, group, ts in cursor}
             replaced = cursor.rowcount
-            unsettle(cursor, moved, received)
+            moved = {(device, group, slot_of(ts)) for device, group, ts in cursor}
         cursor.execute(statements.SAMPLES, columns)
-        return max(0, cursor.rowcount - replaced)
+        return max(0, cursor.rowcount - replaced), moved
 
     def _known(self, cursor: psycopg.Cursor, batch: Batch) -> dict[tuple[str, str], int]:
         missing = sorted(batch.devices() - self._ids.keys())[: max(0, MAX_DEVICES - len(self._ids))]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -410,6 +412,26 @@ def test_old_telemetry_is_forgotten_beside_what_comes(
         async with device(broker.port) as boards, running(consumer(broker.port, store)) as made:
             await boards.telemetry("pi-1", range(1, 40))
             await until(lambda: made.counts.stored == 39 and store.count() == 39)
+
+    play(story)
+
+
+def test_digests_are_made_beside_what_comes(
+    broker: Mosquitto, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "TRIM_EVERY_S", 0.1)
+    begin = (round(TS) - 7200) // 900 * 900
+    rested = [Sample("acme", "pi-1", "board", "before", n, (begin + n) * 1000, n, '{"a":1}') for n in range(300)]
+    store.write(Batch(samples=rested), TS - 7200)
+
+    def digests() -> int:
+        with contextlib.closing(sqlite3.connect(tmp_path / "fleet.sqlite")) as database:
+            return int(database.execute("SELECT count(*) FROM digests").fetchone()[0])
+
+    async def story() -> None:
+        async with device(broker.port) as boards, running(consumer(broker.port, store)) as made:
+            await boards.telemetry("pi-1", range(1, 40))
+            await until(lambda: made.counts.stored == 39 and digests() == 1)
 
     play(story)
 
