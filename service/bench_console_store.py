@@ -28,9 +28,12 @@ def fill(store: Store, devices: int, now: float, chance: random.Random) -> None:
         batch.add(_sample(name, 1, now - chance.uniform(1, 60), chance))
         batch = _commit(store, batch, now, AT_ONCE)
     for place in range(DAY_POINTS):
-        batch.add(_sample(CHART_BOARD, 2 + place, now - DAY_POINTS + place, chance))
-        batch = _commit(store, batch, now, AT_ONCE)
+        ts = now - DAY_POINTS + place
+        batch.add(_sample(CHART_BOARD, 2 + place, ts, chance))
+        batch = _commit(store, batch, ts, AT_ONCE)
     _commit(store, batch, now, 1)
+    while store.condense(now):  # a consumer does it between two batches, all day long
+        pass
 
 
 def _sample(name: str, seq: int, ts: float, chance: random.Random) -> Sample:
