@@ -27,7 +27,7 @@ from service.fleet.boards import is_newer, table
 if TYPE_CHECKING:
     from service.console.room import Room
     from service.fleet.store import Store
-    from service.fleet.store_chart import Chart
+    from service.fleet.store_chart import Changes, Chart
 
 T = TypeVar("T")
 MAX_COMMANDS = 200  # of one page: a board tells some hundred of its own after a broker lost them
@@ -134,13 +134,13 @@ async def read_chart(
     wanted = query.wanted()
     listed = query.until - query.since <= ALARM_SPAN_S
 
-    def ask(store: Store) -> tuple[Chart, Any, list[tuple[float, object]]]:
+    def ask(store: Store) -> tuple[Chart, Changes, list[tuple[float, object]], str]:
         drawn = store.chart(tenant, name, wanted, query.since, query.until, query.buckets)
         changes = store.changes(tenant, name, "board", DECISIONS, query.since, query.until)
         lists = store.series(tenant, name, "board", "alarms", query.since, query.until) if listed else []
-        return drawn, changes, lists
+        return drawn, changes, lists, store.birth(tenant, name)
 
-    drawn, changes, lists = await room.reads(ask)
+    drawn, changes, lists, birth = await room.reads(ask)
     marks: list[Mark] = [*marks_of(changes.rows), *alarm_marks(lists), *raised_marks(alarms, query)]
     return ChartNumbers(
         starts=drawn.starts,
@@ -150,7 +150,7 @@ async def read_chart(
             if metric in query.metrics
         },
         bucket_s=drawn.width_s,
-        gap_s=gap_of(await room.hub.birth(name), drawn.width_s),
+        gap_s=gap_of(parsed(birth), drawn.width_s),
         marks=merged(marks),
         marks_cut=changes.cut or drawn.cut,
     )

@@ -36,6 +36,7 @@ async def page(request: Request) -> Response:
     except HTTPException:
         return unknown_board(request, name)
     result = job.one.result
+    t = translator(viewer.language)
     context: dict[str, Any] = {
         "told": job.told,
         "job": job,
@@ -45,6 +46,7 @@ async def page(request: Request) -> Response:
         "warnings": job_facts.warnings_of(result),
         "rest": job_facts.rest_of(result),
         "arguments": _arguments(job),
+        "stages": [{"from": stage.since, "to": stage.until, "name": step_words(t, stage.name)} for stage in job.stages],
         "actions": job_actions(name, job.one, viewer),
         "modelled": job.one.energy_is_modelled
         if job.one.energy_is_modelled is not None
@@ -52,13 +54,11 @@ async def page(request: Request) -> Response:
     }
     if "live" in request.query_params:
         return render(request, "job/live.html", headers={"Cache-Control": "no-store"}, **context)
-    t = translator(viewer.language)
     settings = chart_settings(name, viewer.language) | {
         "job": job_id,
         "since": job.since,
         "until": job.until,
         "open": not job.one.ended,
-        "stages": [{"from": stage.since, "to": stage.until, "name": step_words(t, stage.name)} for stage in job.stages],
     }
     return render(request, "job/page.html", settings=settings, **context)
 

@@ -211,3 +211,43 @@ def test_a_report_is_asked_for_and_its_status_comes_back(visit: Visit) -> None:
     page = visit("operator").go("/device/pump-5/report")
     page.get_by_role("button", name="Ask for a report").click()
     expect(page.locator("#report")).to_contain_text("succeeded", timeout=LATE_MS)
+
+
+ARITHMETIC = """async () => {
+  const m = await import("/static/charts_numbers.js");
+  const shown = (values) => values.map((value) => (value === undefined ? "over" : value));
+  const data = { ts: [1, 2], metrics: { "board.duty": { min: [1, 1], max: [1, 1], last: [1, 1] } } };
+  const late = m.append(data, 1.5, "board", { duty: 9 });
+  const next = m.append(data, 3, "board", { duty: 0.5, "__proto__": 4, heat: 5 });
+  const none = m.append(data, 4, "board", { duty: NaN });
+  m.forget(data, 2);
+  return {
+    near: shown(m.bridged([0, 1, 2, 3], [1, null, null, 2], 10, 5)),
+    far: shown(m.bridged([0, 1, 2, 9], [null, 1, null, 2], 1, 5)),
+    ends: shown(m.bridged([0, 1], [null, null], 1, 5)),
+    opened: m.opened([0, 1, 100], [[5, 6, 7]], 50),
+    extent: [m.extent({ min: [1, null], max: [3, null], last: [2, null] }), m.extent({ min: [], max: [], last: [] })],
+    nearest: [m.nearest([0, 1, 2], [5, null, null], 2, 2), m.nearest([0, 1, 9], [5, null, null], 2, 2)],
+    reach: [m.reach({ digits: 0, low: 0, high: 100 }, 5, 6), m.reach({ digits: 1 }, null, null)],
+    clock: [m.clock(5), m.clock(3725), m.clock(-60)],
+    live: [late, next, none, data],
+  };
+}"""
+
+
+def test_gaps_stay_gaps_and_late_words_change_nothing(visit: Visit) -> None:
+    page = visit("").go("/login")
+    found = page.evaluate(ARITHMETIC)
+    assert found["near"] == [10, "over", "over", 20]
+    assert found["far"] == [None, 1, None, 2]
+    assert found["ends"] == [None, None]
+    assert found["opened"] == [[0, 1, 50.5, 100], [[5, 6, None, 7]]]
+    assert found["extent"] == [[1, 3, 2], None]
+    assert found["nearest"] == [0, None]
+    assert found["reach"][0] == [0, 100]
+    assert found["reach"][1][0] < found["reach"][1][1]
+    assert found["clock"] == ["0:05", "1:02:05", "-1:00"]
+    late, following, none, data = found["live"]
+    assert (late, following, none) == (False, True, True)
+    assert data["ts"] == [2, 3, 4]
+    assert data["metrics"]["board.duty"]["last"] == [1, 0.5, None]

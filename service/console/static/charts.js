@@ -71,6 +71,12 @@ export class Charts {
     for (const panel of this.panels) panel.plot?.redraw(false);
   }
 
+  /** Other spans behind the curves. */
+  shade(bands) {
+    this.data = { ...this.data, bands };
+    for (const panel of this.panels) panel.plot?.redraw(false);
+  }
+
   destroy() {
     this.watch.disconnect();
     document.removeEventListener("theme", this.repaint);

@@ -3,9 +3,10 @@
 import { announce, element, fill, moment, request, timeElement } from "/static/base.js";
 import { Charts } from "/static/charts.js";
 
-const MOST_SPAN = 92 * 86400; // seconds; as the server
+const MOST_SPAN = 91 * 86400; // seconds; the server gives a day more
 const LEAST_SPAN = 5;
 const LIVE_ROOM = 0.02; // share of a live span that is empty at its end: the newest value is seen
+const LATE_S = 10; // a board's clock and ours may differ by seconds
 const MOST_POINTS = 4000; // with what came live; then all is asked for anew, in buckets
 const RENEW_MS = 300_000;
 const MOST_BUCKETS = 1500, LEAST_BUCKETS = 200;
@@ -67,8 +68,9 @@ export class DeviceCharts {
     this.asked = new AbortController();
     this.early = [];
     const [since, until] = this.ends();
+    const told = this.span.since ? until : Math.min(until, Date.now() / 1000 + LATE_S);
     const buckets = Math.min(Math.max(Math.round(this.place.clientWidth || 600), LEAST_BUCKETS), MOST_BUCKETS);
-    const given = new URLSearchParams({ since: since.toFixed(3), until: until.toFixed(3), buckets });
+    const given = new URLSearchParams({ since: since.toFixed(3), until: told.toFixed(3), buckets });
     const path = `/api/device/${this.settings.board}/chart?${given}`;
     const trouble = document.getElementById("chart-trouble");
     this.place.setAttribute("aria-busy", "true");
@@ -87,7 +89,7 @@ export class DeviceCharts {
     trouble.hidden = true;
     performance.mark("chart-came");
     data.marks = data.marks.map((mark, at) => ({ ...mark, number: at + 1, look: lookOf(mark) }));
-    await this.charts.set(data);
+    await this.charts.set({ ...data, since, until });
     performance.mark("chart-drawn");
     performance.measure("chart", "chart-asked", "chart-drawn");
     this.asked = null;

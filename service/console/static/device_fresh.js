@@ -5,8 +5,10 @@ import { writeTimes } from "/static/base.js";
 const REST_MS = 1500; // between two askings: a board may say a hundred things in a second
 
 export class Fresh {
-  constructor(path) {
+  /** `placed` is called after parts were put in place. */
+  constructor(path, placed = () => {}) {
     this.path = path;
+    this.placed = placed;
     this.waiting = null;
     this.last = -Infinity;
     this.shown = new Map();
@@ -39,7 +41,6 @@ export class Fresh {
       const name = made.dataset.live;
       const kept = document.querySelector(`[data-live="${CSS.escape(name)}"]`);
       if (!kept || this.shown.get(name) === made.outerHTML) continue;
-      this.shown.set(name, made.outerHTML);
       const focused = kept.contains(document.activeElement) ? document.activeElement.id : "";
       const node = document.importNode(made, true);
       for (const open of kept.querySelectorAll("details[id]")) {
@@ -48,8 +49,10 @@ export class Fresh {
       }
       if (kept.contains(document.activeElement) && !focused) continue; // somebody is in the midst of it
       kept.replaceWith(node);
+      this.shown.set(name, made.outerHTML);
       writeTimes(node);
       if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
     }
+    this.placed();
   }
 }

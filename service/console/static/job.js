@@ -10,7 +10,7 @@ const BUCKETS = 900;
 const LATE_S = 30; // the board's clock and ours may differ by seconds
 const settings = dataOf("device-settings");
 const place = document.getElementById("charts-place"), trouble = document.getElementById("chart-trouble");
-const fresh = new Fresh(`/device/${settings.board}/jobs/${settings.job}?live`);
+const fresh = new Fresh(`/device/${settings.board}/jobs/${settings.job}?live`, stages);
 const charts = new Charts(place, settings.panels, { words: settings.words, onSpan: (since, until) => load(since, until) });
 let shown = null; // a span that was chosen by dragging
 
@@ -22,7 +22,7 @@ async function load(since, until) {
   try {
     const data = await request(`/api/device/${settings.board}/chart?${given}`);
     data.marks = data.marks.map((mark, at) => ({ ...mark, number: at + 1, look: lookOf(mark) }));
-    await charts.set({ ...data, bands: settings.stages });
+    await charts.set({ ...data, bands: told() });
     performance.measure("chart", "chart-asked");
     trouble.hidden = true;
   } catch (error) {
@@ -32,8 +32,18 @@ async function load(since, until) {
   place.setAttribute("aria-busy", "false");
 }
 
+/** The stages as the head of the page tells them; it is written anew with each status. */
+function told() {
+  return JSON.parse(document.querySelector("[data-stages]")?.dataset.stages ?? "[]");
+}
+
+function stages() {
+  const bands = told();
+  document.getElementById("stages").replaceChildren(...bands.map((stage) => element("li", {}, stage.name)));
+  charts.shade(bands);
+}
+
 place.addEventListener("dblclick", () => load());
-document.getElementById("stages").replaceChildren(...settings.stages.map((stage) => element("li", {}, stage.name)));
 connect({ board: settings.board }, {
   status: ({ id }) => {
     if (id === settings.job) fresh.ask();
@@ -44,5 +54,6 @@ connect({ board: settings.board }, {
     }
   },
 });
+stages();
 load();
 writeTimes();
