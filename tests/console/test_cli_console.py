@@ -25,6 +25,7 @@ from service import cli_console
 from service.cli import main
 from service.cli_console import listening_of, settings_of, split_listen
 from service.cli_verbs_console import console_verbs
+from service.console.audit import Audit
 from service.console.guard_rules import LOOPBACK_NAMES
 from service.console.serve_protocol import MAX_OF_ADDRESS
 from tests.simulators.console import PASSWORD, ConsoleProcess
@@ -306,7 +307,7 @@ def test_tls_with_modern_versions_only(tmp_path: Path) -> None:
             answer = client.get("/login")
             assert answer.status_code == 200
             assert "__Host-temperd-login=" in answer.headers["set-cookie"]
-            assert "strict-transport-security" in answer.headers
+            assert "strict-transport-security" not in answer.headers, "localhost has other services"
         old = ssl.create_default_context(cafile=str(cert))
         old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2
         with (
@@ -321,6 +322,33 @@ def test_tls_with_modern_versions_only(tmp_path: Path) -> None:
     finally:
         running.terminate()
         assert running.wait(timeout=30) == 0
+
+
+def test_behind_a_proxy_the_browser_counts(tmp_path: Path) -> None:
+    process = ConsoleProcess(tmp_path / "c", free_port(), options=("--behind-proxy", "--name", "console.example"))
+    process.add_users()
+    process.start()
+    told = {"host": "console.example", "x-forwarded-for": "192.0.2.66, 203.0.113.9", "x-forwarded-proto": "https"}
+    ours = {**told, "origin": "https://console.example"}
+    try:
+        with client_of(process.url, headers=told) as client:
+            page = client.get("/login")
+            fields = {"csrf": csrf(page.text), "name": "owner", "password": PASSWORD}
+            crumb = page.headers["set-cookie"].partition(";")[0]
+            client.cookies.clear()  # they are Secure, and this client sees no TLS
+            for origin in ("http://console.example", process.url):
+                answer = client.post("/login", data=fields, headers={**ours, "origin": origin, "cookie": crumb})
+                assert answer.status_code == 403
+            answer = client.post("/login", data=fields, headers={**ours, "cookie": crumb})
+            assert answer.status_code == 303
+            assert answer.headers["set-cookie"].startswith("__Host-temperd-session=")
+            assert answer.headers["strict-transport-security"]
+    finally:
+        assert process.stop() == 0
+    trail = Audit(process.state, time.time)
+    logins = [record for record in trail.everything() if record.action == "login"]
+    trail.close()
+    assert [record.details["address"] for record in logins] == ["203.0.113.9"], "what the proxy saw, no more"
 
 
 def test_one_address_does_not_take_all_connections(process: ConsoleProcess) -> None:
