@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from service.command_types import MAX_TIME_S
@@ -49,7 +50,9 @@ def figure(value: object, digits: int = 1, language: str = "en") -> str:
         return f"{found:.3e}"
     thousands, point = _MARKS[language]
     digits = max(0, min(digits, MAX_DIGITS))
-    text = f"{round(found, digits) + 0.0:,.{digits}f}"  # + 0.0: no minus before a zero
+    # Of the shortest text that is this number, as browsers do it: the script's figure and the server's are the same.
+    rounded = Decimal(repr(found)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    text = f"{rounded or abs(rounded):,.{digits}f}"  # no minus before a zero
     return text.translate({ord(","): thousands, ord("."): point})
 
 

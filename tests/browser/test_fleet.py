@@ -12,6 +12,9 @@ import pytest
 from paho.mqtt import publish
 from playwright.sync_api import Page, expect
 
+from service.console.formats import figure, span
+from service.console.texts import catalog
+from service.fleet.plain import plain
 from tests.simulators.visitor import DESK, PHONE, WAIT_MS, Stage, Visitor
 
 ROOT = "temper/v1/default"
@@ -123,6 +126,60 @@ def test_scripts_write_rows_as_the_server_does(visit: Visit) -> None:
     count, wrong = page.evaluate(SAME)
     assert count > 8
     assert wrong == []
+
+
+NUMBERS = (
+    0,
+    0.15,
+    0.25,
+    0.5,
+    2.5,
+    -2.5,
+    12.5,
+    1.005,
+    1e-7,
+    -0.04,
+    71.26,
+    0.05,
+    1234567.891,
+    -98765.4321,
+    999999999999999,
+    1e15,
+    1.5e300,
+    -2e20,
+    41.95,
+)
+SPANS = (0, 0.9, 59.9, 60, 3725, 86405, 90000, 1e9, -1)
+ODD = (
+    *(
+        "plain",
+        "\x00\x1b[2J",
+        "a\u202eb",
+        "line\nline\r\u2028\u2029",
+        "\u00a0\u3000 x",
+        "\U0001f600",
+        "\ue000\ufdd0",
+        "",
+    ),
+    *("tiếng Việt", "x" * 300, "\u200b\u200d\ufeff\u00ad", "\t"),
+)
+
+
+@pytest.mark.parametrize(("locale", "language"), [("en-GB", "en"), ("vi-VN", "vi")])
+def test_scripts_write_numbers_times_and_odd_texts_as_the_server_does(visit: Visit, locale: str, language: str) -> None:
+    page = visit("", locale=locale).go("/login")
+    figures, spans, texts = page.evaluate(
+        """async ([numbers, spans, odd]) => {
+          const base = await import("/static/base.js");
+          const figures = numbers.map((one) => [0, 1, 2].map((digits) => base.figure(one, digits)));
+          return [figures, spans.map(base.duration), odd.map((one) => base.plain(one))];
+        }""",
+        [NUMBERS, SPANS, ODD],
+    )
+    assert figures == [[figure(one, digits, language) for digits in (0, 1, 2)] for one in NUMBERS]
+    units = {unit: catalog(language)[f"base.script.span.{unit}"] for unit in ("d", "h", "min", "s")}
+    assert spans == [" ".join(f"{count}\u00a0{units[unit]}" for count, unit in span(one)) for one in SPANS]
+    assert texts == [plain(one) for one in ODD]
 
 
 @pytest.mark.usefixtures("painted")

@@ -244,6 +244,9 @@ renewButton.addEventListener("click", () => {
 setInterval(() => {
   if (!document.hidden && !document.querySelector("dialog[open]")) load({ renew: false });
 }, RENEW_MS);
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) load({ renew: false });
+});
 follow(rows);
 restore(rows);
 listen();
