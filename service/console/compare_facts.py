@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from service.console.compare_curves import Curve
-from service.fleet.boards import number, table
+from service.fleet.boards import is_final, number, table
 
 MAX_RULES = 24  # the governor has some thirty; a board may name what it likes
 MAX_TEXT = 200  # characters of what a board or a command says
@@ -28,6 +28,8 @@ class Verdict(StrEnum):
     EQUAL = "equal"
     NONE = "none"
     """Neither is better: the figure describes, it does not judge."""
+    OPEN = "open"
+    """One of the jobs has not ended."""
     UNKNOWN = "unknown"
     """One of them is not known."""
     OTHER_METRIC = "other-metric"
@@ -100,6 +102,7 @@ class Job:
         arguments: what it was asked to do; `None`: it was not sent from here, or that is forgotten.
         profile: of the board.
         curves: by metric, over seconds since it began.
+        power_is_modelled: as its telemetry says; `None`: it does not.
         rules: seconds under each rule of the governor.
         actions: seconds under each action of it.
     """
@@ -112,6 +115,7 @@ class Job:
     arguments: Mapping[str, object] | None = None
     profile: str = ""
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    power_is_modelled: bool | None = None
     rules: Mapping[str, float] = field(default_factory=dict)
     actions: Mapping[str, float] = field(default_factory=dict)
 
@@ -132,9 +136,9 @@ class Job:
 
     @property
     def modelled(self) -> bool | None:
-        """Whether any of its energy was modelled; `None`: it does not say."""
+        """Whether any of its energy was modelled, by its result or, before there is one, by its telemetry."""
         found = self.energy.get("modelled")
-        return found if isinstance(found, bool) else None
+        return found if isinstance(found, bool) else self.power_is_modelled
 
     @property
     def model(self) -> str:
@@ -226,6 +230,8 @@ def _verdict(measure: Measure, a: Job, b: Job, x: float | None, y: float | None)
     hurdle = _hurdle(measure, a, b)
     if x is None or y is None:
         return Verdict.UNKNOWN
+    if measure.better and not (is_final(a.status) and is_final(b.status)):
+        return Verdict.OPEN
     if hurdle is not None:
         return hurdle
     if abs(y - x) <= EQUAL_SHARE * max(abs(x), abs(y)):
@@ -241,7 +247,7 @@ def _hurdle(measure: Measure, a: Job, b: Job) -> Verdict | None:
     """Why neither may be called better, whatever the figures are."""
     if measure.needs == "metric" and a.metric != b.metric:
         return Verdict.OTHER_METRIC
-    if measure.needs in ("source", "energy") and _meter(a) != _meter(b):
+    if measure.needs in ("source", "energy") and (a.modelled is None or _meter(a) != _meter(b)):
         return Verdict.OTHER_SOURCE
     if measure.needs in ("work", "energy") and a.result.get("samples") != b.result.get("samples"):
         return Verdict.OTHER_WORK

@@ -94,7 +94,8 @@ def _job(store: Store, tenant: str, named: Named, arguments: Mapping[str, object
     # A clock may be off by years: then there is nothing in this span, and no chart is longer than the store draws.
     until = min(max(ended or now, began + LEAST_SPAN_S), began + MAX_CHART_S)
     found = store.chart(tenant, named.board, wanted(), began, until, BUCKETS)
-    rows = store.changes(tenant, named.board, "board", ["rule", "action"], began, until).rows
+    rows = store.changes(tenant, named.board, "board", ["rule", "action", "power_is_modelled"], began, until).rows
+    modelled = [told for row in rows if isinstance(told := row.values.get("power_is_modelled"), bool)]
     return Job(
         board=named.board,
         id=named.id,
@@ -104,6 +105,7 @@ def _job(store: Store, tenant: str, named: Named, arguments: Mapping[str, object
         arguments=arguments,
         profile=profile,
         curves=curves(found, began),
+        power_is_modelled=any(modelled) if modelled else None,
         rules=held([(max(row.ts, began), text_of(row.values.get("rule"))) for row in rows], until),
         actions=held([(max(row.ts, began), text_of(row.values.get("action"))) for row in rows], until),
     )

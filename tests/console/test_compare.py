@@ -89,6 +89,18 @@ def test_sums_of_other_work_are_not_judged_but_rates_are() -> None:
     assert line(a, b, "joules_per_sample").verdict is Verdict.B
 
 
+def test_a_job_that_goes_on_is_not_judged() -> None:
+    going = Job("pi-1", "x", {"status": "running", "energy_j": 5.0, "attempt": 1}, power_is_modelled=True)
+    ended = job(samples=10, energy=ENERGY)
+    assert line(going, ended, "joules").verdict is Verdict.OPEN
+    assert (going.modelled, ended.modelled, job().modelled) == (True, True, None)
+
+
+def test_energy_of_an_unknown_meter_is_not_judged() -> None:
+    unknown = job(samples=10, energy={"joules": 5.0})
+    assert line(unknown, unknown, "joules").verdict is Verdict.OTHER_SOURCE
+
+
 def test_what_one_does_not_tell_is_no_zero() -> None:
     found = line(job(wall_s=5.0), job(), "wall_s")
     assert (found.b, found.difference, found.verdict) == (None, None, Verdict.UNKNOWN)

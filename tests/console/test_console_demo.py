@@ -74,7 +74,7 @@ def test_a_port_that_is_taken_is_said_and_another_serves(tmp_path: Path) -> None
         until = asyncio.Event()
         settings = settings_of(tmp_path, 1, tmp_path / "console" / "mine.key")
         serving = asyncio.create_task(serve_console(settings, lines.append, until))
-        while not any("set-up" in line for line in lines):
+        while not (any("set-up" in line for line in lines) and any(line.startswith("console: ") for line in lines)):
             await asyncio.sleep(0.05)
             assert not serving.done(), serving.result()
         address = next(line for line in lines if line.startswith("console: ")).removeprefix("console: ")
