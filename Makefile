@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench browser-test demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench browser-test console-pictures demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -56,7 +56,7 @@ day: $(VENV)/.installed  ## a day of each emulated board at 30 °C, steered by t
 
 postgres-test: $(VENV)/.installed  ## the stores' tests with a real PostgreSQL, which apt installs if it is missing (root, Debian)
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
-	$(BIN)/python -m pytest tests/service/test_store.py $(ARGS)
+	$(BIN)/python -m pytest tests/service/test_store.py tests/service/test_store_chart.py $(ARGS)
 
 ledger: $(VENV)/.installed  ## 2,000 lives of a board's ledger: commands, crashes, repeats, reorderings (a quarter of an hour)
 	TEMPERD_LEDGER_RUNS=2000 $(BIN)/python -m pytest -s tests/service/test_ledger_machine.py $(ARGS)
@@ -76,6 +76,9 @@ package-update-test: $(VENV)/.installed  ## the Debian package updates itself, w
 browser-test: $(VENV)/.installed tools  ## the console's pages in the machine's own Chromium, which apt installs if it is missing (root, Debian)
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+console-pictures: $(VENV)/.installed tools  ## the pictures of docs/console.md anew, from `temperd console --demo` (five minutes)
+	$(BIN)/python -m tests.browser.pictures $(ARGS)
 
 fuzz: .venv-fuzz/.installed  ## 1.2 million damaged inputs for all that reads bytes from outside (two minutes)
 	.venv-fuzz/bin/python tests/fuzz/run.py $(ARGS)
