@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import html
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote
@@ -264,7 +265,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 def _once_more(target: str) -> Response:
     """A link on another site led here, so the browser kept the session's cookie back; from our own page it sends it."""
-    where = quote(rules.safe_next(target), safe="/?=&%-._~")
+    where = html.escape(quote(rules.safe_next(target), safe="/?=&%-._~"))
     return HTMLResponse(f'<!doctype html><meta http-equiv="refresh" content="0;url={where}"><title>temperd</title>')
 
 

@@ -59,24 +59,36 @@ async def change_user(request: Request) -> Response:
     """Another role, kept out or let in, removed, or a link for a new password; recorded before it is done."""
     form = await read_form(request)
     room, viewer = room_of(request), viewer_of(request)
-    deed, role = form.get("deed", ""), form.get("role", "")
+    deed, role, name = form.get("deed", ""), form.get("role", ""), form.get("name", "")
+    details: dict[str, Any] = {}
     try:
-        name = check_user_name(form.get("name", ""))
+        check_user_name(name)
         _check_deed(deed, role)
         details = {"user": name} | ({"role": role} if deed == "role" else {})
         await room.audit.record(viewer.name, f"user-{deed}", details=details)
-        if deed == "role":
-            await room.accounts.set_role(name, Role(role))
-        elif deed == "remove":
-            await room.accounts.remove(name)
-        elif deed == "link":
-            token = await asyncio.to_thread(room.accounts.make_link, name)
-            return await _users(request, link=f"{request.base_url}{SET_UP.removeprefix('/')}?token={token}", name=name)
-        else:
-            await room.accounts.set_disabled(name, disabled=deed == "disable")
+        link = await _change(request, deed, name, role)
     except SpecError as error:
+        if details:
+            told = {**details, "deed": deed, "error": error.code}
+            await room.audit.record(viewer.name, "user-change-refused", details=told)
         return await _users(request, code=error.code, status=UNPROCESSABLE)
-    return RedirectResponse(USERS, 303)
+    return await _users(request, link=link, name=name) if link else RedirectResponse(USERS, 303)
+
+
+async def _change(request: Request, deed: str, name: str, role: str) -> str:
+    """Do it; a link, if one was asked for."""
+    accounts = room_of(request).accounts
+    if deed == "link":
+        token = await asyncio.to_thread(accounts.make_link, name)
+        scheme = "https" if room_of(request).settings.secure else request.url.scheme
+        return f"{scheme}://{request.headers['host']}{SET_UP}?token={token}"
+    if deed == "role":
+        await accounts.set_role(name, Role(role))
+    elif deed == "remove":
+        await accounts.remove(name)
+    else:
+        await accounts.set_disabled(name, disabled=deed == "disable")
+    return ""
 
 
 def _role(text: str) -> Role:

@@ -435,6 +435,7 @@ def test_owners_look_after_users(owner: Client, room: Room) -> None:
         assert owner.submit("/users/change", **{"name": "viewer", **fields}).status_code == 422
     assert owner.submit("/users/change", name="owner", deed="remove").status_code == 422
     told = [record.action for record in room.audit.everything()]
+    assert told[-2:] == ["user-remove", "user-change-refused"], "what was asked, and that it was not done"
     assert {"user-added", "user-role", "user-disable", "user-enable", "user-link", "user-remove"} <= set(told)
 
 
