@@ -53,14 +53,15 @@ class SqliteFile:
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")  # a commit survives a power cut
         run("PRAGMA foreign_keys = ON")
-        run("BEGIN IMMEDIATE")
-        found = int(run("PRAGMA user_version").fetchone()[0])
-        run("COMMIT")
-        if found > version:
-            fix = "Install that version, or name another folder with --state"
-            raise BoardError(f"{self._what} was written by a newer temperd", where=str(self.path), fix=fix)
-        if found == 0:
-            self._writer.executescript(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version = {version}; COMMIT")
+        with self._transaction():  # of two processes that make the file at once, one makes the tables
+            found = int(run("PRAGMA user_version").fetchone()[0])
+            if found > version:
+                fix = "Install that version, or name another folder with --state"
+                raise BoardError(f"{self._what} was written by a newer temperd", where=str(self.path), fix=fix)
+            if found == 0:
+                for statement in _statements(schema):
+                    run(statement)
+                run(f"PRAGMA user_version = {version}")
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -69,15 +70,8 @@ class SqliteFile:
         Raises:
             BoardError: `no-space` or `disk`; nothing of it was kept.
         """
-        with self._write_lock, self._using():
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._writer
-                self._writer.execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-                raise
+        with self._write_lock, self._using(), self._transaction():
+            yield self._writer
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -96,6 +90,17 @@ class SqliteFile:
             self._writer.close()
 
     @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+
+    @contextmanager
     def _using(self) -> Iterator[None]:
         """The one seam where SQLite's errors become BoardError."""
         try:
@@ -105,6 +110,16 @@ class SqliteFile:
             reason, fix = ("no-space", "Free space") if full else ("disk", "Name another folder with --state")
             what = f"{self._what} cannot be used: {error}"
             raise BoardError(what, where=str(self.path), reason=reason, fix=fix) from error
+
+
+def _statements(schema: str) -> Iterator[str]:
+    """One by one; `executescript` would end the transaction."""
+    text = ""
+    for part in schema.split(";"):
+        text += f"{part};"
+        if sqlite3.complete_statement(text):  # a trigger's body has semicolons of its own
+            yield text
+            text = ""
 
 
 def _connect(path: Path) -> sqlite3.Connection:

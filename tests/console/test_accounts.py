@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from agent.keys_consoles import Role
 from service.console.account_page import browser_of
 from service.console.accounts import LINK_S, MAX_USERS, Accounts
 from service.console.accounts_file import FILE_NAME, USER_NAME, token_id
+from service.console.audit import Audit
 from service.console.passwords import AT_ONCE, MOST_WAITING, Cost, Hashing, check_password
 from service.console.room import Room
 from service.console.sessions import MAX_SESSIONS, WHOLE_S, csrf_of
@@ -147,6 +149,17 @@ def test_another_process_changes_users_and_it_counts_at_once(accounts: Accounts,
     asyncio.run(beside.remove("bob"))
     assert accounts.sessions.find(token) is None
     assert accounts.user("bob") is None
+
+
+def test_many_who_make_the_file_at_once_make_one(tmp_path: Path, clock: Clock) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(
+            pool.map(lambda _: (Accounts(tmp_path / "s", clock, CHEAP), Audit(tmp_path / "s", clock)), range(8))
+        )
+    add(made[0][0])
+    made[3][1].write("alice", "login")
+    assert [accounts.has_owner() for accounts, _ in made] == [True] * 8
+    assert [trail.head()[0] for _, trail in made] == [1] * 8
 
 
 def test_files_that_others_may_read_are_refused(tmp_path: Path, clock: Clock) -> None:
