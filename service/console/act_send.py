@@ -116,7 +116,7 @@ async def _publish(room: Room, viewer: Viewer, sent: Sent) -> None:
             told = {"type": request.type, "command": request.id, "error": str(error)}
             await room.audit.record(viewer.name, NOT_CONFIRMED, boards=(request.device,), details=told)
             raise
-        sent.confirmed = True
+        sent.let_go()
 
 
 def _check(token: str, why: str, valid_s: int) -> None:

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.errors import SpecError
 from agent.strict_json import canonical
@@ -43,6 +43,11 @@ class Sent:
     """The audit trail has it."""
     confirmed: bool = False
     """The broker has it."""
+
+    def let_go(self) -> None:
+        """The broker has it: of what was sent the id is enough from now on."""
+        self.confirmed, self.envelope = True, b""
+        self.request = replace(self.request, args={}, expect={})
 
 
 class SentForms:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from agent.errors import BoardError
-from agent.keys_consoles import Role, trusted_consoles
-from service.commands import KNOWN, PERMITTED, SET_POLICY, Command, open_command
+from agent.keys_consoles import Role
+from service.commands import KNOWN, PERMITTED, SET_POLICY
 from service.console import act_page
 from service.console.act_order import ASKED
 from service.console.act_sent import MAX_FORMS, new_token
@@ -38,21 +38,6 @@ def form_of(bench: ActRoom, kind: str, query: str = "", role: Role = Role.OWNER)
     return FormReader(page.text).forms[0]
 
 
-def opened(bench: ActRoom, number: int = -1) -> Command:
-    """What a board would read."""
-    _, kind, command_id, envelope, _ = bench.hub.sent[number]
-    trusted = trusted_consoles(bench.public.parent)
-    return open_command(
-        envelope,
-        topic_type=kind,
-        topic_id=command_id,
-        trusted={console.keyid: console for console in trusted},
-        device="pi-1",
-        now=bench.now,
-        clock_synchronised=True,
-    )
-
-
 @pytest.mark.parametrize("language", ["en", "vi"])
 @pytest.mark.parametrize("kind", PLAIN)
 def test_each_command_has_a_form_in_words(bench: ActRoom, kind: str, language: str) -> None:
@@ -71,7 +56,7 @@ def test_a_fine_tune_is_signed_recorded_and_sent(bench: ActRoom) -> None:
     [(board, kind, command_id, _, valid_s)] = bench.hub.sent
     assert (answer.status_code, answer.headers["location"]) == (303, f"/device/pi-1/jobs/{command_id}")
     assert (board, kind, valid_s) == ("pi-1", "fine-tune", 600)
-    command = opened(bench)
+    command = bench.opened()
     assert command.args == {"model": "net", "data": "/srv/parts", "epochs": 8, "promote": "ask"}
     assert (command.expect, command.not_after - command.issued_at) == ({"state_version": 7}, 600)
     [record] = bench.records()
@@ -106,7 +91,7 @@ def test_a_command_that_ends_work_is_asked_once_and_sent_as_it_was_shown(bench: 
     assert (back.status_code, bench.hub.sent) == (200, [])
     sent = client.post("/device/pi-1/act/cancel", FormReader(back.text).forms[0] | {"step": "send"})
     assert sent.status_code == 303
-    assert opened(bench).args == {"job": JOB}
+    assert bench.opened().args == {"job": JOB}
 
 
 def test_a_confirmation_that_nobody_asked_for_is_asked(bench: ActRoom) -> None:
@@ -122,7 +107,7 @@ def test_a_form_without_a_token_is_asked_too(bench: ActRoom) -> None:
     assert (asked.status_code, bench.hub.sent) == (200, [])
     answer = bench.client().post("/device/pi-1/act/pause", FormReader(asked.text).forms[0] | {"step": "send"})
     assert answer.status_code == 303
-    assert opened(bench).args == {"job": JOB}
+    assert bench.opened().args == {"job": JOB}
 
 
 def test_back_from_the_question_is_the_form_as_it_was(bench: ActRoom) -> None:
@@ -143,7 +128,7 @@ def test_conditions_hold_what_the_sender_saw(bench: ActRoom) -> None:
     shown = client.post("/device/pi-1/act/rollback", given | {"why": WHY})
     assert "The board has changed" in shown.text
     client.post("/device/pi-1/act/rollback", FormReader(shown.text).forms[0] | {"step": "send"})
-    assert opened(bench).expect == {"active_model": MODEL}
+    assert bench.opened().expect == {"active_model": MODEL}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +166,7 @@ def test_a_form_that_sent_something_else_is_not_used_again(bench: ActRoom) -> No
     fresh = FormReader(answer.text).forms[0]
     assert fresh["token"] != given["token"]
     assert client.post("/device/pi-1/act/qualify", fresh).status_code == 303
-    assert opened(bench).args == {"minutes": 20}
+    assert bench.opened().args == {"minutes": 20}
 
 
 def test_a_token_of_one_user_is_not_anothers(bench: ActRoom) -> None:

@@ -18,7 +18,6 @@ from service.console import policy_page
 from service.console.act_sent import new_token
 from service.console.policy_check import MAX_DIFF_LINES, MAX_FAULTS, check, key_difference, line_of, text_difference
 from service.fleet.boards import Board
-from tests.console.test_act_pages import opened
 from tests.simulators.act_room import BIRTH, JOB, ActRoom, FormReader
 
 WHY = "the cabinet is hotter in summer"
@@ -202,7 +201,7 @@ def test_a_policy_is_shown_with_its_difference_then_signed_as_it_was_shown(bench
     _, kept = ask(bench, text=text)
     answer = bench.client().post("/device/pi-1/policy", kept | {"step": "send"})
     assert answer.status_code == 303
-    command = opened(bench)
+    command = bench.opened()
     assert command.policy.text == text
     assert command.expectation.policy == hashlib.sha256(DEFAULT.encode()).hexdigest()
     [record] = bench.records()
@@ -222,7 +221,7 @@ def test_shipped_ones_and_a_reset_are_sent_by_name(
 ) -> None:
     _, kept = ask(bench, **fields)
     assert bench.client().post("/device/pi-1/policy", kept | {"step": "send"}).status_code == 303
-    assert opened(bench).args == args
+    assert bench.opened().args == args
     assert bench.client().get("/device/pi-1/policy").status_code == 200  # the trail has one without a text now
 
 

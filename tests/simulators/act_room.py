@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agent.errors import NetworkError
 from agent.keys import create_console_key
-from agent.keys_consoles import Role
+from agent.keys_consoles import Role, trusted_consoles
 from service.capabilities import capability
+from service.commands import Command, open_command
 from service.config import Mqtt
 from service.console.audit import Audit, Record, Wanted
 from service.console.guard_errors import HANDLERS
@@ -173,3 +174,16 @@ class ActRoom:
     def records(self) -> list[Record]:
         """The audit trail, oldest first."""
         return self.audit.page(Wanted())[::-1]
+
+    def opened(self) -> Command:
+        """What the board would read of the last command; its signature is checked."""
+        _, kind, command_id, envelope, _ = self.hub.sent[-1]
+        return open_command(
+            envelope,
+            topic_type=kind,
+            topic_id=command_id,
+            trusted={console.keyid: console for console in trusted_consoles(self.public.parent)},
+            device="pi-1",
+            now=self.now,
+            clock_synchronised=True,
+        )
