@@ -218,7 +218,7 @@ def models(birth: Mapping[str, Any], commands: Sequence[Command]) -> list[Model]
     """
     manifest = table(birth.get("active_model"))
     active = text(manifest.get("model_sha256"), 64)
-    slots = {_to(one): text(one.result.get("slot"), 8) for one in reversed(commands) if _moved(one)}
+    slots = _slots(commands)
     made = {text(one.result.get("model_sha256"), 64): one for one in commands if one.type in ("", FINE_TUNE)}
     found = []
     if active:
@@ -227,7 +227,7 @@ def models(birth: Mapping[str, Any], commands: Sequence[Command]) -> list[Model]
     for one in commands:
         digest = text(one.result.get("model_sha256"), 64)
         if one.result.get("staged") is True and digest != active and one.status == "succeeded" and one.id > moved:
-            found.append(_made("staged", digest, one, ""))
+            found.append(_made("staged", digest, one, slots.get(digest, "")))
             break
     seen = {model.sha256 for model in found}
     for one in commands:
@@ -240,6 +240,20 @@ def models(birth: Mapping[str, Any], commands: Sequence[Command]) -> list[Model]
             empty = Model("before", "", "", digest, "", "", "", slots.get(digest, ""), None)
             found.append(_made("before", digest, maker, slots.get(digest, "")) if maker else empty)
     return found
+
+
+def _slots(commands: Sequence[Command]) -> dict[str, str]:
+    """The slot of each model, as far as results tell: of two that were put into one slot the later one is there."""
+    held: dict[str, str] = {}
+    for one in reversed(commands):
+        slot = text(one.result.get("slot"), 8)
+        digest = text(one.result.get("model_sha256"), 64) or _to(one)
+        if one.status == "succeeded" and one.type in _INTO_SLOTS and slot and digest:
+            held[slot] = digest
+    return {digest: slot for slot, digest in held.items()}
+
+
+_INTO_SLOTS = ("", FINE_TUNE, PROMOTE, ROLLBACK)
 
 
 def _moved(one: Command) -> bool:

@@ -62,6 +62,16 @@ def test_a_model_waits_until_something_else_was_made_active() -> None:
     assert "staged" not in [model.role for model in facts.models({}, [gone, waiting])]
 
 
+def test_a_slot_holds_the_model_that_was_put_there_last() -> None:
+    def job(number: int, digest: str, slot: str) -> facts.Command:
+        command_id = f"019ff000-0000-7000-8000-00000000010{number}"
+        return made("fine-tune", status(command_id, "succeeded", 9, NOW, result={"model_sha256": digest, "slot": slot}))
+
+    newest_first = [job(3, MODEL, "a"), job(2, OTHER, "b"), job(1, "9c" * 32, "a")]
+    found = {model.sha256: model.slot for model in facts.models(BIRTH, newest_first)}
+    assert found == {MODEL: "a", OTHER: "b", "9c" * 32: ""}
+
+
 def test_work_at_hand_comes_before_what_waits() -> None:
     running = made("fine-tune", status(JOB, "running", 1, NOW, step="training"))
     waits = made("scrub", status(PROMOTED, "deferred", 1, NOW))
