@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
@@ -13,17 +11,19 @@ from dataclasses import replace
 from typing import Any, Self
 
 from agent.errors import TemperdError
+from service.console.hub_ask import BIRTH, CAPABILITIES, Questions
 from service.console.hub_details import Details
 from service.console.hub_ingest import Consumer
+from service.console.hub_stored import stored_birth, stored_devices, stored_words
 from service.console.hub_watch import Event, Look, Watcher, all_news, news_of, tell
 from service.console.reads import Reads
 from service.console.room import Settings
 from service.console.rows import FleetPage, FleetQuery, Row, Summary, make_row, row_table, summarise, summary_table
 from service.console.rows_query import select
-from service.fleet.boards import MAX_BOARDS, Board, Boards, table
+from service.fleet.boards import Board, Boards
 from service.fleet.fleet_link import FOR_A_LIST, FleetLink, Take
 from service.fleet.state import FleetState
-from service.fleet.store import DeviceRow, Filter, Store
+from service.fleet.store import DeviceRow
 from service.logs import logger
 
 __all__ = ["Event", "Hub"]
@@ -31,10 +31,7 @@ __all__ = ["Event", "Hub"]
 GATHER_S = 0.5  # between two looks at what changed: open pages are told twice a second at most
 AWAY_S = 5.0  # without a broker after the start: then the store says what it knows of jobs and alarms
 GROUPS_S = 5.0  # how long groups are believed: `temperd fleet group` may change them
-ANSWER_S = 3.0  # for what a broker retains of one board
-LINGER_S = 0.3  # after the last message of an answer
-STORED_STATUSES = 20  # of one board, as many as are kept of what is heard
-CAPABILITIES, BIRTH = "cmd/+", "birth"
+SAME_BIRTH = ("agent", "state_version")  # where they differ the store is behind
 SECOND = 1_000_000  # revisions in a second: those of a console that starts again are higher than those before
 
 log = logger("console")
@@ -72,18 +69,17 @@ class Hub:
         self._tables: dict[str, tuple[int, dict[str, Any]]] = {}
         self._dirty: set[str] = set()
         self._summary: tuple[int, Summary] | None = None
-        self._heard_alarms: set[tuple[str, str]] | None = None
-        """Alarms that the present connection told of, until all that is retained has come."""
+        self._heard: set[tuple[str, str]] | None = None
+        """Presences and alarms that the present connection told of, until all that is retained has come."""
         self._settled = False
         self._watchers: set[Watcher] = set()
         self._looks: dict[str, Look] = {}
         self._taps: list[Take] = []
         self._details = Details()
-        self._asking: Counter[str] = Counter()
-        self._came: dict[str, float] = {}
         self._groups: tuple[float, dict[str, frozenset[str]]] | None = None
         client_id = f"console-{secrets.token_hex(8)}"
         self._link = FleetLink(settings.mqtt, settings.tenant, client_id, self._take, topics=FOR_A_LIST, paced=True)
+        self._questions = Questions(self._link, monotonic)
         self._consumer = Consumer(settings, now=now, monotonic=monotonic) if settings.consume else None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -177,8 +173,10 @@ class Hub:
         """The whole birth of a board, asked from the store or the broker; empty: none."""
         self._details.want(name, self._monotonic())
         if self._details.birth(name) is None:
-            if stored := await self._stored_birth(name):
-                self._details.take(name, ["birth"], stored)
+            stored, board = await stored_birth(self._reads, self._settings.tenant, name), self.board(name)
+            told = board.birth if board is not None else {}
+            if stored and all(stored.get(key) == told.get(key, stored.get(key)) for key in SAME_BIRTH):
+                self._details.take(name, [BIRTH], stored)
             else:
                 await self._ask(name, BIRTH)
         return self._details.birth(name) or {}
@@ -190,7 +188,8 @@ class Hub:
             NetworkError: the broker did not confirm it.
             CommandError: the envelope is longer than a device reads.
         """
-        self._link.listen(device, f"cmd/{kind}/{command_id}/sts")
+        if self.board(device) is None:  # of boards that were heard of it listens to all
+            self._link.listen(device, f"cmd/{kind}/{command_id}/sts")
         await self._link.send(device, kind, command_id, envelope, expires_s=valid_s)
 
     # --- what open pages are told ------------------------------------------------------------------------------------
@@ -287,10 +286,10 @@ class Hub:
         name, *levels = topic.removeprefix(self._root).split("/")
         if not topic.startswith(self._root) or not levels:
             return  # nothing that we asked for
-        if body is not None and self._details.take(name, levels, body) and name in self._asking:
-            self._came[name] = self._monotonic()
-        if self._heard_alarms is not None and levels[0] == "a" and body is not None:
-            self._heard_alarms.add((name, levels[-1]))
+        if body is not None and self._details.take(name, levels, body):
+            self._questions.came(name)
+        if self._heard is not None and levels[0] in ("a", "conn") and body is not None:
+            self._heard.add((name, "/".join(levels)))
         if self._boards.take(topic, body, now=self._now(), retained=retained) != name:
             return
         self._dirty.add(name)
@@ -337,31 +336,31 @@ class Hub:
             await asyncio.sleep(GATHER_S)
             if self._link.connections == connections:
                 continue
-            connections, self._heard_alarms = self._link.connections, set()
-            raised = [(board.name, kind) for board in self._boards.boards.values() for kind in board.alarms]
+            connections, self._heard = self._link.connections, set()
+            known = [one for board in self._boards.boards.values() for one in _retained(board)]
             quiet = await self._link.wait_quiet()
-            heard, self._heard_alarms = self._heard_alarms, None
+            heard, self._heard = self._heard, None
             if not quiet or self._link.connections != connections:
                 connections = 0
                 continue
-            for name, kind in set(raised) - heard:
-                self._take(f"{self._root}{name}/a/{kind}", None, retained=True)
+            for name, levels in known:
+                if (name, levels) not in heard:
+                    self._forget(name, levels)
             self._settled = True
             self._dirty |= self._stored.keys() - self._boards.boards.keys()
+
+    def _forget(self, name: str, levels: str) -> None:
+        """A broker that was wiped has it no more, and its board has not come back to say it again."""
+        board = self.board(name)
+        gone = {**board.conn, "online": False} if levels == "conn" and board is not None else None
+        self._take(f"{self._root}{name}/{levels}", gone, retained=True)
 
     # --- what the store knows ----------------------------------------------------------------------------------------
 
     async def _read_devices(self) -> None:
         """Every device that is in the store, so that there is a list at once."""
-        wanted = Filter(tenant=self._settings.tenant)
-        now = self._now()
         try:
-            while len(self._stored) < MAX_BOARDS:
-                page = await self._reads(lambda store, wanted=wanted: store.devices(wanted, now))  # type: ignore[misc]
-                self._stored |= {row.name: row for row in page}
-                if len(page) < wanted.limit:
-                    break
-                wanted = replace(wanted, after=(page[-1].tenant, page[-1].name))
+            self._stored = await stored_devices(self._reads, self._settings.tenant, self._now())
         except TemperdError as error:
             self.trouble = str(error)
             log.warning("the list begins empty: the store cannot be read", why=str(error))
@@ -374,45 +373,19 @@ class Hub:
             if self._link.connections:
                 return
             try:
-                statuses, alarms = await self._reads(lambda store, name=name: self._of_store(store, name))  # type: ignore[misc]
+                words = await stored_words(self._reads, self._settings.tenant, name)
             except TemperdError as error:
                 self.trouble = str(error)
                 return
-            for levels, body in (*statuses, *alarms):
+            for levels, body in words:
                 self._take(f"{self._root}{name}/{levels}", body, retained=True)
 
-    def _of_store(self, store: Store, name: str) -> tuple[list[tuple[str, dict[str, Any]]], ...]:
-        statuses = [json.loads(text) for text in store.statuses(self._settings.tenant, name)[:STORED_STATUSES]]
-        alarms = [json.loads(text) for text in store.alarms(self._settings.tenant, name)]
-        return (
-            [(f"cmd//{body.get('id')}/sts", body) for body in map(table, statuses)],
-            [(f"a/{body.get('type')}", body) for body in map(table, alarms)],
-        )
-
-    async def _stored_birth(self, name: str) -> dict[str, Any]:
-        with contextlib.suppress(TemperdError, ValueError):
-            text = await self._reads(lambda store: store.birth(self._settings.tenant, name))
-            return table(json.loads(text)) if text else {}
-        return {}
-
     async def _ask(self, name: str, topic: str) -> None:
-        """Have the broker tell again what it retains of a board, and wait for it."""
-        if not self.connected or name not in self._rows:
-            return
-        begun = self._monotonic()
-        self._asking[name] += 1
-        if topic == BIRTH:
-            self._link.ask_again(name, topic)  # it is listened to anyway
-        else:
-            self._link.listen(name, topic)
-        try:
-            while (now := self._monotonic()) < begun + ANSWER_S:
-                await asyncio.sleep(LINGER_S / 10)
-                if now > self._came.get(name, now) + LINGER_S:
-                    return
-        finally:
-            self._asking[name] -= 1
-            if not self._asking[name]:
-                del self._asking[name]
-                self._came.pop(name, None)
-                self._link.unlisten(name, CAPABILITIES)
+        if name in self._rows:
+            await self._questions.ask(name, topic)
+
+
+def _retained(board: Board) -> list[tuple[str, str]]:
+    """Name and levels of what a broker keeps of a board and may lose: that it is there, and its alarms."""
+    there = ["conn"] if board.online else []
+    return [(board.name, levels) for levels in (*there, *(f"a/{kind}" for kind in board.alarms))]

@@ -15,9 +15,10 @@ import pytest
 from service.capabilities import capability
 from service.command_types import KNOWN, new_id
 from service.config import Mqtt
-from service.console.hub import STORED_STATUSES, Hub
+from service.console.hub import Hub
 from service.console.hub_details import MAX_ALL_BYTES, MAX_BOARDS_KEPT, MAX_DETAIL_BYTES, Details
 from service.console.hub_ingest import plan_of
+from service.console.hub_stored import STORED_STATUSES
 from service.console.hub_watch import MAX_PENDING, MAX_VALUES, Event, Look, Watcher, cut_values
 from service.console.reads import Reads
 from service.console.room import Room, Settings
@@ -341,7 +342,7 @@ def test_a_broker_is_asked_for_what_a_board_can_and_is_and_forgets_its_question(
 
 
 @needs_broker
-def test_alarms_that_a_broker_has_not_kept_are_over(make_room: Callable[..., Room], tmp_path: Path) -> None:
+def test_what_a_broker_has_not_kept_over_a_crash_is_over(make_room: Callable[..., Room], tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path)
     broker.start()
     settings = make_room(mqtt=Mqtt(host="127.0.0.1", port=broker.port)).settings
@@ -356,8 +357,12 @@ def test_alarms_that_a_broker_has_not_kept_are_over(make_room: Callable[..., Roo
             broker.kill()
             await until(lambda: not hub.connected)
             assert hub.summary().alarmed == 1  # until somebody knows better
+            assert hub.summary().states["hot"] == 1
             broker.start()
             await until(lambda: hub.summary().alarmed == 0)
+            assert hub.summary().states["offline"] == 1
+            tell(hub, "pi-1/conn", {"online": True, "session": 1, "connection": 2})
+            assert hub.summary().states["idle"] == 1
         reads.close()
 
     try:

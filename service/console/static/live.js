@@ -4,6 +4,7 @@ import { dataOf, fill, moment } from "./base.js";
 
 const FIRST_MS = 1000, LONGEST_MS = 30000; // between two tries; doubled each time, a random half taken away
 const SILENT_MS = 40000; // the server says something each 15 s: after two that did not come the line is dead
+const BRIEF_MS = 1500; // a stream that is made anew, as another filter asks for it, is not worth a word
 const HIDDEN_MS = 20000; // a page that nobody sees gives its place up: browsers open six connections to a server
 const TEXTS = dataOf("live-texts") || {};
 const EVENTS = ["hello", "link", "rows", "status", "metrics", "alarm", "conn", "birth", "roll-out"];
