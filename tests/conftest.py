@@ -44,7 +44,8 @@ def _touches_no_runtime(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them."""
+    """Mark them; those with a browser come last, as its loop runs on this thread from then on."""
+    items.sort(key=lambda item: item.path.is_relative_to(HERE / "browser"))
     for item in items:
         if _touches_no_runtime(item.path):
             item.add_marker(pytest.mark.once)
