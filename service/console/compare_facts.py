@@ -103,6 +103,7 @@ class Job:
         profile: of the board.
         curves: by metric, over seconds since it began.
         power_is_modelled: as its telemetry says; `None`: it does not.
+        decisions_cut: what was decided at its beginning is not in `rules` and `actions`.
         rules: seconds under each rule of the governor.
         actions: seconds under each action of it.
     """
@@ -116,6 +117,7 @@ class Job:
     profile: str = ""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     power_is_modelled: bool | None = None
+    decisions_cut: bool = False
     rules: Mapping[str, float] = field(default_factory=dict)
     actions: Mapping[str, float] = field(default_factory=dict)
 

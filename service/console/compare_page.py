@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ async def show(request: Request) -> Response:
     """Both jobs, or what there is to choose."""
     room = room_of(request)
     named = {side: _named(request, side) for side in SIDES}
-    jobs = {side: await _job(room, found) for side, found in named.items()}
+    jobs = dict(zip(SIDES, await asyncio.gather(*(_job(room, named[side]) for side in SIDES)), strict=True))
     unknown = [side for side in SIDES if named[side] and not jobs[side]]
     search = request.query_params.get("board", "")[:MAX_SEARCH]
     a, b = jobs["a"], jobs["b"]
@@ -108,8 +109,7 @@ async def _job(room: Room, named: Named | None) -> Job | None:
 
 
 async def _both(request: Request) -> tuple[Job, Job]:
-    jobs = [await _job(room_of(request), _named(request, side)) for side in SIDES]
-    a, b = jobs
+    a, b = await asyncio.gather(*(_job(room_of(request), _named(request, side)) for side in SIDES))
     if a is None or b is None:
         raise HTTPException(NOT_FOUND, "the store knows no such job")
     return a, b

@@ -16,7 +16,7 @@ from service.console.compare_facts import Job, held, short
 from service.fleet.boards import is_final, number, table
 from service.fleet.state import FleetState
 from service.fleet.store import Filter
-from service.fleet.store_chart import MAX_CHART_S
+from service.fleet.store_chart import MAX_CHART_S, Change
 
 if TYPE_CHECKING:
     from service.console.audit import Audit, Record
@@ -28,6 +28,8 @@ MAX_JOBS = 8  # of one of them
 MAX_SEARCH = 63  # a board's name is not longer
 AROUND_S = 30.0  # between the id of a command and the record that tells of it
 BEGUN = "roll-out-begun"  # as the audit trail calls it
+DECIDED = ("rule", "action", "power_is_modelled")
+MAX_LOOKS = 10  # each gives a thousand changes: one in ten seconds for a day
 MAX_BEGUN = 20  # roll-outs to a board, the newest before the job, that are searched for it
 MAX_ALIKE = 200  # boards of one roll-out whose names hold that of the board
 LEAST_SPAN_S = 1.0  # of a chart: a job that ended at once has one moment
@@ -94,7 +96,7 @@ def _job(store: Store, tenant: str, named: Named, arguments: Mapping[str, object
     # A clock may be off by years: then there is nothing in this span, and no chart is longer than the store draws.
     until = min(max(ended or now, began + LEAST_SPAN_S), began + MAX_CHART_S)
     found = store.chart(tenant, named.board, wanted(), began, until, BUCKETS)
-    rows = store.changes(tenant, named.board, "board", ["rule", "action", "power_is_modelled"], began, until).rows
+    rows, cut = _decisions(store, tenant, named.board, began, until)
     modelled = [told for row in rows if isinstance(told := row.values.get("power_is_modelled"), bool)]
     return Job(
         board=named.board,
@@ -106,9 +108,22 @@ def _job(store: Store, tenant: str, named: Named, arguments: Mapping[str, object
         profile=profile,
         curves=curves(found, began),
         power_is_modelled=any(modelled) if modelled else None,
+        decisions_cut=cut,
         rules=held([(max(row.ts, began), text_of(row.values.get("rule"))) for row in rows], until),
         actions=held([(max(row.ts, began), text_of(row.values.get("action"))) for row in rows], until),
     )
+
+
+def _decisions(store: Store, tenant: str, board: str, since: float, until: float) -> tuple[list[Change], bool]:
+    """What the governor decided, oldest first, and whether the oldest are missing."""
+    found: list[Change] = []
+    for _ in range(MAX_LOOKS):
+        changes = store.changes(tenant, board, "board", DECIDED, since, until)
+        found = [*changes.rows, *found]
+        if not changes.cut or not changes.rows or changes.rows[0].ts <= since:
+            return found, False
+        until = changes.rows[0].ts
+    return found, True
 
 
 def text_of(value: object) -> str:

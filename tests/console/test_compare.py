@@ -342,6 +342,20 @@ def test_the_curves_are_a_picture(stage: Stage) -> None:
     assert answer.text.count("<polyline") == 4  # temperature and duty of both
 
 
+def test_decisions_beyond_one_look_count_too(stage: Stage) -> None:
+    began = NOW - 5000
+    found = stage.fine_tune("pi-1", began, 2500.0, 8, accuracy_after=0.5)
+    for at in range(0, 2500, 2):
+        stage.telemetry("pi-1", began, {"rule": "run", "action": "RUN"}, range(at, at + 1))
+        stage.telemetry("pi-1", began, {"rule": "battery.low", "action": "SLOW"}, range(at + 1, at + 2))
+    named = f"pi-1:{found}"
+    rows = {
+        row[0]: row[1:]
+        for row in csv.reader(io.StringIO(stage.client().get("/compare.csv", {"a": named, "b": named}).text))
+    }
+    assert [float(rows[f"rule {rule}"][1]) for rule in ("run", "battery.low")] == pytest.approx([1250.0, 1250.0])
+
+
 def test_jobs_are_chosen_by_board(stage: Stage) -> None:
     a, b = two_jobs(stage)
     text = stage.client().get("/compare", params={"a": a, "board": "pi-2"}).text

@@ -94,6 +94,29 @@ def test_a_port_that_is_taken_is_said_and_another_serves(tmp_path: Path) -> None
     assert lines[0] == f"port {DEFAULT_PORT} is taken, so another one is used"
 
 
+@pytest.mark.parametrize(("typed", "wants"), [("y", True), ("YES", True), ("n", False), ("", False), ("maybe", False)])
+def test_the_question_at_a_terminal(typed: str, wants: bool) -> None:
+    ours, theirs = os.openpty()
+    program = "from service.demo_console import wants_to_look; raise SystemExit(10 + wants_to_look())"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    try:
+        os.close(theirs)
+        os.write(ours, f"{typed}\n".encode())
+        assert child.wait(timeout=READY_S) == 10 + wants
+    finally:
+        os.close(ours)
+
+
+def test_nobody_is_asked_without_a_terminal() -> None:
+    program = "from service.demo_console import wants_to_look; raise SystemExit(10 + wants_to_look())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (10, b"")
+
+
 def test_the_window_of_the_job_that_waits_is_no_time_now() -> None:
     spec = parse_spec({"model": "m", "data": "d", "window": demo_fleet._later()})
     assert re.fullmatch(r"[0-2]\d:[0-5]\d-[0-2]\d:[0-5]\d", spec.window)
