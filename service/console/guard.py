@@ -22,7 +22,7 @@ from service.console.accounts_file import MAX_TOKEN, new_token
 from service.console.forms import MAX_FIELDS, MAX_FORM_BYTES
 from service.console.guard_errors import INTERNAL, answer, on_http_exception, on_temperd_error, wants_json
 from service.console.guard_limits import Doors, network_of
-from service.console.guard_request import address_of, record_refusal
+from service.console.guard_request import address_of, path_of, record_refusal
 from service.console.page import Viewer
 from service.console.room import Room
 from service.console.sessions import WHOLE_S, csrf_of
@@ -95,7 +95,7 @@ class Guard:
 
     async def _judge(self, request: Request, guarded: _Answer) -> Response | Receive:
         """An answer, or what the page is to read from: the request passes."""
-        path = request.url.path
+        path = path_of(request)
         if path == "/healthz":
             return request.receive
         self._check_form_of(request)
@@ -133,13 +133,13 @@ class Guard:
             raise HTTPException(431)
         if len(request.scope["query_string"]) > rules.MAX_QUERY_BYTES:
             raise HTTPException(414)
-        path = request.url.path
+        path = path_of(request)
         if path.startswith("//") or "\\" in path or not path.isprintable():
             raise HTTPException(404)
 
     async def _stranger(self, request: Request, guarded: _Answer, cookies: _Cookies) -> Response | Receive:
         """Nobody has logged in: the open pages, or the way to them."""
-        path = request.url.path
+        path = path_of(request)
         if path in rules.OPEN:
             token = cookies.login
             if not 0 < len(token) <= MAX_TOKEN:
@@ -152,7 +152,8 @@ class Guard:
             return answer(request, 401, code="not-logged-in")
         if request.method == "POST":
             return RedirectResponse(f"{rules.LOGIN}?expired=1", 303)
-        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        query = request.scope["query_string"].decode("latin-1")
+        target = path + (f"?{query}" if query else "")
         if request.headers.get("sec-fetch-site") == "cross-site":
             return _once_more(target)
         wanted = rules.safe_next(target)
@@ -166,7 +167,7 @@ class Guard:
         """
         headers = request.headers
         origins, site = headers.getlist("origin"), headers.get("sec-fetch-site", "same-origin")
-        scheme = "https" if self._room.settings.secure else request.url.scheme
+        scheme = "https" if self._room.settings.secure else str(request.scope["scheme"])
         foreign = [one for one in origins if not rules.is_own_origin(one, headers["host"], scheme)]
         if foreign or site not in ("same-origin", "none"):
             await self._refuse(request, "the form comes from another site")

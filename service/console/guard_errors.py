@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from agent.errors import ArtifactError, BoardError, CallerError, NetworkError, TemperdError
 from agent.keys_consoles import Role
-from service.console.guard_request import record_refusal
+from service.console.guard_request import path_of, record_refusal
 from service.console.guard_rules import is_for_scripts
 from service.console.page import FORBIDDEN, render, viewer_of
 from service.logs import logger
@@ -29,7 +29,7 @@ def wants_json(request: Request) -> bool:
     """Whether a script asks, which shows no page."""
     accepted = request.headers.get("accept", "")
     return (
-        is_for_scripts(request.url.path)
+        is_for_scripts(path_of(request))
         or "x-csrf" in request.headers
         or ("application/json" in accepted and "text/html" not in accepted)
     )
@@ -79,7 +79,7 @@ def answer(
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """For `starlette.exceptions.HTTPException`."""
     assert isinstance(error, HTTPException)
-    own = request.url.path.startswith(OWN_RECORDS)
+    own = path_of(request).startswith(OWN_RECORDS)
     if error.status_code == FORBIDDEN and request.method == "POST" and viewer_of(request).name and not own:
         await record_refusal(request, error.detail)
     detail = error.detail if error.detail != HTTPStatus(error.status_code).phrase else ""
@@ -92,7 +92,7 @@ async def on_temperd_error(request: Request, error: Exception) -> Response:
     status = status_of(error)
     ours = status != UNPROCESSABLE
     if ours:
-        _log.warning("a page failed", path=request.url.path, error=str(error), code=error.code)
+        _log.warning("a page failed", path=path_of(request), error=str(error), code=error.code)
     owner = viewer_of(request).may(Role.OWNER)
     hidden = not owner and (ours or "/" in error.where)
     where = "" if hidden else error.where

@@ -12,6 +12,11 @@ MAX_PATH = 200  # characters that a record of a refusal keeps
 _RECORDED = "refusal_recorded"
 
 
+def path_of(request: Request) -> str:
+    """The path that the router goes by. `request.url` is put together with the Host header, which a client chooses."""
+    return str(request.scope["path"])
+
+
 def session_of(request: Request) -> Session | None:
     """The session that a request belongs to."""
     found = request.scope.get("console_session")
@@ -41,5 +46,5 @@ async def record_refusal(request: Request, what: str) -> None:
         return
     request.scope[_RECORDED] = True
     if not doors_of(request).refused.take(viewer.name or network_of(address)):
-        details = {"path": request.url.path[:MAX_PATH], "what": what, "address": address}
+        details = {"path": path_of(request)[:MAX_PATH], "what": what, "address": address}
         await room_of(request).audit.record(viewer.name, "refused", details=details)

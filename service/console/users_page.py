@@ -80,7 +80,7 @@ async def _change(request: Request, deed: str, name: str, role: str) -> str:
     accounts = room_of(request).accounts
     if deed == "link":
         token = await asyncio.to_thread(accounts.make_link, name)
-        scheme = "https" if room_of(request).settings.secure else request.url.scheme
+        scheme = "https" if room_of(request).settings.secure else str(request.scope["scheme"])
         return f"{scheme}://{request.headers['host']}{SET_UP}?token={token}"
     if deed == "role":
         await accounts.set_role(name, Role(role))

@@ -342,6 +342,17 @@ def test_requests_under_another_name_are_refused(owner: Client, host: str) -> No
     assert answer.status_code == 421
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost/healthz?", "localhost/static/#", "localhost/login?x=", "localhost:80/login"]
+)
+def test_a_path_in_the_name_opens_no_door(stranger: Client, host: str) -> None:
+    """What is open to all is judged by the path that the router goes by, not by a URL made of the header."""
+    for path in ("/api/fleet", "/fleet", "/users"):
+        answer = stranger.get(path, headers={"host": host})
+        assert answer.status_code == 421
+        assert "rows" not in answer.text
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8750", "127.0.0.1:8750", "[::1]:8750", "localhost."])
 def test_names_it_was_started_with_are_answered(stranger: Client, host: str) -> None:
     assert stranger.get("/login", headers={"host": host}).status_code == 200
