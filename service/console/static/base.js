@@ -1,4 +1,4 @@
-// What every page does: times in the viewer's zone, menus, dialogs, copying, and requests with the CSRF token.
+// What every page does: times in the viewer's zone, menus, copying, and requests with the CSRF token.
 
 const LANGUAGE = document.documentElement.lang || "en";
 const LOCALE = (navigator.languages || []).find((one) => one.split("-")[0] === LANGUAGE) || LANGUAGE; // dates as at home
@@ -168,38 +168,6 @@ export async function request(path, { form = null, ...options } = {}) {
   return body;
 }
 
-/** Ask once; resolves to whether the answer was yes. */
-export function confirmed(text, { yes = "", danger = false } = {}) {
-  const dialog = document.getElementById("confirm"), button = document.getElementById("confirm-yes");
-  document.getElementById("confirm-text").textContent = text;
-  button.dataset.usual ??= button.textContent;
-  button.textContent = yes || button.dataset.usual;
-  button.classList.toggle("button-danger", danger);
-  button.classList.toggle("button-main", !danger);
-  return new Promise((resolve) => {
-    const agree = () => dialog.close("yes");
-    button.addEventListener("click", agree, { once: true });
-    dialog.addEventListener("close", () => {
-      button.removeEventListener("click", agree);
-      resolve(dialog.returnValue === "yes");
-    }, { once: true });
-    dialog.returnValue = "";
-    dialog.showModal();
-  });
-}
-
-async function askBeforeSubmit(event) {
-  const form = event.target, button = event.submitter;
-  const text = button?.dataset.confirm || form.dataset.confirm;
-  if (!text || form.dataset.agreed) return;
-  event.preventDefault();
-  const danger = Boolean(button?.classList.contains("button-danger"));
-  if (!(await confirmed(text, { yes: button?.textContent.trim(), danger }))) return;
-  form.dataset.agreed = "yes"; // requestSubmit() comes here once more
-  form.requestSubmit(button);
-  delete form.dataset.agreed;
-}
-
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -211,9 +179,7 @@ async function copy(text) {
 
 function clicked(event) {
   const at = event.target instanceof Element ? event.target : null;
-  const opener = at?.closest("[data-dialog]"), copier = at?.closest("[data-copy]"), choice = at?.closest("[data-theme-choice]");
-  if (opener) document.getElementById(opener.dataset.dialog)?.showModal();
-  if (at?.closest("[data-close]")) at.closest("dialog")?.close("");
+  const copier = at?.closest("[data-copy]"), choice = at?.closest("[data-theme-choice]");
   if (copier) copy(copier.dataset.copy);
   if (choice) chooseTheme(choice.dataset.themeChoice);
   for (const menu of document.querySelectorAll("details.menu[open]")) {
@@ -257,7 +223,6 @@ export function reachScrollers(root = document) {
 for (const group of document.querySelectorAll(".themes")) group.hidden = false;
 document.addEventListener("click", clicked);
 document.addEventListener("keydown", pressed);
-document.addEventListener("submit", askBeforeSubmit);
 window.addEventListener("resize", () => reachScrollers());
 reachScrollers();
 writeTimes();

@@ -196,7 +196,7 @@ function clicked(event) {
 function pressed(event) {
   const at = event.target instanceof Element ? event.target : null, typed = at?.closest("input:not([type=checkbox]), textarea, select");
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "/" && !typed && !document.querySelector("dialog[open]")) {
+  if (event.key === "/" && !typed) {
     event.preventDefault();
     search.focus();
     search.select();
@@ -242,7 +242,7 @@ renewButton.addEventListener("click", () => {
   rows.querySelector("a.name")?.focus();
 });
 setInterval(() => {
-  if (!document.hidden && !document.querySelector("dialog[open]")) load({ renew: false });
+  if (!document.hidden) load({ renew: false });
 }, RENEW_MS);
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) load({ renew: false });
