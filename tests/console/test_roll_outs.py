@@ -421,7 +421,7 @@ async def play(folder, port, boards, kind, again):
     roll_outs, _ = place.made()
     async with roll_outs:
         if not again:
-            made = roll_outs.make(kind, Terms(Rules(canary=2, parallel=3), {}, valid_s=600))
+            made = roll_outs.make(kind, Terms(Rules(canary=2, parallel=1), {}, valid_s=600))
             await roll_outs.begin(made, boards, by="alice", why="a test")
             print(made.id, flush=True)
         await asyncio.sleep(3600)
@@ -448,7 +448,7 @@ def a_console(place: Place, kind: str, boards: tuple[str, ...], *, again: bool) 
 def test_killed_the_console_goes_on_when_it_starts_and_no_board_gets_its_command_twice(
     place: Place, after: int
 ) -> None:
-    boards = tuple(f"board-{number}" for number in range(12))
+    boards = tuple(f"board-{number}" for number in range(40))  # one after the other: the kill comes in the middle
     with place.boards(*boards):
         with a_console(place, "scrub", boards, again=False) as child:
             assert child.stdout is not None
