@@ -69,8 +69,8 @@ class Hub:
         self._tables: dict[str, tuple[int, dict[str, Any]]] = {}
         self._dirty: set[str] = set()
         self._summary: tuple[int, Summary] | None = None
-        self._heard: set[tuple[str, str]] | None = None
-        """Presences and alarms that the present connection told of, until all that is retained has come."""
+        self._heard: dict[tuple[str, str], int] = {}
+        """Presences and alarms: in which connection each was told last."""
         self._settled = False
         self._watchers: set[Watcher] = set()
         self._looks: dict[str, Look] = {}
@@ -288,13 +288,21 @@ class Hub:
             return  # nothing that we asked for
         if body is not None and self._details.take(name, levels, body):
             self._questions.came(name)
-        if self._heard is not None and levels[0] in ("a", "conn") and body is not None:
-            self._heard.add((name, "/".join(levels)))
-        if self._boards.take(topic, body, now=self._now(), retained=retained) != name:
+        changed = self._boards.take(topic, body, now=self._now(), retained=retained) == name
+        self._hear(name, "/".join(levels), body)
+        if not changed:
             return
         self._dirty.add(name)
         if name in self._looks:
             self._note(name, levels, body)
+
+    def _hear(self, name: str, levels: str, body: Mapping[str, object] | None) -> None:
+        """Remember of what is retained in which connection it came; no more than what is kept of the board."""
+        board = self.board(name)
+        if body is None:
+            self._heard.pop((name, levels), None)
+        elif board is not None and (levels == "conn" or levels.removeprefix("a/") in board.alarms):
+            self._heard[name, levels] = self._link.connections
 
     def _note(self, name: str, levels: list[str], body: Mapping[str, object] | None) -> None:
         """Somebody looks at a board that said something."""
@@ -336,15 +344,14 @@ class Hub:
             await asyncio.sleep(GATHER_S)
             if self._link.connections == connections:
                 continue
-            connections, self._heard = self._link.connections, set()
+            connections = self._link.connections
             known = [one for board in self._boards.boards.values() for one in _retained(board)]
             quiet = await self._link.wait_quiet()
-            heard, self._heard = self._heard, None
             if not quiet or self._link.connections != connections:
                 connections = 0
                 continue
-            for name, levels in known:
-                if (name, levels) not in heard:
+            for name, levels in known:  # some were told by this connection before we looked
+                if self._heard.get((name, levels), 0) < connections:
                     self._forget(name, levels)
             self._settled = True
             self._dirty |= self._stored.keys() - self._boards.boards.keys()
