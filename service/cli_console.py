@@ -120,6 +120,9 @@ def listening_of(options: argparse.Namespace) -> Listening:
     if options.behind_proxy and not (options.names and all(map(_is_address, options.behind_proxy.split(",")))):
         fix = "Give --name HOST, and the proxy's address, such as --behind-proxy 127.0.0.1"
         raise SpecError("behind a proxy the console must know its name and the proxy", where="--behind-proxy", fix=fix)
+    if _is_any(host) and not options.names:
+        what = "listening at every address, the console must know by which name people reach it"
+        raise SpecError(what, where=f"--listen {options.listen[:80]}", fix="Give --name HOST", reason="no-name")
     return Listening(host, port, options.tls_cert, options.tls_key, options.behind_proxy)
 
 

@@ -21,7 +21,7 @@ from service.console.accounts import LINK_S, Accounts
 from service.console.app import build_app
 from service.console.audit import Audit
 from service.console.audit_outcomes import follow_outcomes
-from service.console.guard_rules import MAX_HEADER_BYTES, MAX_QUERY_BYTES, SET_UP
+from service.console.guard_rules import MAX_HEADER_BYTES, MAX_QUERY_BYTES, SET_UP, spelled
 from service.console.hub import Hub
 from service.console.reads import Reads
 from service.console.roll_outs import RollOuts
@@ -136,9 +136,9 @@ async def serve(
 
 def where(settings: Settings, listening: Listening, port: int) -> str:
     """The address for a browser, without a slash at its end."""
+    name = spelled(settings.names[0])
     if listening.proxies:
-        return f"{'https' if settings.secure else 'http'}://{settings.names[0]}"
-    name = settings.names[0] if settings.secure else f"[{listening.host}]" if ":" in listening.host else listening.host
+        return f"{'https' if settings.secure else 'http'}://{name}"
     return f"{'https' if listening.cert else 'http'}://{name}:{port}"
 
 

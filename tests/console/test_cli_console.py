@@ -27,6 +27,7 @@ from service.cli_console import listening_of, settings_of, split_listen
 from service.cli_verbs_console import console_verbs
 from service.console.audit import Audit
 from service.console.guard_rules import LOOPBACK_NAMES
+from service.console.serve import where
 from service.console.serve_protocol import MAX_OF_ADDRESS
 from tests.simulators.console import PASSWORD, ConsoleProcess
 from tests.simulators.mosquitto import free_port
@@ -58,21 +59,50 @@ def test_it_listens_on_loopback_unless_told_otherwise() -> None:
     assert settings_of(options(), {"HOME": "/home/x"}).names == LOOPBACK_NAMES[1:2] + LOOPBACK_NAMES[:1] + ("[::1]",)
 
 
-@pytest.mark.parametrize("where", ["0.0.0.0:80", "192.0.2.1", "[::]:8750", "::", "10.0.0.1:1"])
-def test_no_password_passes_a_network_in_plain(where: str) -> None:
+@pytest.mark.parametrize("place", ["0.0.0.0:80", "192.0.2.1", "[::]:8750", "::", "10.0.0.1:1"])
+def test_no_password_passes_a_network_in_plain(place: str) -> None:
     with pytest.raises(SpecError) as told:
-        listening_of(options("--listen", where))
+        listening_of(options("--listen", place))
     assert told.value.code == "no-tls"
     assert "--tls-cert" in str(told.value)
-    assert listening_of(options("--listen", where, "--tls-cert", "c", "--tls-key", "k")).cert == "c"
-    behind = options("--listen", where, "--behind-proxy", "--name", "console.example")
+    named = options("--listen", place, "--tls-cert", "c", "--tls-key", "k", "--name", "console.example")
+    assert listening_of(named).cert == "c"
+    behind = options("--listen", place, "--behind-proxy", "--name", "console.example")
     assert listening_of(behind).proxies == "127.0.0.1"
 
 
-@pytest.mark.parametrize("where", ["", "x", "127.0.0.1:x", "127.0.0.1:99999", "127.0.0.1:-1", "[::1", "a.example:80"])
-def test_what_is_no_address_is_said(where: str) -> None:
+def test_who_listens_everywhere_says_under_which_name() -> None:
+    """Or everybody but this machine would be told that the console has another name."""
+    words = ("--tls-cert", "c", "--tls-key", "k")
+    with pytest.raises(SpecError) as told:
+        listening_of(options("--listen", "::", *words))
+    assert told.value.code == "no-name"
+    assert "192.0.2.1" in settings_of(options("--listen", "192.0.2.1", *words), {"HOME": "/home/x"}).names
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ((), "http://127.0.0.1:8750"),
+        (("--listen", "[::1]:80"), "http://[::1]:80"),
+        (("--listen", "[2001:db8::1]:443", "--tls-cert", "c", "--tls-key", "k"), "https://[2001:db8::1]:443"),
+        (
+            ("--listen", "::", "--tls-cert", "c", "--tls-key", "k", "--name", "Console.Example"),
+            "https://console.example:8750",
+        ),
+        (("--behind-proxy", "--name", "console.example"), "https://console.example"),
+    ],
+)
+def test_where_it_is_for_a_browser(words: tuple[str, ...], address: str) -> None:
+    chosen = options(*words)
+    listening = listening_of(chosen)
+    assert where(settings_of(chosen, {"HOME": "/home/x"}), listening, listening.port) == address
+
+
+@pytest.mark.parametrize("place", ["", "x", "127.0.0.1:x", "127.0.0.1:99999", "127.0.0.1:-1", "[::1", "a.example:80"])
+def test_what_is_no_address_is_said(place: str) -> None:
     with pytest.raises(SpecError):
-        split_listen(where)
+        split_listen(place)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +292,8 @@ def test_signals_end_it_cleanly(process: ConsoleProcess, number: signal.Signals)
 
 def test_a_port_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        where = f"127.0.0.1:{taken.getsockname()[1]}"
-        words = ["--state", str(tmp_path / "state"), "--fleet-state", str(tmp_path / "f"), "--listen", where]
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ["--state", str(tmp_path / "state"), "--fleet-state", str(tmp_path / "f"), "--listen", place]
         assert main(["console", "--broker", "127.0.0.1:1", *words]) == 1
     assert "the port is taken" in capsys.readouterr().err
     assert not (tmp_path / "state").exists(), "nothing was begun"
