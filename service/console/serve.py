@@ -136,7 +136,7 @@ async def serve(
 
 def where(settings: Settings, listening: Listening, port: int) -> str:
     """The address for a browser, without a slash at its end."""
-    name = spelled(settings.names[0])
+    name = spelled(settings.names[0] if settings.secure else listening.host)  # without TLS it is loopback
     if listening.proxies:
         return f"{'https' if settings.secure else 'http'}://{name}"
     return f"{'https' if listening.cert else 'http'}://{name}:{port}"
