@@ -213,11 +213,13 @@ def _live(options: argparse.Namespace, broker: Broker, server: Server) -> dict[s
         say_progress(f"{options.seconds} s are measured")
         pids = {"console": server.process.pid, "broker": broker.pid}
         before, begin = {name: processor_s(pid) for name, pid in pids.items()}, time.monotonic()
+        waited_s = _waited_s(server.process.pid)
         time.sleep(options.seconds / 2)
         pages = {name: _timed(server, path, max(1, options.rounds // 4)) for name, path in PAGES.items()}
         time.sleep(max(0.0, begin + options.seconds - time.monotonic()))
         wall_s = time.monotonic() - begin
         cores = {name: round((processor_s(pid) - before[name]) / wall_s, 3) for name, pid in pids.items()}
+        waited = round((_waited_s(server.process.pid) - waited_s) / wall_s, 3)
         tallies = [board.hear(DRAIN_S) for board in boards]
         for reader in readers:
             reader.tell("end")
@@ -230,6 +232,7 @@ def _live(options: argparse.Namespace, broker: Broker, server: Server) -> dict[s
         "sent": sum(tally["sent"] for tally in tallies),
         "messages_a_s": round(sum(tally["sent"] for tally in tallies) / wall_s, 1),
         "cores": cores,
+        "waited_for_a_core": waited,
         "memory_mib": round(_resident_kib(server.process.pid) / 1024, 1),
         "lists": _summed([one["lists"] for one in told]),
         "boards": _summed([one["boards"] for one in told]),
@@ -261,6 +264,11 @@ def _summed(tallies: list[dict[str, Any]]) -> dict[str, Any]:
     delays = {name: max(tally["delay_ms"][name] for tally in tallies) for name in ("median", "p95", "most")}
     counts = {name: sum(tally[name] for tally in tallies) for name in ("streams", "events", "bytes")}
     return {**counts, "delay_ms": delays}
+
+
+def _waited_s(pid: int) -> float:
+    """How long its first thread, which serves, stood in line for a core: others were at work on this machine."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text("ascii").split()[1]) / 1e9
 
 
 def _resident_kib(pid: int) -> int:
@@ -325,7 +333,8 @@ def show(report: Mapping[str, Any]) -> None:
     for name, found in (report["browser_ms"] or {}).items():
         print(f"    {name + ', in a browser':26} {found['median']:8.1f} {found['most']:8.1f}")
     print(f"  {report['readers']} open pages, {live['messages_a_s']:g} messages a second, {report['seconds']} s:")
-    print(f"    cores: console {live['cores']['console']:.2f}, broker {live['cores']['broker']:.2f}")
+    waited = f"{100 * live['waited_for_a_core']:.0f} % of the time it waited for one"
+    print(f"    cores: console {live['cores']['console']:.2f} ({waited}), broker {live['cores']['broker']:.2f}")
     print(f"    memory of the console {live['memory_mib']:g} MiB; streams that broke: {live['cut']}")
     for kind, words in (("lists", "rows, since the console heard"), ("boards", "readings, since the board spoke")):
         found = live[kind]
