@@ -23,7 +23,7 @@ from service.console.sqlite_file import SqliteFile
 
 FILE_NAME = "audit.sqlite"
 NOBODY = "-"
-MAX_RECORDS = 1_000_000  # some 600 MB; a busy fleet's people make a hundred a day
+MAX_RECORDS = 1_000_000  # some 400 MB; a busy fleet's people make a hundred a day
 MAX_BYTES = 4 << 30  # of the file, where records are long
 TRIM_RECORDS = 1000  # go at once, the oldest
 MAX_WHY = 500  # characters: two or three sentences
