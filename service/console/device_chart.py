@@ -27,6 +27,7 @@ MOST_METRICS = 16  # of one question
 MOST_QUERY = 2000  # characters of `metrics`
 EPOCH_S = 7200.0  # a score comes with each epoch; of longer ones each has a point of its own
 GAP_IDLE = 2.5  # so many intervals of a board at rest without a word are a gap
+WORK_S = 30.0  # without a word of a group that speaks each second while a job works: its work rested, or ended
 IDLE_S = 60.0  # between two messages of a board at rest, where its birth does not tell
 MOST_IDLE_S = 86400.0  # a board may say anything of its interval
 
@@ -35,6 +36,8 @@ MOST_ALARMS = 64  # of one list: the closed list is shorter
 MOST_ALARM_MARKS = 500  # beyond it nobody can tell them apart
 SAME_ALARM_S = 90.0  # an alarm's own message and the telemetry that lists it come within a minute of each other
 
+OF_WORK = ("training", "energy")
+"""Groups that speak of a job only."""
 DECISIONS = ("action", "rule", "frequency_rule", "depth_rule", "batch_rule")
 """Texts of the group `board` whose changes are marks."""
 ALWAYS = ("action", "rule")
@@ -145,6 +148,8 @@ class ChartNumbers:
     bucket_s: float
     gap_s: float
     """Without a value for longer than this, a curve has a gap."""
+    work_gap_s: float = WORK_S
+    """The same of groups that speak of a job: two jobs are no line."""
     marks: Sequence[Mark] = ()
     marks_cut: bool = False
 
@@ -206,10 +211,19 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 def gap_of(birth: Mapping[str, object], bucket_s: float) -> float:
     """How long a board may be silent before its curve has a gap, seconds."""
+    return GAP_IDLE * max(_interval(birth, "idle_s", IDLE_S), bucket_s)
+
+
+def work_gap_of(birth: Mapping[str, object], bucket_s: float) -> float:
+    """The same of what it tells of a job while one is at work."""
+    return max(WORK_S, GAP_IDLE * max(_interval(birth, "active_s", 1.0), bucket_s))
+
+
+def _interval(birth: Mapping[str, object], key: str, otherwise: float) -> float:
     told = birth.get("telemetry")
-    idle = told.get("idle_s") if isinstance(told, Mapping) else None
-    believed = isinstance(idle, int | float) and not isinstance(idle, bool) and 0 < idle <= MOST_IDLE_S
-    return GAP_IDLE * max(float(idle) if believed and idle else IDLE_S, bucket_s)
+    value = told.get(key) if isinstance(told, Mapping) else None
+    believed = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_IDLE_S
+    return float(value) if believed and value else otherwise
 
 
 def marks_of(changes: Iterable[tuple[float, Mapping[str, object]]]) -> list[Mark]:
@@ -292,6 +306,7 @@ def as_json(query: ChartQuery, numbers: ChartNumbers) -> dict[str, Any]:
         "until": query.until,
         "bucket_s": numbers.bucket_s,
         "gap_s": numbers.gap_s,
+        "gaps": dict.fromkeys(OF_WORK, numbers.work_gap_s),
         "ts": [round(ts, 3) for ts in numbers.starts],
         "metrics": {
             metric: {name: [_short(value) for value in column] for name, column in zip(_NAMES, columns, strict=True)}

@@ -19,6 +19,7 @@ MAX_ROWS = 64  # of one table of telemetry: the largest documented group has 29 
 MAX_TABLES = 16  # five groups are documented
 MAX_SENSORS = 32
 MAX_EVIDENCE = 12
+MAX_INNER = 8  # of a list or table within a value
 MAX_TEXT = 200  # characters of a value
 MAX_HISTORY = 10  # earlier models that are shown
 OUR_UNITS = described_metrics()
@@ -324,11 +325,19 @@ def cells(group: str, values: Mapping[str, Any], birth: Mapping[str, Any]) -> li
 
 
 def _cell(key: str, unit: str, value: object) -> Cell:
-    shown = finite(value)
-    if shown is not None:
-        return Cell(key, unit, shown, "")
+    number_told = finite(value)
+    if number_told is not None:
+        return Cell(key, unit, number_told, "")
+    if isinstance(value, Mapping):
+        inner = [
+            f"{text(name, 64)} {shown(_cell('', '', item))}"
+            for name, item in list(value.items())[:MAX_INNER]
+            if not isinstance(item, Mapping)
+        ]
+        return Cell(key, unit, None, ", ".join(inner)[:MAX_TEXT])
     if isinstance(value, list):
-        return Cell(key, unit, None, ", ".join(text(item, 64) for item in value[:8] if isinstance(item, str)))
+        items = [text(item, 64) for item in value[:MAX_INNER] if isinstance(item, str)]
+        return Cell(key, unit, None, ", ".join(items)[:MAX_TEXT])
     if isinstance(value, bool):
         return Cell(key, unit, None, "true" if value else "false")
     return Cell(key, unit, None, text(value))

@@ -20,6 +20,7 @@ from service.console.device_chart import (
     marks_of,
     merged,
     raised_marks,
+    work_gap_of,
 )
 from service.console.device_facts import Told, is_name
 from service.fleet.boards import is_newer, table
@@ -141,6 +142,7 @@ async def read_chart(
         return drawn, changes, lists, store.birth(tenant, name)
 
     drawn, changes, lists, birth = await room.reads(ask)
+    told = parsed(birth)
     marks: list[Mark] = [*marks_of(changes.rows), *alarm_marks(lists), *raised_marks(alarms, query)]
     return ChartNumbers(
         starts=drawn.starts,
@@ -150,7 +152,8 @@ async def read_chart(
             if metric in query.metrics
         },
         bucket_s=drawn.width_s,
-        gap_s=gap_of(parsed(birth), drawn.width_s),
+        gap_s=gap_of(told, drawn.width_s),
+        work_gap_s=work_gap_of(told, drawn.width_s),
         marks=merged(marks),
         marks_cut=changes.cut or drawn.cut,
     )

@@ -225,6 +225,7 @@ ARITHMETIC = """async () => {
     near: shown(m.bridged([0, 1, 2, 3], [1, null, null, 2], 10, 5)),
     far: shown(m.bridged([0, 1, 2, 9], [null, 1, null, 2], 1, 5)),
     ends: shown(m.bridged([0, 1], [null, null], 1, 5)),
+    held: shown(m.bridged([0, 1, 9, 10], [1, null, null, 4], 1, 99, m.stretchesOf([0, 1, 9, 10], [[1, 2, 3, 4]], 5))),
     opened: m.opened([0, 1, 100], [[5, 6, 7]], 50),
     extent: [m.extent({ min: [1, null], max: [3, null], last: [2, null] }), m.extent({ min: [], max: [], last: [] })],
     nearest: [m.nearest([0, 1, 2], [5, null, null], 2, 2), m.nearest([0, 1, 9], [5, null, null], 2, 2)],
@@ -241,6 +242,7 @@ def test_gaps_stay_gaps_and_late_words_change_nothing(visit: Visit) -> None:
     assert found["near"] == [10, "over", "over", 20]
     assert found["far"] == [None, 1, None, 2]
     assert found["ends"] == [None, None]
+    assert found["held"] == [1, None, None, 4]
     assert found["opened"] == [[0, 1, 50.5, 100], [[5, 6, None, 7]]]
     assert found["extent"] == [[1, 3, 2], None]
     assert found["nearest"] == [0, None]

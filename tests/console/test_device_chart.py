@@ -30,6 +30,7 @@ from service.console.device_chart import (
     merged,
     raised_marks,
     read_chart_query,
+    work_gap_of,
 )
 from service.fleet.store_chart import MAX_BUCKETS, MAX_CHART_S, MAX_METRICS
 
@@ -87,6 +88,8 @@ def test_a_board_that_does_not_tell_its_interval_is_taken_to_speak_once_a_minute
 def test_a_gap_is_longer_than_a_board_is_silent_and_than_a_bucket() -> None:
     assert gap_of({"telemetry": {"idle_s": 900}}, 1.0) == 2250.0
     assert gap_of({"telemetry": {"idle_s": 900}}, 3600.0) == 9000.0
+    assert work_gap_of({"telemetry": {"active_s": 1}}, 1.0) == 30.0
+    assert work_gap_of({"telemetry": {"active_s": 30}}, 1.0) == 75.0
 
 
 def test_decisions_are_marks_with_their_rules_and_what_else_changed() -> None:

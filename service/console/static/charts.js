@@ -2,7 +2,7 @@
 // Needs uPlot as a global (static/vendor). Whatever boards sent reaches the page as text only.
 
 import { announce, element, figure, fill, moment } from "/static/base.js";
-import { append, bridged, clock, COLUMNS, extent, forget, nearest, opened, reach, scaled, sparse } from "/static/charts_numbers.js";
+import { append, bridged, clock, COLUMNS, extent, forget, nearest, opened, reach, scaled, sparse, stretchesOf } from "/static/charts_numbers.js";
 
 const AXIS_WIDTH = 58; // pixels: every plot begins at the same x
 const PLOT_HEIGHT = 124;
@@ -19,7 +19,7 @@ let groups = 0;
  * options: words {summary, table, time, min, max, last, nothing}, relative (x is seconds since a beginning, not a time),
  *   onSpan(since, until): a span was chosen by dragging.
  * numbers, for `set`: {since, until, ts, metrics: {metric: {min, max, last}}, gap_s, bucket_s,
- *   marks: [{ts, number, look: run, slow, hold or alarm}], bands: [{from, to}]}.
+ *   gaps: {group: seconds} of groups that speak only while there is work, marks: [{ts, number, look: run, slow, hold or alarm}], bands: [{from, to}]}.
  */
 export class Charts {
   constructor(root, panels, options) {
@@ -108,6 +108,7 @@ export class Charts {
 
   #draw() {
     const { data } = this;
+    this.parted = new Map();
     const empty = [];
     for (const panel of this.panels) {
       const metrics = panel.curves.map((curve) => data.metrics[curve.metric] ?? { min: [], max: [], last: [] });
@@ -121,12 +122,12 @@ export class Charts {
         continue;
       }
       const raw = metrics.flatMap((metric) => COLUMNS.map((name) => metric[name]));
-      const [times, filled] = opened(data.ts, raw, data.gap_s);
+      const [times, filled] = opened(data.ts, raw, least(data));
       const blank = new Array(times.length).fill(null); // messages as they are have no band
       const drawn = filled.map((column, at) => {
         if (data.bucket_s === 0 && at % 3 < 2) return blank;
         const curve = panel.curves[Math.floor(at / 3)];
-        return bridged(times, column, curve.scale, Math.max(data.gap_s, curve.holds ?? 0));
+        return bridged(times, column, curve.scale, Math.max(data.gap_s, curve.holds ?? 0), this.#stretches(curve, times));
       });
       panel.columns = [times, ...drawn];
       this.#describe(panel, told);
@@ -141,6 +142,17 @@ export class Charts {
     this.nothing.hidden = empty.length === 0;
     this.nothing.textContent = empty.length ? fill(this.options.words.nothing, { names: empty.join(", ") }) : "";
     return new Promise((resolve) => requestAnimationFrame(() => resolve()));
+  }
+
+  /** Where the group of a curve speaks only of work: the stretches in which it did. */
+  #stretches(curve, times) {
+    const { data } = this, group = curve.metric.split(".")[0], gap = data.gaps?.[group];
+    if (!gap) return null;
+    if (this.parted.has(group)) return this.parted.get(group);
+    const columns = Object.entries(data.metrics).filter(([name]) => name.startsWith(`${group}.`)).map(([, metric]) => metric.last);
+    const found = stretchesOf(times, opened(data.ts, columns, least(data))[1], gap);
+    this.parted.set(group, found);
+    return found;
   }
 
   #rebuild() {
@@ -339,6 +351,11 @@ export class Charts {
   #number(value, digits) {
     return figure(value, digits) ?? "";
   }
+}
+
+/** The shortest silence that is a gap for any curve. */
+function least(data) {
+  return Math.min(data.gap_s, ...Object.values(data.gaps ?? {}));
 }
 
 function unitOf(panel, curve) {

@@ -5,18 +5,32 @@ export const COLUMNS = ["min", "max", "last"];
 const none = (value) => value === null || value === undefined;
 
 /** Values to draw: what is missing for at most `gap` seconds is passed over (undefined), for longer it is a gap (null). */
-export function bridged(ts, values, scale, gap) {
+export function bridged(ts, values, scale, gap, stretches = null) {
   const drawn = new Array(values.length);
   let before = -1;
   for (let at = 0; at < values.length; at++) {
     if (none(values[at])) continue;
     drawn[at] = values[at] * scale;
-    const filler = before < 0 || ts[at] - ts[before] > gap ? null : undefined;
-    for (let empty = before + 1; empty < at; empty++) drawn[empty] = filler;
+    const apart = before < 0 || ts[at] - ts[before] > gap || (stretches && stretches[at] !== stretches[before]);
+    for (let empty = before + 1; empty < at; empty++) drawn[empty] = apart ? null : undefined;
     before = at;
   }
   for (let empty = before + 1; empty < values.length; empty++) drawn[empty] = null;
   return drawn;
+}
+
+/** Of each moment the number of the stretch in which a group spoke without a pause of more than `gap` seconds. */
+export function stretchesOf(ts, columns, gap) {
+  const found = new Array(ts.length);
+  let stretch = 0, last = -1;
+  for (let at = 0; at < ts.length; at++) {
+    if (columns.some((column) => !none(column[at]))) {
+      if (last >= 0 && ts[at] - ts[last] > gap) stretch++;
+      last = at;
+    }
+    found[at] = stretch;
+  }
+  return found;
 }
 
 /** Columns with an empty moment wherever nothing at all was told for longer than `gap` seconds. */
