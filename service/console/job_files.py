@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.chart import LEFT, RIGHT, WIDTH, Line, Panel, chart
-from service.console.device_chart import METRICS, PANELS, ChartNumbers, ChartPanel, Column, utc
+from service.console.device_chart import METRICS, OF_WORK, PANELS, ChartNumbers, ChartPanel, Column, Curve, utc
 from service.console.job_facts import Stage
 from service.fleet.store_chart import MAX_BUCKETS, Changes, Chart
 
@@ -133,7 +133,7 @@ def _panel(
                 high,
                 last,
                 since,
-                max(numbers.gap_s, curve.holds_s),
+                _gap(numbers, curve),
                 steps=curve.steps,
                 scale=curve.scale,
             )
@@ -152,6 +152,12 @@ def _panel(
     most = panel.high if panel.high is not None else _round(max(values) + room, panel.digits)
     lines.sort(key=lambda line: not line.label)  # names first: they stand below each other
     return Panel(title, lines, least, most)
+
+
+def _gap(numbers: ChartNumbers, curve: Curve) -> float:
+    """How long a curve goes on without a value, seconds."""
+    of_work = curve.metric.partition(".")[0] in OF_WORK
+    return max(numbers.work_gap_s if of_work else numbers.gap_s, curve.holds_s)
 
 
 def _seen(points: list[tuple[float, float]], dot: float) -> list[tuple[float, float]]:
