@@ -13,16 +13,16 @@ from typing import Any, Self
 from agent.errors import TemperdError
 from service.console.hub_ask import BIRTH, CAPABILITIES, Questions
 from service.console.hub_details import Details
-from service.console.hub_ingest import Consumer
+from service.console.hub_groups import Groups
+from service.console.hub_ingest import Consumer, say_fault
 from service.console.hub_stored import stored_birth, stored_devices, stored_words
-from service.console.hub_watch import Event, Look, Watcher, all_news, news_of, tell
+from service.console.hub_watch import Event, Look, Watcher, all_news, news_of, retained_of, tell
 from service.console.reads import Reads
 from service.console.room import Settings
 from service.console.rows import FleetPage, FleetQuery, Row, Summary, make_row, row_table, summarise, summary_table
 from service.console.rows_query import select
 from service.fleet.boards import Board, Boards
 from service.fleet.fleet_link import FOR_A_LIST, FleetLink, Take
-from service.fleet.state import FleetState
 from service.fleet.store import DeviceRow
 from service.logs import logger
 
@@ -30,7 +30,7 @@ __all__ = ["Event", "Hub"]
 
 GATHER_S = 0.5  # between two looks at what changed: open pages are told twice a second at most
 AWAY_S = 5.0  # without a broker after the start: then the store says what it knows of jobs and alarms
-GROUPS_S = 5.0  # how long groups are believed: `temperd fleet group` may change them
+AGAIN_S = 30.0  # a store that could not be read: somebody starts the database
 SAME_BIRTH = ("agent", "state_version")  # where they differ the store is behind
 SECOND = 1_000_000  # revisions in a second: those of a console that starts again are higher than those before
 
@@ -58,8 +58,8 @@ class Hub:
     ) -> None:
         self._settings, self._reads, self._now, self._monotonic = settings, reads, now, monotonic
         self.revision = self._first = int(now() * SECOND)
-        self.trouble = ""
-        """Why the store could not be read at the start; empty: it was."""
+        self._unread = ""
+        """Why the list could not be read from the store; empty: it was."""
         self.streams: Counter[str] = Counter()
         """Open streams by session."""
         self._boards = Boards(settings.tenant)
@@ -76,7 +76,7 @@ class Hub:
         self._looks: dict[str, Look] = {}
         self._taps: list[Take] = []
         self._details = Details()
-        self._groups: tuple[float, dict[str, frozenset[str]]] | None = None
+        self._groups = Groups(settings.fleet_state, settings.tenant, monotonic)
         client_id = f"console-{secrets.token_hex(8)}"
         self._link = FleetLink(settings.mqtt, settings.tenant, client_id, self._take, topics=FOR_A_LIST, paced=True)
         self._questions = Questions(self._link, monotonic)
@@ -88,7 +88,11 @@ class Hub:
         await self._link.__aenter__()
         if self._consumer is not None:
             self._consumer.start()
-        self._tasks = [asyncio.create_task(work()) for work in (self._gather, self._settle, self._stand_in)]
+        self._tasks = [
+            asyncio.create_task(work(), name=work.__name__) for work in (self._gather, self._settle, self._stand_in)
+        ]
+        for task in self._tasks:
+            task.add_done_callback(say_fault)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -105,6 +109,11 @@ class Hub:
     def connected(self) -> bool:
         """Whether the broker is there."""
         return self._link.connected
+
+    @property
+    def trouble(self) -> str:
+        """Why the store does not do what it should; empty: it does."""
+        return self._unread or (self._consumer.trouble if self._consumer is not None else "")
 
     @property
     def link(self) -> FleetLink:
@@ -132,12 +141,7 @@ class Hub:
         Raises:
             BoardError: the file cannot be used.
         """
-        now = self._monotonic()
-        if self._groups is None or now - self._groups[0] > GROUPS_S:
-            with FleetState(self._settings.fleet_state) as state:
-                found = state.groups(self._settings.tenant)
-            self._groups = now, {name: frozenset(members) for name, members in found.items()}
-        return self._groups[1]
+        return self._groups()
 
     def summary(self) -> Summary:
         """How many boards there are of each kind."""
@@ -345,7 +349,7 @@ class Hub:
             if self._link.connections == connections:
                 continue
             connections = self._link.connections
-            known = [one for board in self._boards.boards.values() for one in _retained(board)]
+            known = [one for board in self._boards.boards.values() for one in retained_of(board)]
             quiet = await self._link.wait_quiet()
             if not quiet or self._link.connections != connections:
                 connections = 0
@@ -368,21 +372,25 @@ class Hub:
         """Every device that is in the store, so that there is a list at once."""
         try:
             self._stored = await stored_devices(self._reads, self._settings.tenant, self._now())
+            self._unread = ""
         except TemperdError as error:
-            self.trouble = str(error)
+            self._unread = str(error)
             log.warning("the list begins empty: the store cannot be read", why=str(error))
         self._dirty |= self._stored.keys()
 
     async def _stand_in(self) -> None:
-        """Where there is no broker, jobs and alarms as the store has them."""
+        """The list, where it could not be read; and where there is no broker, jobs and alarms as the store has them."""
         await asyncio.sleep(AWAY_S)
+        while self._unread:
+            await asyncio.sleep(AGAIN_S)
+            await self._read_devices()
         for name in list(self._stored):
             if self._link.connections:
                 return
             try:
                 words = await stored_words(self._reads, self._settings.tenant, name)
             except TemperdError as error:
-                self.trouble = str(error)
+                log.warning("the store does not tell of jobs and alarms", why=str(error))
                 return
             for levels, body in words:
                 self._take(f"{self._root}{name}/{levels}", body, retained=True)
@@ -390,9 +398,3 @@ class Hub:
     async def _ask(self, name: str, topic: str) -> None:
         if name in self._rows:
             await self._questions.ask(name, topic)
-
-
-def _retained(board: Board) -> list[tuple[str, str]]:
-    """Name and levels of what a broker keeps of a board and may lose: that it is there, and its alarms."""
-    there = ["conn"] if board.online else []
-    return [(board.name, levels) for levels in (*there, *(f"a/{kind}" for kind in board.alarms))]

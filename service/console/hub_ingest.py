@@ -43,7 +43,8 @@ class Consumer:
 
     def start(self) -> None:
         """Begin, on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="consumer")
+        self._task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Store what waits, and end."""
@@ -57,6 +58,10 @@ class Consumer:
         for task in late:  # what was not acknowledged is with the broker
             task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if fault := say_fault(task):
+            self.trouble = f"nothing is stored any more: {fault}"
 
     async def _run(self) -> None:
         while True:
@@ -91,6 +96,15 @@ class Consumer:
         stuck = counts.retries > self.counts.retries and counts.batches == self.counts.batches
         self.trouble = f"the store takes nothing: {counts.waiting} messages wait" if stuck else ""
         self.counts = replace(counts)
+
+
+def say_fault(task: asyncio.Task[None]) -> str:
+    """Log what ended a part that was to go on; what it was, empty where nothing did."""
+    fault = None if task.cancelled() else task.exception()
+    if fault is None:
+        return ""
+    log.error("a part of the console has ended: start it again", part=task.get_name(), exc_info=fault)
+    return f"{type(fault).__name__}: {fault}"[:200]
 
 
 def plan_of(settings: Settings) -> Plan:

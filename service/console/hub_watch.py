@@ -140,6 +140,12 @@ def tell(news: News, name: str, board: Board | None, look: Look | None) -> tuple
     return found
 
 
+def retained_of(board: Board) -> list[tuple[str, str]]:
+    """Name and levels of what a broker keeps of a board and may lose: that it is there, and its alarms."""
+    there = ["conn"] if board.online else []
+    return [(board.name, levels) for levels in (*there, *(f"a/{kind}" for kind in board.alarms))]
+
+
 def cut_values(values: Mapping[str, object]) -> dict[str, Any]:
     """Telemetry cut to a size: some keys, numbers that are finite, short texts, and tables one level deep."""
     return {key: _cut(value) for key, value in list(values.items())[:MAX_VALUES] if len(key) <= METRIC_CHARACTERS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 import tracemalloc
@@ -17,7 +18,7 @@ from service.command_types import KNOWN, new_id
 from service.config import Mqtt
 from service.console.hub import Hub
 from service.console.hub_details import MAX_ALL_BYTES, MAX_BOARDS_KEPT, MAX_DETAIL_BYTES, Details
-from service.console.hub_ingest import plan_of
+from service.console.hub_ingest import plan_of, say_fault
 from service.console.hub_stored import STORED_STATUSES
 from service.console.hub_watch import MAX_PENDING, MAX_VALUES, Event, Look, Watcher, cut_values
 from service.console.reads import Reads
@@ -244,6 +245,39 @@ def test_a_store_that_cannot_be_read_is_said_and_not_fatal(room: Room) -> None:
         assert hub.query(FleetQuery()).total == 1
 
     asyncio.run(play())
+
+
+def test_a_store_that_cannot_be_opened_is_said_by_whoever_writes_into_it(
+    make_room: Callable[..., Room], tmp_path: Path
+) -> None:
+    room = make_room(consume=True)
+    settings = dataclasses.replace(room.settings, store=str(tmp_path / "room0"))  # a folder
+
+    async def play() -> None:
+        async with Hub(settings, room.reads, now=time.time, monotonic=time.monotonic) as hub:
+            await until(lambda: hub.trouble)
+            assert "store cannot be used" in hub.trouble
+            conn(hub, "pi-1")
+            assert hub.query(FleetQuery()).total == 1
+
+    asyncio.run(play())
+
+
+def test_a_part_that_ends_by_a_fault_of_ours_is_said() -> None:
+    async def fails() -> None:
+        raise ZeroDivisionError("of ours")
+
+    async def goes() -> None:
+        await asyncio.sleep(60)
+
+    async def play() -> list[str]:
+        tasks = [asyncio.create_task(fails()), asyncio.create_task(goes())]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return [say_fault(task) for task in tasks]
+
+    assert asyncio.run(play()) == ["ZeroDivisionError: of ours", ""]
 
 
 def filled(place: str) -> None:
