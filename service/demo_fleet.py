@@ -21,7 +21,7 @@ from service.cli_console import need_extra
 from service.cli_fleet import make_request
 from service.commands import FINE_TUNE, sign_command
 from service.config import Mqtt
-from service.demo import COMMAND_VALID_S, CONNECT_S, HEAT, end_as_ctrl_c, running_daemon
+from service.demo import COMMAND_VALID_S, CONNECT_S, end_as_ctrl_c, running_daemon
 from service.demo_console import TENANT, record, serve_console, settings_of
 from service.demo_fleet_setup import GATE, GREENHOUSE, MADE, WORKSHOP_BOARD, Fleet, prepare_fleet
 from service.demo_setup import fresh_folder, serve_folder
@@ -30,7 +30,8 @@ from service.fleet.fleet_link import STATUSES, FleetLink
 from service.live import runtime_folder
 from service.logs import configure
 
-HEAT_EVERY_S = 60.0  # between two heat waves of the board that learns
+HEAT = {"heat_watts": 18.0, "seconds": 25.0}  # enough for the governor to slow training, then to pause it
+HEAT_EVERY_S = 75.0  # between two heat waves of the board that learns
 REST_S = 45.0  # between two jobs of it: its core is somebody's laptop
 DAY_S = 86_400  # how long the deferred job may wait
 POLL_S = 0.5

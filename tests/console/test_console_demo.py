@@ -176,7 +176,7 @@ def test_three_boards_at_work_in_one_command_and_nothing_left_of_it(tmp_path: Pa
         )
     try:
         wait_for(lambda: "set-up?token=" in told.read_text() or child.poll() is not None, READY_S, told.read_text)
-        link = re.search(r"http://127\.0\.0\.1:\d+/set-up\?token=\S+", told.read_text())
+        link = re.search(r"http://\S+/set-up\?token=\S+", told.read_text())
         assert link, told.read_text()
         with urllib.request.urlopen(link[0]) as page:  # noqa: S310 - our own
             assert page.status == 200
