@@ -83,12 +83,13 @@ class Stream(Response):
         room: the console's parts.
         owner: id of the session.
         wanted: what `Hub.subscribe` is asked.
+        beat_s: seconds of silence after which it says that it is still there.
     """
 
-    def __init__(self, room: Room, owner: str, wanted: Mapping[str, Any]) -> None:
+    def __init__(self, room: Room, owner: str, wanted: Mapping[str, Any], beat_s: float = BEAT_S) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._room, self._owner, self._wanted = room, owner, wanted
+        self._room, self._owner, self._wanted, self._beat_s = room, owner, wanted, beat_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the module."""
@@ -116,7 +117,7 @@ class Stream(Response):
         looked, fresh = self._room.monotonic(), asyncio.ensure_future(anext(events))
         try:
             while True:
-                await asyncio.wait((fresh, gone), timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((fresh, gone), timeout=self._beat_s, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
                 if self._room.monotonic() - looked >= SESSION_S:

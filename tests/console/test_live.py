@@ -371,6 +371,23 @@ def test_a_stream_ends_when_its_session_has_ended(room: Room, clock: Any) -> Non
     assert asyncio.run(play())[-1] == "ended"
 
 
+def test_a_stream_with_nothing_to_tell_says_that_it_is_there(room: Room, clock: Any) -> None:
+    async def play() -> list[str]:
+        session = room.accounts.sessions.find(room.accounts.sessions.begin("viewer"))
+        assert session is not None
+        reader = Reader()
+        stream = Stream(room, session.id, {"roll_outs": True}, beat_s=0.01)
+        task = asyncio.create_task(stream({"type": "http", "method": "GET"}, reader.receive, reader.send))
+        await seen(lambda: reader.names().count("beat") >= 3)
+        room.accounts.sessions.end(session.id, "viewer")
+        clock.pass_(SESSION_S + 1)
+        await asyncio.wait_for(task, WAIT_S)  # nothing changed, and it ends all the same
+        return reader.names()
+
+    names = asyncio.run(play())
+    assert (names[0], names[1], names[-1]) == ("hello", "beat", "ended")
+
+
 def test_a_slow_reader_loses_what_was_in_between_and_no_memory_is_lost_to_it(room: Room) -> None:
     async def play() -> None:
         reader = Reader()
