@@ -155,6 +155,14 @@ def test_what_a_board_says_is_shown_and_drawn_at_once(visit: Visit, stranger: St
         tile = page.locator('[data-metric="board.temperature_celsius"]')
         expect(tile).to_contain_text(f"{degrees:.1f}", timeout=SOON_MS)
     expect(page.locator('[data-word="rule"]')).to_contain_text("ΔT above the pause trip", timeout=LATE_MS)
+    alarm = {"type": "overheated", "severity": "warning", "since": time.time(), "ts": time.time(), "reason": "hot"}
+    stranger.say("pump-4/a/overheated", alarm)
+    rows = page.locator("#marks-rows tr")
+    expect(rows.filter(has_text="overheated")).to_have_count(1, timeout=LATE_MS)
+    values = {"temperature_celsius": 40.0, "action": "RUN", "rule": "run"}
+    body = {"seq": 9, "boot_id": "b4", "ts": time.time(), "mono_ms": 1, "dropped_total": 0, "values": values}
+    stranger.say("pump-4/m/board", body, retain=False)
+    expect(rows.filter(has_text="no rule").first).to_be_visible(timeout=LATE_MS)
 
 
 @pytest.mark.usefixtures("day")

@@ -26,7 +26,7 @@ export class Charts {
     this.root = root;
     this.options = options;
     this.key = `charts-${++groups}`;
-    this.data = EMPTY;
+    this.data = { ...EMPTY, ts: [], metrics: {} };
     this.forms = new Map();
     this.chosen = null;
     this.pending = false;

@@ -34,7 +34,10 @@ connect({ board: settings.board }, {
     charts.append(group, values, ts);
   },
   status: () => fresh.ask(),
-  alarm: () => fresh.ask(),
+  alarm: ({ type, body }) => {
+    charts.alarm(type, body);
+    fresh.ask();
+  },
   conn: () => fresh.ask(),
   birth: () => fresh.ask(),
 });

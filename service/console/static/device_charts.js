@@ -1,6 +1,6 @@
 // The charts of one board on its page: which span is shown, loading, live values, and the list of marks.
 
-import { announce, element, fill, moment, request, timeElement } from "/static/base.js";
+import { announce, element, fill, moment, plain, request, timeElement } from "/static/base.js";
 import { Charts } from "/static/charts.js";
 
 const MOST_SPAN = 91 * 86400; // seconds; the server gives a day more
@@ -8,9 +8,13 @@ const LEAST_SPAN = 5;
 const LIVE_ROOM = 0.02; // share of a live span that is empty at its end: the newest value is seen
 const LATE_S = 10; // a board's clock and ours may differ by seconds
 const MOST_POINTS = 4000; // with what came live; then all is asked for anew, in buckets
+const MOST_EARLY = 200; // messages that come while charts are asked for
 const RENEW_MS = 300_000;
 const MOST_BUCKETS = 1500, LEAST_BUCKETS = 200;
+const MOST_MARKS = 1000; // of a chart; as the server
 const SHOWN_MARKS = 300; // rows of the list, the newest; the server bounds what is drawn
+const DECISIONS = ["action", "rule", "frequency_rule", "depth_rule", "batch_rule"]; // as the server
+const SAME_ALARM_S = 90;
 const LOOKS = { PAUSE: "hold", ABORT: "hold", SLOW: "slow" };
 
 /** How a mark is drawn: by what it says, not by its colour alone; the list has its words. */
@@ -80,6 +84,8 @@ export class DeviceCharts {
       data = await request(path, { signal: this.asked.signal });
     } catch (error) {
       if (error.name === "AbortError") return;
+      this.asked = null;
+      this.early = [];
       trouble.hidden = false;
       trouble.textContent = fill(this.words.failed, { what: error.message });
       this.place.setAttribute("aria-busy", "false");
@@ -98,14 +104,44 @@ export class DeviceCharts {
     for (const told of this.early) this.append(...told);
     this.early = [];
     this.describe();
-    this.list(data);
+    this.held = Object.assign({}, ...data.marks.filter((mark) => mark.kind === "decision").map((mark) => mark.values));
+    this.list(this.charts.data);
   }
 
   /** What the board just told. */
   append(group, values, ts) {
-    if (this.asked) this.early.push([group, values, ts]);
-    else if (!this.span.since) this.charts.append(ts, group, values, ...this.ends());
+    if (this.asked) this.early = [...this.early, [group, values, ts]].slice(-MOST_EARLY);
+    else if (!this.span.since) {
+      if (group === "board") this.decided(values, ts);
+      this.charts.append(ts, group, values, ...this.ends());
+    }
     if (this.charts.data.ts.length > MOST_POINTS && !this.asked) this.load();
+  }
+
+  /** The governor may have decided anew. */
+  decided(values, ts) {
+    const told = DECISIONS.filter((key) => typeof values[key] === "string" && values[key] !== this.held?.[key]);
+    if (!this.held || !told.length) return;
+    const shown = ["action", "rule", ...told].filter((key) => typeof values[key] === "string");
+    this.mark({ ts, kind: "decision", values: Object.fromEntries(shown.map((key) => [key, plain(values[key], 64)])) });
+    for (const key of told) this.held[key] = values[key];
+  }
+
+  /** An alarm came, or went (`body` is null). */
+  alarm(type, body) {
+    if (this.asked || this.span.since || !this.held) return;
+    const ts = typeof body?.since === "number" ? body.since : Date.now() / 1000, alarm = plain(type, 64);
+    const same = (mark) => mark.values.alarm === alarm && mark.kind === "raised" && Math.abs(mark.ts - ts) < SAME_ALARM_S;
+    const [since, until] = this.ends();
+    if (ts < since || ts > until || (body && this.charts.data.marks.some(same))) return;
+    this.mark({ ts, kind: body ? "raised" : "cleared", values: { alarm } });
+  }
+
+  mark(mark) {
+    const { data } = this.charts;
+    data.marks = [...data.marks, { ...mark, number: (data.marks.at(-1)?.number ?? 0) + 1, look: lookOf(mark) }].slice(-MOST_MARKS);
+    this.charts.slide(...this.ends());
+    this.list(data);
   }
 
   /** A span that ends now moves on, and what came live is asked for in buckets from time to time. */
