@@ -6,13 +6,16 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench browser-test console-pictures demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
+.PHONY: help asyncapi bench browser-test console-demo console-pictures demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 demo: $(VENV)/.installed  ## the whole story on this machine: publish, pull, fine-tune under heat, promote
 	$(BIN)/temperd demo $(ARGS)
+
+console-demo: $(VENV)/.installed  ## three emulated boards, and the fleet in a browser on them, until Ctrl-C
+	$(BIN)/temperd console --demo $(ARGS)
 
 test: $(VENV)/.installed tools  ## unit and end-to-end tests (real broker, web server and processes)
 	$(BIN)/python -m pytest $(ARGS)
@@ -46,6 +49,7 @@ bench:  ## speed and memory of training beside PyTorch and onnxruntime-training 
 
 reference-figures: $(VENV)/.installed  ## the quick figures anew, then docs/reference-figures.md from docs/figures
 	$(BIN)/temperd bench figures --run --out docs/reference-figures.md $(ARGS)
+	$(BIN)/python -m service.console.figures_data docs/figures
 
 DAY_BOARDS = raspberry-pi-4 raspberry-pi-5 jetson-orin-nano edge-22w
 
@@ -127,7 +131,7 @@ machine-test: $(VENV)/.installed  ## a whole arm64 machine by emulation: the .de
 	PYTHON=$(BIN)/python packaging/machine/test.sh $(ARGS)
 
 clean:  ## remove environments and what the demo made
-	rm -rf .node-asyncapi .venv-fuzz .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-demo temperd-soak build *.egg-info
+	rm -rf .node-asyncapi .venv-fuzz .venv-ort .venv-ort-training .venv-bench-torch .venv-bench-ort-training temperd-console-demo temperd-demo temperd-soak build *.egg-info
 
 # The environment is made anew when pyproject.toml or the kernel library's sources change.
 $(VENV)/.installed: pyproject.toml $(wildcard agent/engine/native/*.[ch] agent/engine/native/*.inc)

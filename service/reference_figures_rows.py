@@ -162,7 +162,8 @@ def _link(_results: Results) -> list[Figure]:
 
 
 def _updates(_results: Results) -> list[Figure]:
-    return [Figure("models: see R12; agent and system: not built yet", ""), Figure("downtime: not measured", "")]
+    agent = "agent: signed releases in slots, on trial, one way back; system by RAUC; see [updates.md](updates.md)"
+    return [Figure(f"models: see R12; {agent}", BY_FORM), Figure("downtime: see [soak.md](soak.md)", BY_FORM)]
 
 
 def _changed(ratio: Mapping[str, float]) -> str:
