@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service.fleet.store import Store, open_store
 
@@ -22,6 +23,7 @@ class Reads:
     def __init__(self, place: str) -> None:
         self._stores = [open_store(place) for _ in range(READERS)]
         self._free: asyncio.Queue[Store] = asyncio.Queue()
+        self._at_work: set[asyncio.Future[Any]] = set()
         for store in self._stores:
             self._free.put_nowait(store)
 
@@ -32,12 +34,21 @@ class Reads:
             BoardError, NetworkError: as the methods of `Store`.
         """
         store = await self._free.get()
-        try:
-            return await asyncio.to_thread(ask, store)
-        finally:
-            self._free.put_nowait(store)
+        work = asyncio.ensure_future(asyncio.to_thread(ask, store))
+        self._at_work.add(work)
+        work.add_done_callback(functools.partial(self._give_back, store))
+        return await asyncio.shield(work)  # who asked may leave: the thread goes on, and has the connection till then
+
+    def _give_back(self, store: Store, work: asyncio.Future[Any]) -> None:
+        self._at_work.discard(work)
+        self._free.put_nowait(store)
+
+    async def rest(self) -> None:
+        """Return once no thread is at work on a connection."""
+        if self._at_work:
+            await asyncio.wait(self._at_work)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Let go of the connections; after `rest`, where somebody may have left a question."""
         for store in self._stores:
             store.close()

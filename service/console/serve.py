@@ -81,6 +81,7 @@ async def open_room(
         parts.callback(audit.close)
         reads = Reads(settings.store)
         parts.callback(reads.close)
+        parts.push_async_callback(reads.rest)
         hub = await parts.enter_async_context(Hub(settings, reads, now=now, monotonic=monotonic))
         roll_outs = await parts.enter_async_context(RollOuts(settings, hub, signer, now=now, audit=audit))
         room = Room(settings, now, monotonic, hub, reads, accounts, audit, signer, roll_outs)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from agent.errors import ArtifactError, BoardError, SpecError
 from service.console.audit import FILE_NAME, MAX_DETAILS_BYTES, MAX_WHY, NOBODY, OPEN_S, TRIM_RECORDS, Audit, Wanted
-from service.console.audit_outcomes import look
+from service.console.audit_outcomes import MAX_ASKED, in_turn, look
 from service.console.audit_page import read_wanted
 from service.console.room import Room
 from service.fleet.store import Batch, Status
@@ -223,6 +223,27 @@ def test_what_ended_while_the_console_was_away_is_in_the_store(room: Room, clock
     assert room.audit.page(Wanted(action="outcome"))[0].details["status"] == "succeeded"
 
 
+def test_boards_that_never_answer_do_not_keep_others_from_being_asked(room: Room, clock: Clock) -> None:
+    gone = [f"gone-{number}" for number in range(MAX_ASKED)]
+    ids = [f"019c0d2e-7a00-7000-8000-{number:012d}" for number in range(MAX_ASKED)]
+    room.audit.write("alice", "scrub", boards=gone, commands=ids)
+    clock.pass_(1)
+    room.audit.write(
+        "alice", "scrub", boards=("pi-1",), commands=(last := f"019c0d2e-7a00-7000-8000-{MAX_ASKED:012d}",)
+    )
+    body = json.dumps({"id": last, "status": "succeeded", "version": 3})
+    status = Status("default", "pi-1", last, "scrub", 3, "succeeded", clock.now, body)
+    asyncio.run(room.reads(lambda store: store.write(Batch(statuses=[status]), clock.now)))
+    assert [asyncio.run(look(room, stored=True, turn=turn)) for turn in (0, 1)] == [0, 1]
+
+
+def test_each_board_is_asked_in_its_turn() -> None:
+    boards = [str(number) for number in range(2 * MAX_ASKED + 1)]
+    assert [len(in_turn(boards, turn)) for turn in range(4)] == [MAX_ASKED, MAX_ASKED, 1, MAX_ASKED]
+    assert [name for turn in range(3) for name in in_turn(boards, turn)] == boards
+    assert list(in_turn([], 5)) == []
+
+
 def test_a_command_that_never_ends_is_forgotten_after_its_life(trail: Audit, clock: Clock) -> None:
     trail.write("alice", "scrub", boards=("pi-1",), commands=(JOB.format(1),))
     clock.pass_(OPEN_S + 1)
@@ -267,6 +288,7 @@ def test_operators_and_owners_read_it(room: Room, role: str) -> None:
     [
         *("before=x", "before=0", "before=-1", "before=" + "9" * 30, "board=A%20B", "since=tomorrow"),
         *("until=2026-13-01", "who=" + "a" * 65, "since=0000-00-00", "until=9999-12-31", "before=%C2%B2"),
+        *("before=" + "0" * 19 + "1" + "9" * 20, "before=" + "0" * 19 + "1" * 5000),
     ],
 )
 def test_a_filter_that_does_not_fit_is_said(owner: Client, query: str) -> None:
