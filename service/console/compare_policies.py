@@ -14,7 +14,8 @@ from policies.policy import Policy, PolicyError, differences, parse_policy
 from service.command_types import COMMAND_ID, FINE_TUNE, SET_POLICY
 from service.console.audit import Wanted
 from service.console.compare_facts import short
-from service.console.compare_read import parsed, span_of, time_of
+from service.console.compare_read import span_of, time_of
+from service.console.device_reads import parsed
 from service.fleet.boards import number, table
 from service.fleet.store import Filter
 

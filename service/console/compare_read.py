@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ from service.config import NAME
 from service.console.audit import Wanted
 from service.console.compare_curves import BUCKETS, curves, wanted
 from service.console.compare_facts import Job, held, short
+from service.console.device_reads import parsed
 from service.fleet.boards import is_final, number, table
 from service.fleet.state import FleetState
 from service.fleet.store import Filter
@@ -63,14 +63,6 @@ def read_named(text: str) -> Named | None:
     """A job of a URL; `None`: that is none."""
     board, _, job = text[: MAX_SEARCH + 40].partition(":")
     return Named(board, job) if NAME.fullmatch(board) and COMMAND_ID.fullmatch(job) else None
-
-
-def parsed(text: str) -> dict[str, Any]:
-    """The table that a text of the store holds; of what is none an empty one."""
-    try:
-        return table(json.loads(text, parse_constant=lambda _: None)) if text else {}
-    except (ValueError, RecursionError):
-        return {}
 
 
 async def read_job(room: Room, named: Named, arguments: Mapping[str, object] | None) -> Job | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -41,8 +42,10 @@ async def chart(request: Request) -> Response:
         return JSONResponse({"error": "no such board"}, NOT_FOUND, headers=NO_STORE)
     if query.format == "csv":
         headers = NO_STORE | {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-        return Response(as_csv(numbers), media_type="text/csv; charset=utf-8", headers=headers)
-    return JSONResponse(as_json(query, numbers), headers=NO_STORE)
+        text = await asyncio.to_thread(as_csv, numbers)
+        return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+    # On a thread: 2,000 columns of 16 metrics take a twentieth of a second to write down.
+    return await asyncio.to_thread(lambda: JSONResponse(as_json(query, numbers), headers=NO_STORE))
 
 
 @needs(Role.VIEWER)

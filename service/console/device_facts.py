@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from service.command_types import COMMAND_ID, FINE_TUNE, PROMOTE, ROLLBACK, id_time_s
 from service.config import NAME
-from service.console.rows import Row, State
-from service.fleet.boards import Board, number, table
+from service.console.rows import Row, State, finite
+from service.fleet.boards import Board, table
 from service.fleet.outcome import Outcome, of_status
 from service.fleet.plain import plain
 from service.metric_units import described_metrics
@@ -144,12 +143,6 @@ def modelled(result: Mapping[str, Any]) -> bool | None:
 def text(value: object, longest: int = MAX_TEXT) -> str:
     """A text as a page shows it; of what is none an empty one."""
     return plain(value[: longest + 1])[:longest] if isinstance(value, str) else ""
-
-
-def finite(value: object) -> float | None:
-    """The value, if it is a finite number."""
-    found = number(value)
-    return found if found is not None and math.isfinite(found) else None
 
 
 def known_job(value: object) -> str:

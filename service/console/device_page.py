@@ -32,6 +32,7 @@ from service.console.device_reads import NOT_FOUND, checked, known, read_board, 
 from service.console.device_report import Report, newest_report, report_of
 from service.console.forms import read_form
 from service.console.page import Viewer, needs, render, room_of, viewer_of
+from service.console.rows import finite
 from service.console.texts import translator, words
 from service.fleet.boards import table
 
@@ -120,7 +121,7 @@ async def page(request: Request) -> Response:
         "trouble": trouble,
         "state": str(facts.state_of(told)),
         "online": bool(told.row.online) if told.row else bool(told.board and told.board.online),
-        "since": facts.finite(told.board.conn.get("ts")) if told.board else None,
+        "since": finite(told.board.conn.get("ts")) if told.board else None,
         "clock": facts.text(told.birth.get("clock"), 32),
         "birth": told.birth,
         "release": table(told.birth.get("release")),

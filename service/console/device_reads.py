@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from starlette.exceptions import HTTPException
 
@@ -32,9 +32,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_COMMANDS = 200  # of one page: a board tells some hundred of its own after a broker lost them
-MAX_STATUS_BYTES = 128 << 10  # of one status; what is longer no broker delivers
 ALARM_SPAN_S = 9000.0  # lists of alarms are read for marks in spans as long as one question to the store gives back
 NOT_FOUND = 404
+
+
+class _Stored(NamedTuple):
+    """What the store has of a board: the latest values by group, statuses newest first, types, raised alarms."""
+
+    latest: dict[str, tuple[float, dict[str, Any]]]
+    statuses: list[dict[str, Any]]
+    types: dict[str, str]
+    alarms: list[dict[str, Any]]
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -77,21 +85,24 @@ async def read_board(room: Room, name: str) -> tuple[Told, str]:
     checked(name)
     tenant, now, board = room.settings.tenant, room.now(), room.hub.board(name)
 
-    def ask(store: Store) -> tuple[dict[str, tuple[float, str]], list[str], dict[str, str], list[str]]:
-        statuses = store.statuses(tenant, name)[:MAX_COMMANDS]
-        return store.latest(tenant, name, now), statuses, store.types(tenant, name), store.alarms(tenant, name)
+    def ask(store: Store) -> _Stored:  # texts are read here, too: a board's statuses may have megabytes
+        return _Stored(
+            {group: (ts, parsed(values)) for group, (ts, values) in sorted(store.latest(tenant, name, now).items())},
+            [parsed(text) for text in store.statuses(tenant, name)[:MAX_COMMANDS]],
+            store.types(tenant, name),
+            [parsed(text) for text in store.alarms(tenant, name)],
+        )
 
     found, trouble = await asked(room, ask)
-    latest, statuses, types, alarms = found or ({}, [], {}, [])
-    if not known(room, name) and not (latest or statuses or alarms):
+    newest, statuses, types, alarms = found or _Stored({}, [], {}, [])
+    if not known(room, name) and not (newest or statuses or alarms):
         raise HTTPException(NOT_FOUND)
-    newest = {group: (ts, parsed(values)) for group, (ts, values) in sorted(latest.items())}
     if board is not None:
         for group, heard in board.heard.items():
             if group not in newest or heard > newest[group][0]:
                 stored = newest.get(group, (0.0, {}))[1]
                 newest[group] = (heard, {**stored, **board.metrics.get(group, {})})
-    raised = {str(body.get("type", ""))[:64]: body for body in map(parsed, alarms)}
+    raised = {str(body.get("type", ""))[:64]: body for body in alarms}
     if board is not None:
         raised = {kind: {**raised.get(kind, {}), **body, "type": kind} for kind, body in board.alarms.items()} or raised
     told = Told(
@@ -108,18 +119,25 @@ async def read_board(room: Room, name: str) -> tuple[Told, str]:
 
 
 def _commands(
-    stored: Iterable[str], types: Mapping[str, str], heard: Mapping[str, tuple[str, Mapping[str, Any]]]
+    stored: Iterable[Mapping[str, Any]], types: Mapping[str, str], heard: Mapping[str, tuple[str, Mapping[str, Any]]]
 ) -> list[tuple[str, str, Mapping[str, Any]]]:
     """Commands newest first: the store has results, what was heard may be newer."""
     found: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for body in map(parsed, stored):
+    for body in stored:
         command_id = body.get("id")
         if isinstance(command_id, str) and COMMAND_ID.fullmatch(command_id):
             found[command_id] = (types.get(command_id, ""), body)
     for command_id, (kind, told) in heard.items():
-        before = found.get(command_id, ("", {}))[1]
-        found[command_id] = (kind, {**before, **told} if is_newer(told, before) else before)
+        found[command_id] = (kind, _newest(found.get(command_id, ("", {}))[1], told))
     return [(key, *found[key]) for key in sorted(found, reverse=True)][:MAX_COMMANDS]
+
+
+def _newest(stored: Mapping[str, Any], heard: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The later of two statuses of a command; of one that both have, what either kept."""
+    if not is_newer(heard, stored):
+        return stored
+    # What a later one does not say is over: a job that runs waits for nothing any more.
+    return {**stored, **heard} if heard.get("version") == stored.get("version") else heard
 
 
 async def read_chart(

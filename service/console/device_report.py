@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from service.command_types import COLLECT_REPORT
-from service.console.device_facts import Command, finite, text
+from service.console.device_facts import Command, text
+from service.console.rows import finite
 from service.fleet.boards import table
 
 MAX_LINES = 200  # as many as boards keep

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.console import device_facts as facts
 from service.console.device_report import MAX_LINES, newest_report, report_of
+from service.console.rows import finite
 from tests.console.device_stage import BIRTH, HOSTILE, JOB, MODEL, NOW, PROMOTED, REPORT, status
 
 OTHER = "7b" * 32
@@ -83,7 +84,7 @@ def test_work_at_hand_comes_before_what_waits() -> None:
 
 @pytest.mark.parametrize("value", [True, "1", float("nan"), float("inf"), 1 << 2000, None])
 def test_what_is_no_finite_number_is_not_known(value: object) -> None:
-    assert facts.finite(value) is None
+    assert finite(value) is None
 
 
 def test_a_report_shows_its_newest_lines_first_and_whatever_they_are() -> None:

@@ -248,3 +248,22 @@ def test_a_board_that_says_nonsense_has_a_page(tmp_path: Path) -> None:
         finally:
             room.reads.close()
             room.audit.close()
+
+
+def test_what_a_later_status_does_not_say_is_over(tmp_path: Path) -> None:
+    until = {"what": "charge", "below": None, "above": 0.4, "ts": None}
+    waits = status(PROMOTED, "deferred", 3, NOW - 60, reason_code="battery.low", reason="an empty battery", until=until)
+    with stage.staged(tmp_path, seconds=1, told=[("fine-tune", waits)]) as room:
+        board = room.hub.board(BOARD)
+        assert board is not None
+        client = TestClient(stage.stage_app(room))
+
+        def told() -> dict[str, Any]:
+            commands = client.get(f"/api/device/{BOARD}").json()["commands"]
+            return next(one for one in commands if one["id"] == PROMOTED)
+
+        assert told()["reason_code"] == "battery.low"
+        board.statuses[PROMOTED] = ("fine-tune", {"status": "running", "step": "training", "version": 4, "ts": NOW})
+        assert (told()["status"], told()["reason_code"], told()["reason"]) == ("running", "", "")
+        board.statuses[PROMOTED] = ("fine-tune", {"status": "deferred", "version": 3, "progress": 0.25, "ts": NOW})
+        assert (told()["progress"], told()["reason_code"]) == (0.25, "battery.low")  # the same one, said again
