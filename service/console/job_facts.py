@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.command_types import MAX_TIME_S
-from service.console.device_facts import Cell, Command, cells, finite, text
+from service.console.device_facts import Cell, Command, cells, text
+from service.console.rows import finite
 from service.fleet.boards import table
 from service.fleet.plain import plain
 
@@ -102,6 +103,11 @@ def _time(value: object) -> float | None:
     return found if found is not None and 0 < found <= MAX_TIME_S else None
 
 
+def end_of(way: Sequence[Moment], one: Command, now: float) -> float:
+    """When the command ended by its last status, seconds since 1970; now, while it has not."""
+    return next((moment.ts for moment in reversed(way) if moment.ts is not None), one.begun) if one.ended else now
+
+
 def span_of(way: Sequence[Moment], one: Command, now: float) -> tuple[float, float]:
     """Since when and until when the command was at work, seconds since 1970, for its charts.
 
@@ -109,7 +115,7 @@ def span_of(way: Sequence[Moment], one: Command, now: float) -> tuple[float, flo
     nothing is found.
     """
     times = [moment.ts for moment in way if moment.ts is not None]
-    until = (times[-1] if times else one.begun) if one.ended else now
+    until = end_of(way, one, now)
     since = min(times, default=one.begun)
     took = finite(one.result.get("wall_s"))
     if len(times) < 2 and one.ended and took is not None and took > 0:  # noqa: PLR2004 - one moment is no span

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from agent.errors import BoardError, NetworkError
 from agent.keys_consoles import Role
+from service.command_types import COMMAND_ID
 from service.console import device_facts as facts
 from service.console import job_facts
 from service.console.device_chart import ChartQuery
@@ -25,6 +26,8 @@ from service.console.texts import translator, words
 
 UNAVAILABLE = 503
 PICTURE_BUCKETS = 600  # the picture has 706 pixels for them
+AT_ONCE = frozenset({"cancel", "pause", "resume", "promote", "rollback", "set-policy", "collect-report"})
+"""Commands that take no time worth a chart, and no energy that is told."""
 
 
 @needs(Role.VIEWER)
@@ -46,6 +49,8 @@ async def page(request: Request) -> Response:
         "warnings": job_facts.warnings_of(result),
         "rest": job_facts.rest_of(result),
         "arguments": _arguments(job),
+        "about": _about(job),
+        "works": job.one.type not in AT_ONCE,
         "stages": [{"from": stage.since, "to": stage.until, "name": step_words(t, stage.name)} for stage in job.stages],
         "actions": job_actions(name, job.one, viewer),
         "modelled": job.one.energy_is_modelled
@@ -72,6 +77,13 @@ def _arguments(job: JobTold) -> str | None:
     """What the command was asked to do, as JSON; `None`: not known here."""
     given = job.record.details.get("args") if job.record is not None else None
     return job_facts.arguments_text(given) if isinstance(given, dict) else None
+
+
+def _about(job: JobTold) -> str:
+    """The job that the command is about, such as the one to pause; empty: none that is known."""
+    given = job.record.details.get("args") if job.record is not None else None
+    other = given.get("job") if isinstance(given, dict) else None
+    return other if isinstance(other, str) and COMMAND_ID.fullmatch(other) else ""
 
 
 @needs(Role.VIEWER)

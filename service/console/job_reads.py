@@ -14,7 +14,7 @@ from service.command_types import id_time_s
 from service.console.audit import Wanted
 from service.console.device_facts import Command, Told, command
 from service.console.device_reads import NOT_FOUND, asked, checked, parsed, read_board
-from service.console.job_facts import Moment, Stage, moments, span_of, stages
+from service.console.job_facts import Moment, Stage, end_of, moments, span_of, stages
 from service.console.job_files import WINDOW_S, WINDOWS_MOST, JobRows, Window
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class JobTold:
         way: its statuses, oldest first.
         stages: the same as spans.
         since: when it began, seconds since 1970.
-        until: when it ended; now, while it has not.
+        until: when its charts end: a little later than a command that took no time.
+        over: when it ended; now, while it has not.
         record: what the audit trail of this console says; `None`: it was not sent from here, or that is forgotten.
         trouble: why something could not be read; empty: all was.
     """
@@ -46,6 +47,7 @@ class JobTold:
     stages: list[Stage]
     since: float
     until: float
+    over: float
     record: Record | None
     trouble: str
 
@@ -66,11 +68,12 @@ async def read_job(room: Room, name: str, job: str) -> JobTold:
         raise HTTPException(NOT_FOUND)
     kind, body = found or (record.action if record else "", {})
     tenant = room.settings.tenant
-    history, missing = await asked(room, lambda store: store.history(tenant, name, job))
+    history, missing = await asked(room, lambda store: [parsed(text) for text in store.history(tenant, name, job)])
     one = command(job, kind, body)
-    way = moments(map(parsed, history or ()), body)
+    way = moments(history or (), body)
     since, until = span_of(way, one, told.now)
-    return JobTold(told, one, way, stages(way, until), since, until, record, trouble or missing or missed)
+    over = max(since, end_of(way, one, told.now))
+    return JobTold(told, one, way, stages(way, until), since, until, over, record, trouble or missing or missed)
 
 
 async def _older(room: Room, name: str, job: str) -> tuple[str, Mapping[str, Any]] | None:

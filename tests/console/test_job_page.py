@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from agent.keys_consoles import Role
 from service.console.device_chart import ChartNumbers
 from service.console.device_facts import command
-from service.console.job_facts import Moment, Stage, gate_of, moments, rest_of, span_of, stages, warnings_of
+from service.console.job_facts import Moment, Stage, end_of, gate_of, moments, rest_of, span_of, stages, warnings_of
 from service.console.job_files import JobRows, Window, picture, safe
 from service.console.job_reads import windows
 from service.console.room import Room
@@ -74,6 +74,31 @@ def test_what_is_known_of_who_sent_it_is_told(
     assert "&lt;img src=x" in page
     assert "<img src=x" not in page
     assert "\u202e" not in page
+
+
+def test_a_command_that_takes_no_time_has_no_charts_and_leads_to_its_job(
+    room: Room, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = JOB[:-1] + "7"
+    audit = stage.Audit(tmp_path / "audit", lambda: command(pause, "", {}).begun + 1)
+    monkeypatch.setattr(room, "audit", audit)
+    audit.write("lan", "pause", boards=(BOARD,), commands=(pause,), details={"args": {"job": JOB}})
+    page = client().get(f"/device/{BOARD}/jobs/{pause}").text
+    audit.close()
+    assert f'<a href="/device/{BOARD}/jobs/{JOB}">' in page
+    assert 'aria-labelledby="charts-title" hidden' in page
+    assert 'aria-labelledby="charts-title" hidden' not in client().get(f"/device/{BOARD}/jobs/{JOB}").text
+
+
+def test_an_end_is_that_of_the_last_status_though_charts_go_on() -> None:
+    body = status(JOB, "succeeded", 3, NOW)
+    way, one = moments([], body), command(JOB, "", body)
+    assert end_of(way, one, NOW + 60) == NOW
+    assert span_of(way, one, NOW + 60)[1] >= NOW
+    begun = one.begun
+    quick = status(JOB, "succeeded", 3, begun)
+    assert end_of(moments([], quick), command(JOB, "", quick), NOW) == begun
+    assert span_of(moments([], quick), command(JOB, "", quick), NOW)[1] == begun + 10
 
 
 def test_a_command_that_was_only_sent_waits_for_its_board(
