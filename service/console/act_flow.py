@@ -12,8 +12,9 @@ from agent.keys_consoles import Role
 from service.command_types import PERMITTED
 from service.console.act_board import BoardNow
 from service.console.act_order import ASKED, CONDITIONS, EXPECTED, LIFETIMES_S, WHY_NEEDED, Order
-from service.console.act_send import DEFAULT_VALID_S, MAX_WHY, send
+from service.console.act_send import DEFAULT_VALID_S, send
 from service.console.act_sent import new_token, parts
+from service.console.audit import MAX_WHY
 from service.console.page import Viewer, room_of, viewer_of
 from service.console.texts import translator
 

@@ -17,8 +17,9 @@ from service.commands import (
     UPDATE_SYSTEM,
     Expectation,
 )
-from service.console.act_send import DEFAULT_VALID_S, LEAST_VALID_S, MAX_WHY
+from service.console.act_send import DEFAULT_VALID_S, LEAST_VALID_S
 from service.console.act_sent import TOKEN
+from service.console.audit import MAX_WHY
 from service.console.schema_form import MAX_WHOLE, Form
 from service.console.schema_form_read import Fault, read_form
 

@@ -126,7 +126,7 @@ async def take_form(request: Request) -> Response:
     """A posted form: shown again with what is wrong, asked once, or sent."""
     kind, room, viewer = _kind(request), room_of(request), viewer_of(request)
     name = request.path_params["name"]
-    check_permitted(room, viewer, (name,), kind)
+    await check_permitted(room, viewer, (name,), kind)
     if kind == SET_POLICY:
         raise HTTPException(NOT_FOUND, "policies have a page of their own")
     given = await read_form(request)

@@ -13,12 +13,12 @@ from agent.keys_consoles import Role
 from service.command_types import PERMITTED
 from service.commands import MAX_LIFETIME_S
 from service.console.act_sent import TOKEN, Sent, parts
+from service.console.audit import MAX_WHY
 from service.console.page import FORBIDDEN, Viewer
 
 if TYPE_CHECKING:
     from service.console.room import Room
 
-MAX_WHY = 500  # characters: a reason, not a report; it is kept for ever
 DEFAULT_VALID_S = 3600  # a board that is offline for longer may be another board by then
 LEAST_VALID_S = 60  # less passes while a board connects
 REFUSED = "command-refused"
@@ -30,7 +30,7 @@ def may_send(viewer: Viewer, kind: str) -> bool:
     return viewer.may(Role.OPERATOR) and kind in PERMITTED[viewer.role]
 
 
-def check_permitted(room: Room, viewer: Viewer, boards: tuple[str, ...], kind: str) -> None:
+async def check_permitted(room: Room, viewer: Viewer, boards: tuple[str, ...], kind: str) -> None:
     """Refuse what a user may not send, on record.
 
     Raises:
@@ -39,7 +39,7 @@ def check_permitted(room: Room, viewer: Viewer, boards: tuple[str, ...], kind: s
     """
     if not may_send(viewer, kind):
         details = {"type": kind, "role": str(viewer.role)}
-        room.audit.write(viewer.name, REFUSED, boards=boards, details=details)
+        await room.audit.record(viewer.name, REFUSED, boards=boards, details=details)
         raise HTTPException(FORBIDDEN, f"the role {viewer.role} may not send {kind}")
 
 
@@ -79,7 +79,7 @@ async def send(
         NetworkError: no broker, and nothing was sent; or it did not confirm: sending again with the same token is
             harmless.
     """
-    check_permitted(room, viewer, (board,), kind)
+    await check_permitted(room, viewer, (board,), kind)
     _check(token, why, valid_s)
     expected = dict(expect or {})
     digest = parts(board, kind, args, expected, why, valid_s)

@@ -98,7 +98,7 @@ async def show(request: Request) -> Response:
 async def take(request: Request) -> Response:
     """A posted policy: shown again with its mistakes, shown with its difference, or sent."""
     room, viewer = room_of(request), viewer_of(request)
-    check_permitted(room, viewer, (request.path_params["name"],), SET_POLICY)
+    await check_permitted(room, viewer, (request.path_params["name"],), SET_POLICY)
     given = dict(await read_form(request))
     given["text"] = given.get("text", "").replace("\r\n", "\n")
     place = await _place(request, given.get("from", ""))

@@ -16,8 +16,9 @@ from agent.errors import SpecError, TemperdError
 from agent.keys_consoles import Role
 from service.commands import FINE_TUNE, SET_POLICY
 from service.console.act_order import ARGUMENT, CONDITIONS, LIFETIMES_S
-from service.console.act_send import MAX_WHY, check_permitted
+from service.console.act_send import check_permitted
 from service.console.act_view import Option, fault_text, sections
+from service.console.audit import MAX_WHY
 from service.console.forms import read_form
 from service.console.page import needs, render, room_of, viewer_of
 from service.console.roll_out_boards import (
@@ -179,7 +180,7 @@ async def take_command(request: Request) -> Response:
     draft, viewer, room = _draft(request), viewer_of(request), room_of(request)
     given = await read_form(request)
     kind = given.get("type", "")
-    check_permitted(room, viewer, (), kind)
+    await check_permitted(room, viewer, (), kind)
     if kind not in kinds_for(viewer):
         raise HTTPException(NOT_FOUND, "no such type of command for many boards")
     form, _ = await form_of(room, draft, kind)
@@ -293,7 +294,7 @@ async def _begin(request: Request, draft: Draft, why: str) -> Response:
         return _to(draft, "command")
     if draft.begun:
         return RedirectResponse(f"/roll-outs/{draft.begun}", SEE_OTHER)
-    check_permitted(room, viewer, draft.boards, draft.kind)
+    await check_permitted(room, viewer, draft.boards, draft.kind)
     if not why or len(why) > MAX_WHY:
         return _review(request, draft, draft.rules, why=why, error=words("roll_out.fault.why", most=MAX_WHY))
     if not (room.signer.ready or room.signer.locked):

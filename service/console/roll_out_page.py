@@ -19,7 +19,7 @@ from agent.keys_consoles import Role
 from service.command_types import PERMITTED
 from service.commands import COMMAND_ID
 from service.console import roll_out_new
-from service.console.act_send import MAX_WHY
+from service.console.audit import MAX_WHY
 from service.console.forms import read_form
 from service.console.page import FORBIDDEN, Viewer, needs, render, room_of, viewer_of
 from service.console.roll_out_thread import Told

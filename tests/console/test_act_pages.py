@@ -227,6 +227,18 @@ def test_without_a_key_the_page_says_what_to_do(tmp_path: Path) -> None:
     bench.audit.close()
 
 
+def test_a_refusal_is_put_on_record_while_pages_go_on(bench: ActRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, threads = bench.audit.write, []
+
+    def seen(*words: Any, **named: Any) -> int:
+        threads.append(asyncio._get_running_loop())
+        return write(*words, **named)
+
+    monkeypatch.setattr(bench.audit, "write", seen)
+    assert bench.client(Role.OPERATOR).post("/device/pi-1/act/rollback", {"token": new_token()}).status_code == 403
+    assert threads == [None]  # each commit waits for the disk: never on the loop of the pages
+
+
 @pytest.mark.parametrize("role", list(Role))
 @pytest.mark.parametrize("kind", sorted(KNOWN))
 def test_what_a_role_may_not_send_is_403_and_on_record(bench: ActRoom, kind: str, role: Role) -> None:
