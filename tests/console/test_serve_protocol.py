@@ -126,7 +126,7 @@ def test_addresses_of_one_network_count_as_one(monkeypatch: pytest.MonkeyPatch) 
             return self.cut
 
     async def connected(*peers: str) -> list[bool]:
-        config = uvicorn.Config(answer, log_config=None)
+        config = uvicorn.Config(answer, log_config=None, proxy_headers=False)
         config.load()
         state = uvicorn.server.ServerState()
         wires = [Wire(peer) for peer in peers]
