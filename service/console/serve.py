@@ -9,13 +9,14 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from agent.durable import only_holder
 from agent.errors import BoardError, ConfigError, SpecError
 from service.console.accounts import LINK_S, Accounts
 from service.console.app import build_app
@@ -32,6 +33,7 @@ from service.logs import logger
 
 MAX_CONNECTIONS = 512  # fifty people's pages: a stream each, and six connections beside it while a page loads
 BACKLOG = 128
+LOCK = "console.lock"  # in the folder of the state
 KEEP_ALIVE_S = 15
 GRACE_S = 1  # for answers that are under way
 FOLDED = 4096  # the request line and what else h11 counts, beside headers and query
@@ -69,7 +71,7 @@ async def open_room(
         monotonic: monotonic clock, seconds.
 
     Raises:
-        BoardError: a file cannot be used, or others may read it.
+        BoardError: a file cannot be used, or others may read it; `busy`, another console works with the folder.
         ArtifactError: the console key is broken.
         NetworkError: the store's database cannot be reached.
     """
@@ -77,6 +79,7 @@ async def open_room(
         signer = Signer(Path(settings.key) if settings.key else None)
         accounts = Accounts(settings.state, now)
         parts.callback(accounts.close)
+        parts.enter_context(_alone(settings.state))
         audit = Audit(settings.state, now)
         parts.callback(audit.close)
         reads = Reads(settings.store)
@@ -196,6 +199,13 @@ def _tls(listening: Listening) -> ssl.SSLContext:
         told = error.strerror or error
         raise ConfigError(f"the certificate or its key cannot be used: {told}", where=listening.cert) from error
     return context
+
+
+def _alone(state: Path) -> AbstractContextManager[None]:
+    """Two consoles on one folder would take the broker's session from each other, and each other's roll-outs."""
+    fix = "Stop it, or name another folder with --state"
+    refusal = BoardError("another console works with this folder", where=str(state), fix=fix, reason="busy")
+    return only_holder(state / LOCK, refusal)
 
 
 @contextmanager
