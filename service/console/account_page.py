@@ -25,6 +25,7 @@ from service.console.texts import LANGUAGES
 
 TOO_MANY, UNPROCESSABLE = 429, 422
 ACCOUNT = "/account"
+EVERYBODY = "all"  # one bucket: who has no account may have many addresses
 _SESSION_ID = re.compile(r"[0-9a-f]{64}")
 _BROWSERS = (("Edg", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrom", "Chrome"), ("Safari/", "Safari"))
 _SYSTEMS = (
@@ -69,8 +70,9 @@ async def log_in(request: Request) -> Response:
     doors.login_names.take(name)  # before the hash: many at once are many tries
     user = await room.accounts.log_in(name, password)
     if user is None:
-        known = name if await asyncio.to_thread(room.accounts.user, name) else "-"  # a password is typed there at times
-        await room.audit.record(known, "login-refused", details={"address": address})
+        if not doors.strangers.take(EVERYBODY):
+            known = name if await asyncio.to_thread(room.accounts.user, name) else "-"  # a password typed as a name
+            await room.audit.record(known, "login-refused", details={"address": address})
         return _login(request, target, status=UNPROCESSABLE, note="wrong", name=name)
     doors.login_names.forget(name)
     return await _begin(request, user, target)
@@ -114,11 +116,11 @@ async def set_up_page(request: Request) -> Response:
     try:
         user = await asyncio.to_thread(room_of(request).accounts.link_user, token)
     except SpecError as error:
-        return _set_up(request, "", "", error=error, status=UNPROCESSABLE)
-    return _set_up(request, token, user)
+        return await _set_up(request, "", "", error=error, status=UNPROCESSABLE)
+    return await _set_up(request, token, user)
 
 
-def _set_up(
+async def _set_up(
     request: Request, token: str, user: str, *, name: str = "", error: SpecError | None = None, status: int = 200
 ) -> Response:
     shown: dict[str, Any] = {
@@ -127,6 +129,7 @@ def _set_up(
         "name": name,
         "code": error.code if error else "",
         "bounds": _bounds(),
+        "ownerless": not token and not await asyncio.to_thread(room_of(request).accounts.has_owner),
     }
     return render(request, "account/set_up.html", status=status, **shown)
 
@@ -144,7 +147,7 @@ async def set_up(request: Request) -> Response:
         await room.accounts.use_link(token, name, password, viewer_of(request).language)
     except SpecError as error:
         kept = "" if error.code == "link-refused" else token
-        return _set_up(request, kept, user, name=name, error=error, status=UNPROCESSABLE)
+        return await _set_up(request, kept, user, name=name, error=error, status=UNPROCESSABLE)
     action = "password-by-link" if user else "first-owner"
     await room.audit.record(user or name, action, details={"address": address_of(request)})
     return RedirectResponse(f"{LOGIN}?set=1", 303)

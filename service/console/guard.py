@@ -21,7 +21,7 @@ from service.console import guard_rules as rules
 from service.console.accounts_file import MAX_TOKEN, new_token
 from service.console.forms import MAX_FIELDS, MAX_FORM_BYTES
 from service.console.guard_errors import INTERNAL, answer, on_http_exception, on_temperd_error, wants_json
-from service.console.guard_limits import Doors, network_of
+from service.console.guard_limits import FORM_BYTES, Doors, network_of
 from service.console.guard_request import address_of, path_of, record_refusal
 from service.console.page import Viewer
 from service.console.room import Room
@@ -120,7 +120,7 @@ class Guard:
             return request.receive
         if user.role is Role.VIEWER and path not in rules.OWN | rules.OPEN:
             await self._refuse(request, "a viewer changes nothing")
-        return await self._posted(request, csrf_of(cookies.session))
+        return await self._posted(request, csrf_of(cookies.session), user.name)
 
     def _check_form_of(self, request: Request) -> None:
         """Method, name of the server, sizes."""
@@ -159,11 +159,11 @@ class Guard:
         wanted = rules.safe_next(target)
         return RedirectResponse(rules.LOGIN if wanted == rules.HOME else f"{rules.LOGIN}?next={quote(wanted)}", 303)
 
-    async def _posted(self, request: Request, csrf: str) -> Receive:
+    async def _posted(self, request: Request, csrf: str, user: str = "") -> Receive:
         """Read a form, and hold it against the token of its session.
 
         Raises:
-            HTTPException: 403, it does not come from a page of ours; 408, 413.
+            HTTPException: 403, it does not come from a page of ours; 408, 413; 429, this user sent too many.
         """
         headers = request.headers
         origins, site = headers.getlist("origin"), headers.get("sec-fetch-site", "same-origin")
@@ -175,6 +175,9 @@ class Guard:
         told = headers.get("x-csrf") or _csrf_field(headers.get("content-type", ""), body)
         if not hmac.compare_digest(told.encode("utf-8", "replace"), csrf.encode()):
             await self._refuse(request, "the form's token is not that of this session", fix="Load the page anew")
+        counts = user and not rules.keeps_nothing(path_of(request))
+        if counts and (wait := self._doors.forms.take(user, 1 + len(body) / FORM_BYTES)):
+            raise _too_often(wait)
         return _again(body, request.receive)
 
     async def _refuse(self, request: Request, what: str, fix: str = "") -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 MAX_BUCKETS = 10_000  # each some 200 bytes; who fills them pays one allowed request for each
+FORM_BYTES = 4096  # of a form cost as much as one more: what is long makes long records
 NETWORK_BITS = 64  # of an IPv6 address: who has one has all of its network
 
 
@@ -31,6 +32,8 @@ OF_SESSION = Rate(300, 50)  # one person who types into a filter in several page
 OF_LOGIN_NAME = Rate(10, 1 / 30)  # somebody who tries old passwords; 2,900 guesses a day
 OF_LOGIN_ADDRESS = Rate(20, 1 / 6)  # some people behind one address in the morning
 OF_UNLOCKING = Rate(5, 1 / 20)  # of all: each costs 128 MiB and half a second
+OF_FORMS = Rate(120, 1)  # of one user's forms, by `FORM_BYTES`: a record of each is kept, and the oldest records go
+OF_STRANGERS = Rate(500, 1 / 60)  # records of all refused log-ins: nobody without an account pushes the rest out
 OF_REFUSED = Rate(20, 1 / 60)  # records of one user's refusals: who is refused all day fills no trail
 
 
@@ -47,11 +50,11 @@ class Buckets:
         self._rate, self._monotonic, self._most = rate, monotonic, most
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, key: str) -> float:
-        """Take one; 0, or how many seconds there are none."""
+    def take(self, key: str, cost: float = 1.0) -> float:
+        """Take one, or as much as something costs; 0, or for how many seconds there is not as much."""
         left, now = self._filled(key)
-        wait = 0.0 if left >= 1 else (1 - left) / self._rate.per_second
-        self._left[key] = (left if wait else left - 1, now)
+        wait = 0.0 if left >= cost else (cost - left) / self._rate.per_second
+        self._left[key] = (left if wait else left - cost, now)
         self._left.move_to_end(key)
         while len(self._left) > self._most:
             self._left.popitem(last=False)
@@ -87,6 +90,8 @@ class Doors:
         self.sessions = Buckets(OF_SESSION, monotonic)
         self.login_names = Buckets(OF_LOGIN_NAME, monotonic)
         self.login_addresses = Buckets(OF_LOGIN_ADDRESS, monotonic)
+        self.forms = Buckets(OF_FORMS, monotonic)
+        self.strangers = Buckets(OF_STRANGERS, monotonic)
         self.unlocking = Buckets(OF_UNLOCKING, monotonic)
         self.refused = Buckets(OF_REFUSED, monotonic)
 

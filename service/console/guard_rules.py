@@ -106,6 +106,11 @@ def is_for_scripts(path: str) -> bool:
     return path.startswith("/api/") or path == LIVE
 
 
+def keeps_nothing(path: str) -> bool:
+    """Whether a form only shows something: no record tells of it."""
+    return path == "/compare/policies" or (path.startswith("/device/") and path.endswith("/policy/check"))
+
+
 def safe_next(text: str) -> str:
     """Where a login leads: a page of ours, whatever was asked for."""
     if len(text) > MAX_NEXT or not _LOCAL.fullmatch(text):

@@ -26,7 +26,8 @@ from service.payload import encode_json
 MAX_STREAMS = 200  # of all sessions; fifty people with some pages each
 MAX_OF_SESSION = 24  # a browser opens six to one server; some of them may have been left behind
 BEAT_S = 15.0  # of silence, then a beat: proxies cut what is silent for a minute, and pages want to know
-SESSION_S = 60.0  # between two looks whether the session still holds
+MAX_OF_USER = 100  # half of all: nobody takes the other half by logging in often
+SESSION_S = 5.0  # between two looks whether the session still holds
 SEND_S = 60.0  # for a reader to take what is sent; its computer sleeps, or is gone
 AGAIN_S = 5  # when there were too many
 TOO_MANY, NOT_FOUND = 429, 404
@@ -68,7 +69,8 @@ async def live(request: Request) -> Response:
     session = session_of(request)
     owner = session.id if session is not None else ""
     open_ones = room.hub.streams
-    if open_ones.total() >= MAX_STREAMS or open_ones[owner] >= MAX_OF_SESSION:
+    own = 0 if session is None else sum(open_ones[one.id] for one in room.accounts.sessions.of(session.user.name))
+    if open_ones.total() >= MAX_STREAMS or open_ones[owner] >= MAX_OF_SESSION or own >= MAX_OF_USER:
         raise HTTPException(TOO_MANY, "too many open pages", headers={"Retry-After": str(AGAIN_S)})
     seen = request.headers.get("last-event-id") or params.get("after", "")
     after = int(seen) if _REVISION.fullmatch(seen) else -1
