@@ -21,7 +21,7 @@ from service.console.roll_out_thread import Place, Session, Signs, Told, Work, n
 from service.console.room import Settings
 from service.fleet.outcome import Outcome
 from service.fleet.roll_out import Terms
-from service.fleet.roll_out_lock import BUSY, held
+from service.fleet.roll_out_lock import BUSY, is_held
 from service.fleet.state import ABORTED, ENDED, RUNNING, STOPPED, FleetState, RollOut
 from service.logs import logger
 
@@ -155,7 +155,7 @@ class RollOuts:
         """Whether another process has it at work."""
         if roll_out in self._sessions:
             return False
-        return await self.read(lambda state: _is_held(state, roll_out))
+        return await self.read(lambda state: is_held(state, roll_out))
 
     # --- what pages order --------------------------------------------------------------------------------------------
 
@@ -191,7 +191,12 @@ class RollOuts:
         self._make_room()
         await self._record(made.id, Record(by, why, at_work=True))
         await self.read(lambda state: state.begin(made, boards))
-        await self._work(made.id, Work.RUN)
+        try:
+            await self._work(made.id, Work.RUN)
+        except TemperdError:  # nothing was sent, and it must not begin by itself with the next start
+            await self._rest(made.id)
+            await self.read(lambda state: state.stand(made.id, ABORTED, "it could not begin"))
+            raise
 
     async def stop(self, roll_out: str, why: str) -> None:
         """Have it send nothing more; what was sent goes on. Returns once that is in the file.
@@ -389,11 +394,3 @@ class RollOuts:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _is_held(state: FleetState, roll_out: str) -> bool:
-    try:
-        with held(state, roll_out):
-            return False
-    except TemperdError as error:
-        return error.code == BUSY

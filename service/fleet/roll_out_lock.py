@@ -30,6 +30,15 @@ def held(state: FleetState, roll_out_id: str) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
+def is_held(state: FleetState, roll_out_id: str) -> bool:
+    """Whether a process runs it, as far as the lock file can be asked."""
+    try:
+        with held(state, roll_out_id):
+            return False
+    except BoardError as error:
+        return error.code == BUSY
+
+
 def lock_path(state: Path, roll_out_id: str) -> Path:
     """The lock file of a roll-out, beside the state."""
     return state.with_name(f"{state.name}.{roll_out_id}.lock")

@@ -563,3 +563,27 @@ def test_a_broker_that_cannot_be_used_is_told_of(place: Place) -> None:
             assert roll_outs.record(made.id).at_work  # after the next start it is tried anew
 
     run(play())
+
+
+def test_one_that_could_not_begin_does_not_begin_with_the_next_start(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_room(*_: object) -> None:
+        raise SpecError("all threads are at work")
+
+    async def play() -> None:
+        roll_outs, _ = place.made()
+        async with roll_outs:
+            made = roll_outs.make("scrub", Terms(Rules(), {}, {}, 600))
+            with monkeypatch.context() as patched:
+                patched.setattr(roll_outs, "_work", no_room)
+                with pytest.raises(SpecError):
+                    await roll_outs.begin(made, ["good-1"], by="alice", why="a try")
+            assert not roll_outs.record(made.id).at_work
+        again, _ = place.made()
+        async with again:
+            assert not again.is_at_work(made.id)
+        found, commands = place.look(made.id)
+        assert (found.state, found.why, [command.id for command in commands]) == ("aborted", "it could not begin", [""])
+
+    asyncio.run(play())
