@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.chart import Line, Panel, chart
+from service.console.formats import no_formula
 from service.fleet.store_chart import Chart
 
 GAP_S = 120.0  # an idle board speaks once a minute: after two without a word nobody knows what went on
 BUCKETS = 600  # of one job: a picture is not wider
 COLORS = ("#1d5594", "#b3441e")  # blue and brown: told apart by who sees no red or no green; the pages' first two
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with these a table calculation takes a text for a formula
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +229,10 @@ def csv_text(lines: Iterable[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> object:
-    if not isinstance(value, str) or not value.startswith(_FORMULA):
+    if not isinstance(value, str):
         return value
     try:
         float(value)
     except ValueError:
-        return f"'{value}"
+        return no_formula(value)
     return value

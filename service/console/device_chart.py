@@ -121,11 +121,7 @@ class ChartQuery:
 
     def wanted(self) -> dict[str, list[str]]:
         """The metrics by group, as the store wants them."""
-        found: dict[str, list[str]] = {}
-        for metric in self.metrics:
-            group, _, key = metric.partition(".")
-            found.setdefault(group, []).append(key)
-        return found
+        return by_group(self.metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +156,15 @@ class ChartNumbers:
         high = max((value for value in highs if value is not None), default=None)
         last = next((value for value in reversed(lasts) if value is not None), None)
         return None if low is None or high is None or last is None else (low, high, last)
+
+
+def by_group(metrics: Iterable[str]) -> dict[str, list[str]]:
+    """Keys of metrics by group, out of names such as `board.duty`."""
+    found: dict[str, list[str]] = {}
+    for metric in metrics:
+        group, _, key = metric.partition(".")
+        found.setdefault(group, []).append(key)
+    return found
 
 
 def read_chart_query(given: Mapping[str, str], now: float) -> ChartQuery:

@@ -18,6 +18,7 @@ MAX_SHOWN = 1e15  # a larger number is written with an exponent: it fits its cel
 SHORT_HASH = 10  # characters of a SHA-256 that people compare
 _MARKS = {"en": (",", "."), "vi": (".", ",")}
 """Thousands and decimal marks by language, as `Intl.NumberFormat` has them."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _SPANS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -73,6 +74,11 @@ def span(seconds: object) -> list[tuple[int, str]]:
 def short(digest: object) -> str:
     """The beginning of a hash."""
     return plain(digest)[:SHORT_HASH]
+
+
+def no_formula(cell: str) -> str:
+    """A cell of a CSV file that no program takes for a formula, and runs: boards choose reasons."""
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {

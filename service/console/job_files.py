@@ -9,7 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.chart import LEFT, RIGHT, WIDTH, Line, Panel, chart
-from service.console.device_chart import METRICS, OF_WORK, PANELS, ChartNumbers, ChartPanel, Column, Curve, utc
+from service.console.device_chart import (
+    METRICS,
+    OF_WORK,
+    PANELS,
+    ChartNumbers,
+    ChartPanel,
+    Column,
+    Curve,
+    by_group,
+    utc,
+)
+from service.console.formats import no_formula
 from service.console.job_facts import Stage
 from service.fleet.store_chart import MAX_BUCKETS, Changes, Chart
 
@@ -18,13 +29,6 @@ WINDOWS_MOST = 4500  # a month: what runs longer has its last weeks cut off, and
 DOT = 0.004  # of the width: a value that stands alone is a short dash
 COLORS = ("#1d5594", "#b3441e", "#1a6b3c")
 LETTER = 7.0  # pixels of a letter in the picture's font
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""With these a spreadsheet takes a text for a formula, and runs it."""
-
-
-def safe(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,7 @@ class JobRows:
 
     def wanted(self) -> dict[str, list[str]]:
         """The metrics by group, as the store wants them."""
-        found: dict[str, list[str]] = {}
-        for metric in self.metrics:
-            group, _, key = metric.partition(".")
-            found.setdefault(group, []).append(key)
-        return found
+        return by_group(self.metrics)
 
     def head(self) -> str:
         """The first row."""
@@ -74,8 +74,8 @@ class JobRows:
                 values = changes.pop(0).values
                 self._held |= {name: str(value) for name, value in values.items() if isinstance(value, str)}
             numbers = ["" if column[at] is None else f"{column[at]:.9g}" for column in columns]
-            texts = [safe(self._held.get(name, "")) for name in self.texts]
-            yield _line([utc(ts), f"{ts:.3f}", f"{ts - self.since:.3f}", safe(self._stage(ts)), *numbers, *texts])
+            texts = [no_formula(self._held.get(name, "")) for name in self.texts]
+            yield _line([utc(ts), f"{ts:.3f}", f"{ts - self.since:.3f}", no_formula(self._stage(ts)), *numbers, *texts])
 
     def _stage(self, ts: float) -> str:
         return next((stage.name for stage in self.stages if stage.since <= ts < stage.until), "")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from service.console.formats import iso, no_formula
 from service.fleet.outcome import Outcome
 from service.fleet.state import Sent
 
@@ -16,8 +16,6 @@ Words = Callable[..., str]
 
 GOOD, BAD, OPEN, LEFT = "good", "bad", "open", "left"
 _KINDS: Mapping[str, str] = {Outcome.SUCCEEDED: GOOD, Outcome.OPEN: OPEN, Outcome.WAITING: LEFT}
-MAX_TIME_S = 253_402_300_800  # the year 10000
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by programs that open tables
 COLUMNS = ("place", "board", "id", "sent", "outcome", "status", "reason_code", "reason", "at")
 _TOO_MANY = r"(?P<bad>\d+) of (?P<ended>\d+) boards .* \((?P<share>\d+)%, limit (?P<limit>\d+)%\)"
 _WHY = (
@@ -105,20 +103,14 @@ def as_csv(commands: Iterable[Sent]) -> str:
     for command in commands:
         status = command.status or {}
         told = (status.get(key) for key in ("status", "reason_code", "reason"))
-        row = (command.place, command.board, command.id, int(command.sent), command.outcome, *told, at(status))
-        table.writerow([_cell(value) for value in row])
+        row = (
+            command.place,
+            command.board,
+            command.id,
+            int(command.sent),
+            command.outcome,
+            *told,
+            iso(status.get("ts")),
+        )
+        table.writerow([no_formula("" if value is None else str(value)) for value in row])
     return out.getvalue()
-
-
-def _cell(value: object) -> str:
-    """A value as text that no table program takes for a formula: boards choose reasons."""
-    text = "" if value is None else str(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def at(status: Mapping[str, object]) -> str:
-    """When a board said so, as in RFC 3339; empty where it told no time that there is."""
-    ts = status.get("ts")
-    if isinstance(ts, bool) or not isinstance(ts, int | float) or not 0 <= ts < MAX_TIME_S:
-        return ""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ts))

@@ -17,8 +17,9 @@ from starlette.testclient import TestClient
 from agent.keys_consoles import Role
 from service.console.device_chart import ChartNumbers
 from service.console.device_facts import command
+from service.console.formats import no_formula
 from service.console.job_facts import Moment, Stage, end_of, gate_of, moments, rest_of, span_of, stages, warnings_of
-from service.console.job_files import JobRows, Window, picture, safe
+from service.console.job_files import JobRows, Window, picture
 from service.console.job_reads import windows
 from service.console.room import Room
 from service.console.texts import words
@@ -164,8 +165,8 @@ def test_a_picture_is_one_svg_that_speaks_the_readers_language(client: Client) -
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\r=1", "\n=1"])
 def test_no_text_is_a_formula(text: str) -> None:
-    assert safe(text).startswith("'")
-    assert safe("run") == "run"
+    assert no_formula(text).startswith("'")
+    assert no_formula("run") == "run"
 
 
 @given(st.text())
@@ -178,7 +179,7 @@ def test_texts_of_boards_are_quoted(text: str) -> None:
     made = rows.head() + "".join(rows.rows(window))
     read = list(csv.reader(io.StringIO(made, newline="")))
     assert [len(row) for row in read] == [7, 7, 7]
-    assert read[1][5] == safe(text)
+    assert read[1][5] == no_formula(text)
     assert not read[1][3].startswith(("=", "+", "-", "@"))
     assert read[2][3] == ""
 
