@@ -40,6 +40,8 @@ TABLE_BUCKETS = 60  # of the page for whoever has no scripts: a minute each of a
 SEE_OTHER, UNPROCESSABLE, UNAVAILABLE = 303, 422, 503
 ABOUT_JOBS = ("pause", "resume", "cancel", "promote")
 """Commands that name a job: they stand beside the job, not in the list."""
+WRITTEN_S = 60.0  # the word that a report was made is heard at once, the report comes with the store's next portion
+REFRESH_S = "1"
 ORDER = ("fine-tune", "evaluate", "set-policy", "rollback", "scrub", "qualify", UPDATE_AGENT, UPDATE_SYSTEM)
 RULE_WORDS = ("rule", "alarm", "status.action")
 
@@ -205,8 +207,11 @@ async def _report_page(request: Request, error: str = "", status: int = 200) -> 
     waits = facts.known_job(request.query_params.get("asked"))  # just sent: its board has not answered yet
     if waits and (asked is None or asked.id < waits):
         asked = facts.command(waits, COLLECT_REPORT, {})
+    headers = {"Cache-Control": "no-store"}
+    if asked is not None and asked.status == "succeeded" and not asked.result and told.now - asked.begun < WRITTEN_S:
+        headers["Refresh"] = REFRESH_S
     return render(
-        request, "device/report.html", status=status, headers={"Cache-Control": "no-store"},
+        request, "device/report.html", status=status, headers=headers,
         told=told, asked=asked, report=made, error=error, token=new_token(),
     )  # fmt: skip
 

@@ -88,6 +88,12 @@ def test_every_text_is_there_in_both_languages(client: Client) -> None:
     assert "Bo mạch" in client(language="vi").get(f"/device/{BOARD}").text
 
 
+def test_a_connection_has_a_beginning_and_no_age(client: Client) -> None:
+    head = client().get(f"/device/{BOARD}").text.split('data-live="head"')[1].split("</header>")[0]
+    assert 'data-form="minute"' in head  # "since 3 minutes ago" is no language
+    assert 'data-form="relative"' not in head
+
+
 def test_a_viewer_is_offered_nothing_to_do(client: Client) -> None:
     page = client(Role.VIEWER).get(f"/device/{BOARD}")
     assert "/act/" not in page.text
@@ -267,3 +273,17 @@ def test_what_a_later_status_does_not_say_is_over(tmp_path: Path) -> None:
         assert (told()["status"], told()["reason_code"], told()["reason"]) == ("running", "", "")
         board.statuses[PROMOTED] = ("fine-tune", {"status": "deferred", "version": 3, "progress": 0.25, "ts": NOW})
         assert (told()["progress"], told()["reason_code"]) == (0.25, "battery.low")  # the same one, said again
+
+
+def test_a_report_that_was_made_and_has_not_come_yet_is_looked_for_again(tmp_path: Path) -> None:
+    stamp = f"{int((NOW - 1) * 1000):012x}"
+    made = f"{stamp[:8]}-{stamp[8:]}-7000-8000-0000000000cc"
+    with stage.staged(tmp_path, seconds=1) as room:
+        board = room.hub.board(BOARD)
+        assert board is not None
+        board.statuses[made] = ("collect-report", {"status": "succeeded", "version": 1, "ts": NOW})
+        client = TestClient(stage.stage_app(room))
+        page = client.get(f"/device/{BOARD}/report?asked={made}")
+        assert page.headers["refresh"] == "1"
+        board.statuses[made] = ("collect-report", {"status": "failed", "version": 1, "ts": NOW})
+        assert "refresh" not in client.get(f"/device/{BOARD}/report?asked={made}").headers
