@@ -54,7 +54,7 @@ def test_the_wizard_leads_to_a_roll_out_that_is_followed_live(visit: Visit) -> N
     page.wait_for_url("**/roll-outs/new?*")
     assert page.locator("#names").input_value().split() == ["pump-1", "pump-2", "pump-3"]
     to_review(page, "pump-1 pump-2 pump-3 press-1", "scrub", canary="count", canary_count="2", stop_at="60")
-    expect(page.locator(".course")).to_contain_text("2 boards go first")
+    expect(page.locator(".course")).to_contain_text("First the canaries, 2")
     chosen = begin(page, "spring cleaning")
     expect(page.locator("#sums")).to_contain_text("4 ended, 1 of them did not succeed")
     expect(page.locator("#fresh .badge").first).to_contain_text("done")

@@ -84,7 +84,7 @@ def test_a_roll_out_is_told_with_all_that_boards_said_made_harmless(room: Room, 
     text = viewer.show(f"/roll-outs/{ID}")
     assert "<script>alert" not in text
     assert "\u202e" not in text
-    assert "3 boards: 2 sent to, 1 ended, 1 of them did not succeed." in text
+    assert "Boards: 3. Sent to: 2. Ended: 1, of which did not succeed: 1." in text
     assert "Canaries did not end within 5 s." in text
     assert f"/device/pi-1/jobs/{COMMAND}" in text
     assert "/stop" not in text
@@ -229,7 +229,7 @@ def test_waves_are_checked_and_kept_as_typed(operator: Client) -> None:
     more = {"expect_on.active_model": "1", "expect.active_model": digest, "expect.policy": "not ticked"}
     assert operator.submit(path, **fine, **more).status_code == 303
     text = operator.show(path.replace("waves", "review"))
-    for said in ("2 boards go first", "12.5", "at most 3 at a time", digest, "never heard of"):
+    for said in ("First the canaries, 2", "12.5", "at most 3 at a time", digest, "never heard of"):
         assert said in text
     assert 'value="12.5"' in operator.show(path)
     answer = operator.submit(path.replace("waves", "review"))
@@ -353,7 +353,7 @@ def test_a_roll_out_by_forms_alone_goes_from_canaries_to_the_end(stage: Stage) -
             await until(lambda: all(row is not None and row.online for row in map(room.hub.row, names)))
             path = await by_forms(forms, f"away-1 {' '.join(names)}", "scrub", canary="count", canary_count="1")
             assert "/roll-outs/0" in path
-            await until_shown(forms, path, "4 ended")
+            await until_shown(forms, path, "Ended: 4")
             await until_shown(forms, path, "1 of those under way are offline.")
             chosen = path.rpartition("/")[2]
             with FleetState(stage.settings.fleet_state) as state:
