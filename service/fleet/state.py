@@ -132,7 +132,8 @@ class FleetState:
         self._database.execute("PRAGMA synchronous = FULL")  # a commit survives power loss
         version = int(self._database.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA_VERSION:
-            raise BoardError("the fleet's state was written by a newer temperd", where=str(self.path))
+            fix = "Install that version, or name another file"
+            raise BoardError("the fleet's state was written by a newer temperd", where=str(self.path), fix=fix)
         if version == 0:
             with self._writing():
                 if not self._database.execute("PRAGMA user_version").fetchone()[0]:

@@ -381,6 +381,7 @@ def test_the_set_up_page_makes_the_first_owner(room: Room) -> None:
         run(room.settings.state, "DELETE FROM users WHERE name = ?", name)
     link = room.accounts.make_link()
     client = visit(room)
+    assert "another set-up link" in client.get("/set-up?token=x").text
     page = client.show(f"/set-up?token={link}")
     assert "first" in page
     fields = {"token": link, "name": "Alice", "password": FRESH, "again": FRESH}
@@ -390,7 +391,10 @@ def test_the_set_up_page_makes_the_first_owner(room: Room) -> None:
     user = room.accounts.user("alice")
     assert user is not None
     assert user.role is Role.OWNER
-    assert client.get(f"/set-up?token={link}").status_code == 422
+    refused = client.get(f"/set-up?token={link}")
+    assert refused.status_code == 422
+    assert "There is an owner already" in refused.text  # a new start gives no link any more
+    assert "another set-up link" not in refused.text
     assert log_in(client, "alice", FRESH).get("/users").status_code == 200
 
 

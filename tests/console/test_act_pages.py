@@ -48,6 +48,11 @@ def test_each_command_has_a_form_in_words(bench: ActRoom, kind: str, language: s
         assert bad not in page.text
 
 
+def test_whether_a_reason_is_needed_is_said_before_it_is_missed(bench: ActRoom) -> None:
+    assert "Needed: it changes" in bench.client().get("/device/pi-1/act/fine-tune").text
+    assert "Needed: it changes" not in bench.client().get("/device/pi-1/act/scrub").text
+
+
 def test_a_fine_tune_is_signed_recorded_and_sent(bench: ActRoom) -> None:
     given = form_of(bench, "fine-tune")
     given |= {"arg.model": "net", "arg.data": "/srv/parts", "arg.epochs": "8", "arg.promote": "ask", "why": WHY}

@@ -265,6 +265,11 @@ def test_the_page_shows_what_people_said_as_text(owner: Client, room: Room) -> N
     assert "&lt;script&gt;alert(1)" in page
 
 
+def test_outcomes_are_written_by_the_console_and_by_nobody_who_forgot_to_log_in(owner: Client, room: Room) -> None:
+    room.audit.write("-", "outcome", boards=("pi-1",), details={"status": "succeeded"})
+    assert '">the console</td>' in owner.show("/audit?action=outcome")
+
+
 def test_pages_follow_each_other(owner: Client, room: Room) -> None:
     fill(room.audit, 120)
     seen: list[str] = []

@@ -466,7 +466,7 @@ def test_a_state_file_that_is_none_is_told_and_left_as_it_is(place: Place) -> No
     with closing(sqlite3.connect(place.state)) as database:
         database.execute("PRAGMA user_version = 99")
     code, _, told = place.fleet("group", "list")
-    assert (code, "newer temperd" in told) == (1, True)
+    assert (code, "newer temperd" in told, "Install that version" in told) == (1, True, True)
 
 
 def test_a_screen_shows_what_is_urgent_first_and_says_what_it_leaves_out() -> None:
