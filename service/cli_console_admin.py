@@ -157,7 +157,10 @@ def _password(options: argparse.Namespace) -> str:
 
 def _secret(file: str, what: str) -> str:
     if file:
-        return read_secret(Path(file)).decode("utf-8", "strict").split("\n", 1)[0].rstrip("\r")
+        try:
+            return read_secret(Path(file)).decode().split("\n", 1)[0].rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise SpecError(f"the {what} is not UTF-8", where=file, fix="Write the file anew as UTF-8") from error
     if not sys.stdin.isatty():
         raise SpecError(f"there is no terminal to ask for the {what}", fix=f"Give --{what}-file FILE")
     text = getpass.getpass(f"{what}: ")

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, quote
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -244,6 +244,8 @@ async def _read_body(request: Request) -> bytes:
                     raise HTTPException(413)
     except TimeoutError as error:
         raise HTTPException(408) from error
+    except ClientDisconnect as error:  # who left in the middle of a form is no fault of ours, and fills no log
+        raise HTTPException(400) from error
     return bytes(body)
 
 

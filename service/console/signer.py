@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ class Signer:
         self._key: Ed25519PrivateKey | None = None
         self._sealed: SealedKey | None = None
         self._keyid = ""
+        self._turn = threading.Lock()
         if path is None:
             return
         found = read_key(path, environ)
@@ -65,7 +67,7 @@ class Signer:
     def unlock(self, passphrase: str) -> None:
         """Open a key that is protected by a passphrase; it stays open until `lock` or the end of the process.
 
-        Takes half a second and 128 MiB: call it on a thread, one at a time.
+        Takes half a second and 128 MiB: call it on a thread. Several threads take turns.
 
         Raises:
             ArtifactError: `passphrase-wrong`.
@@ -73,7 +75,8 @@ class Signer:
         """
         if self._sealed is None:
             raise SpecError("this console's key has no passphrase", fix="temperd console key protect NAME.key")
-        self._key = open_sealed_key(self._sealed, passphrase)
+        with self._turn:
+            self._key = open_sealed_key(self._sealed, passphrase)
 
     def lock(self) -> None:
         """Forget the opened key; one without a passphrase stays."""

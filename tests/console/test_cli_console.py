@@ -188,6 +188,15 @@ def test_users_are_looked_after_on_the_server(tmp_path: Path, secret: Path, caps
     assert PASSWORD not in told
 
 
+def test_a_password_file_that_is_no_text_is_said(
+    tmp_path: Path, secret: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret.write_bytes(b"gro\xdfe W\xf6rter, viele davon\n")
+    words = ("--role", "owner", "--password-file", str(secret), "--state", str(tmp_path / "state"))
+    assert main(["console", "user", "add", "alice", *words]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
 def test_a_password_file_that_others_may_read_is_refused(tmp_path: Path, secret: Path) -> None:
     secret.chmod(0o644)
     words = ("--role", "owner", "--password-file", str(secret), "--state", str(tmp_path / "state"))
@@ -263,6 +272,21 @@ def test_the_first_start_prints_a_link_that_makes_the_owner(process: ConsoleProc
     assert process.stop() == 0
     process.start()
     assert process.log().count("once: ") == 1, "there is an owner now"
+    assert process.stop() == 0
+
+
+def test_its_files_and_its_memory_are_its_users_own(process: ConsoleProcess) -> None:
+    """`--store` and `--fleet-state` may lie where others read: the folder of this test is one."""
+    process.folder.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        process.start()
+    finally:
+        os.umask(before)
+    for path in (process.store, process.fleet, process.state / "audit.sqlite", process.state / "console.sqlite"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+    limits = Path(f"/proc/{process.pid}/limits").read_text("ascii")
+    assert re.search(r"Max core file size +0 +0 ", limits), "a dump would hold the key"
     assert process.stop() == 0
 
 

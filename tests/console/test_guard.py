@@ -531,6 +531,22 @@ def test_a_fault_of_ours_tells_nothing_of_itself(room: Room) -> None:
     assert answer.headers["content-security-policy"] == POLICY
 
 
+def test_who_leaves_in_the_middle_of_a_form_is_no_fault(room: Room) -> None:
+    sent: list[Message] = []
+    told = iter([{"type": "http.request", "body": b"name=", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Message:
+        return next(told)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/x-www-form-urlencoded")]
+    scope = {"type": "http", "method": "POST", "path": "/login", "query_string": b"", "headers": headers}
+    asyncio.run(build_app(room)({**scope, "scheme": "http", "client": ("127.0.0.1", 1)}, receive, send))
+    assert sent[0]["status"] == 400
+
+
 # --- pure ------------------------------------------------------------------------------------------------------------
 
 

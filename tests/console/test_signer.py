@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,23 @@ def test_a_protected_key_is_locked_until_its_passphrase_comes(console_key: Path,
     assert envelope == Signer(console_key).sign(request)
     signer.lock()
     assert signer.locked
+
+
+def test_who_unlocks_at_once_takes_turns(sealed: Path, console_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work, most, met = [0], [0], threading.Event()
+
+    def open_slowly(_key: object, _passphrase: str) -> object:
+        at_work[0] += 1
+        most[0] = max(most[0], at_work[0])
+        met.wait(0.05)  # long enough for the others to come in, if they could
+        at_work[0] -= 1
+        return load_console_key(console_key)
+
+    monkeypatch.setattr("service.console.signer.open_sealed_key", open_slowly)
+    signer = Signer(sealed)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(signer.unlock, [PASSPHRASE] * 4))
+    assert most == [1]
 
 
 @pytest.mark.parametrize("field", ["salt", "nonce", "sealed", "ed25519", "keyid", "format"])
