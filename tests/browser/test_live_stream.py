@@ -13,10 +13,24 @@ HIDE = """(hidden) => {
   document.dispatchEvent(new Event("visibilitychange"));
 }"""
 LONG_MS = 30_000
+PLACES = 4  # as live_places.js
 
 
 def state(page: Page, expected: str) -> None:
     expect(page.locator("#connection")).to_have_attribute("data-state", expected)
+
+
+def told(pages: list[Page]) -> list[str | None]:
+    return [page.locator("#connection").get_attribute("data-state") for page in pages]
+
+
+def shared(pages: list[Page]) -> None:
+    """Waits until all places for streams are taken, and no more."""
+    for _ in range(80):
+        if told(pages).count("connected") == PLACES:
+            break
+        pages[-1].wait_for_timeout(250)
+    assert told(pages).count("connected") == PLACES
 
 
 def hide(page: Page) -> None:
@@ -30,7 +44,8 @@ def opened(visitor: Visitor, path: str) -> tuple[Page, list[str]]:
     asked: list[str] = []
     visitor.page.on("request", lambda request: asked.append(request.url) if "/live?" in request.url else None)
     visitor.page.clock.install()
-    page = visitor.go(path)
+    with visitor.page.expect_request("**/live?*"):
+        page = visitor.go(path)
     state(page, "connected")
     return page, asked
 
@@ -86,3 +101,31 @@ def test_an_ended_session_is_said_and_nothing_is_tried_any_more(visit: Callable[
     before = len(asked)
     page.clock.run_for(4 * LONG_MS)
     assert len(asked) == before
+
+
+def test_more_windows_than_a_browser_has_connections_all_show_their_page(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.page.close()
+    pages = [visitor.context.new_page() for _ in range(7)]
+    for page in pages:
+        page.goto(f"{visitor.url}/device/pump-1")  # six streams held open would leave the seventh nothing to load with
+    shared(pages)
+    assert set(told(pages)) == {"connected", "crowded"}
+    pages[0].evaluate(HIDE, True)
+    paused = expect(pages[0].locator("#connection"))
+    paused.to_have_attribute("data-state", "paused", timeout=LONG_MS)  # another wants its place
+    shared(pages)
+    for page in pages:
+        page.close()
+
+
+def test_a_page_that_is_asked_for_anew_after_its_session_ended_leads_to_the_login(
+    visit: Callable[..., Visitor],
+) -> None:
+    visitor = visit()
+    page, _ = opened(visitor, "/roll-outs")
+    visitor.context.clear_cookies()
+    page.clock.run_for(LONG_MS)
+    state(page, "ended")
+    page.locator("#connection").get_by_role("link").click()
+    page.wait_for_url("**/login?next=%2Froll-outs")

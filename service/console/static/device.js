@@ -28,6 +28,10 @@ function show(group, values) {
 
 connect({ board: settings.board }, {
   hello: () => fresh.ask(),
+  crowded: () => {
+    fresh.ask();
+    charts.renew();
+  },
   metrics: ({ board, group, values, ts }) => {
     if (board !== settings.board || !values) return;
     show(group, values);

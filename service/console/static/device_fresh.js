@@ -1,6 +1,7 @@
 // Parts of a page that the server writes anew: marked by data-live, put in place where they changed.
 
 import { writeTimes } from "/static/base.js";
+import { freshPage } from "/static/fresh_page.js";
 
 const REST_MS = 1500; // between two askings: a board may say a hundred things in a second
 
@@ -24,19 +25,15 @@ export class Fresh {
   async load() {
     this.last = Infinity; // until the answer is here nothing is asked
     try {
-      const answer = await fetch(this.path, { credentials: "same-origin", headers: { Accept: "text/html" } });
-      if (answer.ok && !answer.redirected) this.place(await answer.text());
-    } catch {
-      // live.js says that the connection is lost; the next event asks again
+      const page = await freshPage(this.path);
+      if (page) this.place(page);
     } finally {
       this.last = performance.now();
       this.waiting = null;
     }
   }
 
-  /** The answer is a page of our server, where all that boards said is escaped; a policy of the page bars its scripts. */
-  place(text) {
-    const page = new DOMParser().parseFromString(text, "text/html");
+  place(page) {
     for (const made of page.querySelectorAll("[data-live]")) {
       const name = made.dataset.live;
       const kept = document.querySelector(`[data-live="${CSS.escape(name)}"]`);

@@ -7,6 +7,7 @@ const ENDED = ["succeeded", "failed", "rejected", "timed_out", "canceled", "roll
 
 if (place.dataset.open) {
   connect({ board: place.dataset.board }, {
+    crowded: () => location.reload(),
     status: ({ id, body }) => {
       if (id === place.dataset.asked && ENDED.includes(body?.status)) location.reload();
     },

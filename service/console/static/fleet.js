@@ -173,6 +173,7 @@ function listen() {
   stream = connect(`boards=${boards.join(",")}`, {
     hello: showBroker,
     link: showBroker,
+    crowded: () => load({ renew: false }),
     rows: (told) => {
       update(told.rows);
       drawSummary(told.summary);

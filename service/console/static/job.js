@@ -45,6 +45,10 @@ function stages() {
 
 place.addEventListener("dblclick", () => load());
 connect({ board: settings.board }, {
+  crowded: () => {
+    fresh.ask();
+    if (settings.open && !shown) load();
+  },
   status: ({ id }) => {
     if (id === settings.job) fresh.ask();
   },

@@ -1,17 +1,20 @@
 // What changes, as it changes: one stream for each query, its state in #connection, and the way back after a loss.
 
-import { dataOf, fill, moment } from "./base.js";
+import { dataOf, element, fill, moment } from "./base.js";
+import { onWanted, takePlace } from "./live_places.js";
 
 const FIRST_MS = 1000, LONGEST_MS = 30000; // between two tries; doubled each time, a random half taken away
 const SILENT_MS = 40000; // the server says something each 15 s: after two that did not come the line is dead
 const BRIEF_MS = 1500; // a stream that is made anew, as another filter asks for it, is not worth a word
-const HIDDEN_MS = 20000; // a page that nobody sees gives its place up: browsers open six connections to a server
+const HIDDEN_MS = 20000; // a page that nobody sees gives its place up, at once if another page wants it
+const CROWDED_MS = 10000; // between two tries of a page that found no place; its parts are asked for as often
 const TEXTS = dataOf("live-texts") || {};
 const EVENTS = ["hello", "link", "rows", "status", "metrics", "alarm", "conn", "birth", "roll-out"];
 const streams = new Map();
-const ORDER = ["ended", "lost", "paused", "connecting", "no-broker", "connected"]; // the first that holds is shown
+const ORDER = ["ended", "lost", "paused", "crowded", "connecting", "no-broker", "connected"]; // the first that holds is shown
 const PATIENCE_MS = 1000; // a new list of boards is another stream: made within this it is no news
 let hiding = 0, patience = 0;
+let leave = null, entering = false; // the place that this page holds
 
 /** One EventSource after the other; whoever asked for the same query shares it. */
 class Stream {
@@ -23,6 +26,10 @@ class Stream {
   open() {
     this.shut();
     this.show(this.since === null ? "connecting" : "lost");
+    if (!leave) {
+      enter();
+      return;
+    }
     const asked = new URLSearchParams(this.query);
     if (this.after) asked.set("after", this.after);
     const source = (this.source = new EventSource(`/live?${asked}`));
@@ -65,6 +72,17 @@ class Stream {
   end() {
     this.shut();
     this.show("ended");
+    giveUp();
+  }
+
+  /** No place: what is shown is asked for from time to time. */
+  crowd() {
+    this.shut();
+    this.show("crowded");
+    this.timer = setTimeout(() => {
+      for (const takers of this.listeners) takers.crowded?.();
+      this.open();
+    }, CROWDED_MS);
   }
 
   shut() {
@@ -78,6 +96,34 @@ class Stream {
     this.state = state;
     showConnection();
   }
+}
+
+/** Find a place, then open what waits for it. */
+async function enter() {
+  if (entering) return;
+  entering = true;
+  const found = await takePlace();
+  entering = false;
+  const waiting = [...streams.values()].filter((stream) => !["paused", "ended"].includes(stream.state));
+  if (!waiting.length) {
+    found?.();
+    return;
+  }
+  leave = found;
+  for (const stream of waiting) {
+    if (leave) stream.open();
+    else stream.crowd();
+  }
+}
+
+function giveUp() {
+  leave?.();
+  leave = null;
+}
+
+/** The session has ended, as another answer told: nothing is tried any more. */
+export function endAll() {
+  for (const stream of streams.values()) stream.end();
 }
 
 async function loggedOut() {
@@ -104,13 +150,16 @@ function showConnection(waited = false) {
   const text = fill(TEXTS[state] || state, { time: day ? moment(since, "minute") : time });
   place.dataset.state = state;
   const words = place.querySelector(".words") || place;
-  if (words.textContent !== text) words.textContent = text;
+  if (words.textContent === text) return;
+  const back = `/login?next=${encodeURIComponent(location.pathname + location.search)}`;
+  words.replaceChildren(state === "ended" ? element("a", { href: back }, text) : text);
 }
 
 /** Listen to what changes.
  *
  * `query`: as of /live, a text or an object, such as `{ board: "pi-1" }`. `takers`: by the name of an event a function
- * of its data; `hello` comes with each connection, so also after one was lost. The answer's `close()` ends it.
+ * of its data; `hello` comes with each connection, so also after one was lost. `crowded` is called from time to time while
+ * other windows have all places: the page asks for what it shows. The answer's `close()` ends it.
  */
 export function connect(query, takers) {
   const key = new URLSearchParams(query).toString();
@@ -142,6 +191,7 @@ function pause() {
     stream.shut();
     stream.show("paused");
   }
+  giveUp();
 }
 
 function resume() {
@@ -153,6 +203,9 @@ document.addEventListener("visibilitychange", () => {
   clearTimeout(hiding);
   if (document.hidden) hiding = setTimeout(pause, HIDDEN_MS);
   else resume();
+});
+onWanted(() => {
+  if (document.hidden) pause();
 });
 window.addEventListener("pagehide", pause);
 window.addEventListener("pageshow", (event) => {

@@ -1,7 +1,7 @@
-// Live pages of roll-outs: told of a change, the page is asked for anew and its parts are put in place. What comes is
-// the server's own HTML, in which everything that boards or people chose is escaped; no part of it is run.
+// Live pages of roll-outs: told of a change, the page is asked for anew and its parts are put in place.
 
 import { announce, writeTimes } from "/static/base.js";
+import { freshPage } from "/static/fresh_page.js";
 import { connect } from "/static/live.js";
 
 const LEAST_MS = 1000; // between two looks: a roll-out of thousands changes all the time
@@ -41,10 +41,8 @@ async function look() {
   busy = true;
   last = Date.now();
   try {
-    const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" } });
-    if (answer.ok && !answer.redirected) place(new DOMParser().parseFromString(await answer.text(), "text/html"));
-  } catch {
-    // the connection's own sign says that the console is away
+    const page = await freshPage(location.pathname + location.search);
+    if (page) place(page);
   } finally {
     busy = false;
   }
