@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.errors import SpecError
+from agent.private_memory import keep_memory_private
 from service.cli_ingest import DAY_S, MAX_DAYS, MAX_GIB
 from service.fleet.access import find_access, split_broker
 from service.fleet.state import state_path
@@ -40,6 +41,8 @@ def console(options: argparse.Namespace) -> int:
 
     configure()
     settings, listening = settings_of(options, os.environ), listening_of(options)
+    keep_memory_private()  # of the key
+    os.umask(0o077)  # what boards said and which commands were sent, wherever --store and --fleet-state lie
     asyncio.run(serve(settings, listening, now=time.time, monotonic=time.monotonic, say=say))
     return 0
 
