@@ -7,10 +7,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from agent.errors import BoardError
 from service.fleet.store import Store, open_store
 
 T = TypeVar("T")
 READERS = 2  # connections: a chart of a day does not hold up a list
+MAX_WAITING = (
+    200  # questions: fifty pages that ask anew at once. Whoever asked is often gone when a longer line is done
+)
 
 
 class Reads:
@@ -26,14 +30,23 @@ class Reads:
         self._at_work: set[asyncio.Future[Any]] = set()
         for store in self._stores:
             self._free.put_nowait(store)
+        self._waiting = 0
 
     async def __call__(self, ask: Callable[[Store], T]) -> T:
         """What `ask` makes of the store, on a thread.
 
         Raises:
-            BoardError, NetworkError: as the methods of `Store`.
+            BoardError: `busy`: too much is asked at once; and as the methods of `Store`.
+            NetworkError: as those.
         """
-        store = await self._free.get()
+        if self._waiting >= MAX_WAITING:
+            what = "more is asked of the store at once than it answers"
+            raise BoardError(what, fix="Try again in some seconds", reason="busy")
+        self._waiting += 1
+        try:
+            store = await self._free.get()
+        finally:
+            self._waiting -= 1
         work = asyncio.ensure_future(asyncio.to_thread(ask, store))
         self._at_work.add(work)
         work.add_done_callback(functools.partial(self._give_back, store))

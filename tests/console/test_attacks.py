@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from starlette.routing import Route
 
-from agent.errors import SpecError
-from service.console import live
+from agent.errors import BoardError, SpecError
+from service.console import live, reads
 from service.console.account_page import EVERYBODY
 from service.console.app import build_app
 from service.console.audit import Wanted
@@ -137,6 +140,31 @@ def test_the_streams_of_all_sessions_of_a_user_count(room: Room, monkeypatch: py
         room.hub.streams[session.id] = 1
     assert client.get("/live").status_code == 429
     assert other.head("/live").status_code == 200
+
+
+def test_questions_to_the_store_wait_in_a_line_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser that asks for charts and leaves does not take its questions along."""
+    monkeypatch.setattr(reads, "MAX_WAITING", 3)
+    release = threading.Event()
+
+    async def flood() -> tuple[list[bool | BaseException], int]:
+        asked = reads.Reads(str(tmp_path / "store.sqlite"))
+        line = [asyncio.create_task(asked(lambda _store: release.wait(30))) for _ in range(reads.READERS + 3)]
+        await asyncio.sleep(0)
+        with pytest.raises(BoardError) as refused:
+            await asked(lambda _store: None)
+        assert refused.value.code == "busy"
+        line[-1].cancel()
+        release.set()
+        told = await asyncio.gather(*line, return_exceptions=True)
+        later = await asked(lambda _store: 7)
+        asked.close()
+        return told, later
+
+    told, later = asyncio.run(flood())
+    assert told[:-1] == [True] * (reads.READERS + 2)
+    assert isinstance(told[-1], asyncio.CancelledError)
+    assert later == 7
 
 
 # --- passwords -------------------------------------------------------------------------------------------------------
