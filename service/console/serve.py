@@ -193,11 +193,19 @@ def _config(app: ASGIApp, listening: Listening, context: ssl.SSLContext | None) 
 def _tls(listening: Listening) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for file in filter(None, (listening.cert, listening.key)):
+        try:
+            with Path(file).open("rb"):  # else nobody would know which of the two it is
+                pass
+        except OSError as error:
+            raise ConfigError(f"a file of TLS cannot be read: {error.strerror}", where=file) from error
     try:
-        context.load_cert_chain(listening.cert, listening.key or None)
+        # Without a password OpenSSL would ask for one at a terminal that may not be there.
+        context.load_cert_chain(listening.cert, listening.key or None, password="")
     except OSError as error:  # SSLError is one
-        told = error.strerror or error
-        raise ConfigError(f"the certificate or its key cannot be used: {told}", where=listening.cert) from error
+        what = f"the certificate and its key cannot be used: {error.strerror or error}"
+        fix = "Both are PEM: in --tls-cert the chain, in --tls-key the private key of it, without a passphrase"
+        raise ConfigError(what, where=f"{listening.cert}, {listening.key}", fix=fix) from error
     return context
 
 

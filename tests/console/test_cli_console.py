@@ -337,6 +337,26 @@ def test_a_broken_certificate_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "certificate" in capsys.readouterr().err
 
 
+def test_which_file_of_tls_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    words = ["--tls-cert", str(cert), "--tls-key", str(key), "--broker", "127.0.0.1:1"]
+    for missing in (cert, key):
+        assert main(["console", *words, "--state", str(tmp_path / "state")]) == 2
+        assert str(missing) in capsys.readouterr().err
+        missing.write_text("x")
+    assert main(["console", *words, "--state", str(tmp_path / "state")]) == 2
+    assert "--tls-key the private key" in capsys.readouterr().err
+
+
+def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-passout", "pass:word"]
+    subprocess.run([*made, "-keyout", key, "-out", cert, "-subj", "/CN=x"], check=True, capture_output=True)
+    words = ["--tls-cert", str(cert), "--tls-key", str(key), "--broker", "127.0.0.1:1"]
+    assert main(["console", *words, "--state", str(tmp_path / "state")]) == 2
+    assert "without a passphrase" in capsys.readouterr().err
+
+
 def test_tls_with_modern_versions_only(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
