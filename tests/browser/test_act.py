@@ -100,6 +100,15 @@ def test_a_policy_is_judged_while_it_is_written_and_compared_before_it_is_sent(v
     page.wait_for_url("**/device/pump-4/jobs/*")
 
 
+def test_a_text_that_is_written_when_the_session_ends_is_not_lost(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    page = visitor.go("/device/pump-4/policy?from=ship:default")
+    visitor.context.clear_cookies()
+    page.get_by_label("Text, in TOML").fill('name = "mine"')
+    expect(page.locator("#live-check")).to_contain_text("The session has ended")
+    expect(page.get_by_label("Text, in TOML")).to_have_value('name = "mine"')
+
+
 def test_what_a_role_may_not_send_is_refused(visit: Callable[..., Visitor], stage: Stage) -> None:
     for role in ("viewer", "operator"):
         visitor = visit(role)

@@ -34,6 +34,19 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
     assert visitor.overflow() <= 0
 
 
+STEPS = ("/device/pump-2", "/device/pump-2/act", "/device/pump-2/report", "/roll-outs/new", "/device/nobody")
+
+
+@pytest.mark.parametrize("path", ["/fleet", *STEPS, *PAGES[3:]])
+def test_longer_words_fit_a_phone(visit: Callable[..., Visitor], path: str) -> None:
+    visitor = visit(locale="vi-VN", size=PHONE)
+    page = visitor.go(path)
+    expect(page.locator("html")).to_have_attribute("lang", "vi")
+    assert visitor.overflow() <= 0
+    if path in STEPS:
+        assert visitor.violations() == []
+
+
 @pytest.mark.parametrize("path", ["/login", "/set-up?token=wrong"])
 def test_axe_finds_nothing_before_somebody_has_logged_in(visit: Callable[..., Visitor], path: str) -> None:
     visitor = visit("", size=PHONE)

@@ -330,6 +330,9 @@ def test_everybody_can_read_it(visit: Visit, dark: bool, size: tuple[int, int]) 
     expect(row(page, "pump-1").locator(".badge-hot")).to_be_visible()
     assert visitor.violations() == []
     assert visitor.overflow() <= 0
+    dashes = page.locator("#boards td > .unknown:only-child")
+    assert dashes.count() > 0
+    expect(dashes.first).to_be_visible(visible=size == DESK)  # a card of a phone has no room for what is not known
     page.locator("#account-menu summary").click()
     assert visitor.violations() == []
     assert visitor.overflow() <= 0

@@ -242,14 +242,16 @@ def stage_app(room: Room, role: Role = Role.OWNER, language: str = "en") -> Star
 
 
 @contextmanager
-def staged(folder: Path, *, seconds: int = 3600, told: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> Iterator[Room]:
+def staged(
+    folder: Path, *, seconds: int = 3600, told: Sequence[tuple[str, Mapping[str, Any]]] = (), birth: Any = BIRTH
+) -> Iterator[Room]:
     """A room with the board's past."""
     path = folder / "store.sqlite"
     write_past(path, seconds=seconds)
     write_statuses(path, *job_story(NOW - 3000), *told)
     board = Board(BOARD, conn={"online": True, "session": 3, "connection": 1, "ts": NOW - 3600}, seen=NOW)
     hub = StageHub(board)
-    hub.births[BOARD] = BIRTH
+    hub.births[BOARD] = birth
     room = room_of(path, hub)
     try:
         yield room

@@ -94,6 +94,16 @@ def test_a_connection_has_a_beginning_and_no_age(client: Client) -> None:
     assert 'data-form="relative"' not in head
 
 
+def test_a_policy_of_unknown_origin_has_no_word_for_it(tmp_path: Path) -> None:
+    with stage.staged(
+        tmp_path, seconds=2, birth={**stage.BIRTH, "policy": {"name": "kept", "sha256": "c3" * 32}}
+    ) as room:
+        page = TestClient(stage.stage_app(room, Role.OWNER, "en")).get(f"/device/{BOARD}").text
+    policy = page.split("<dt>Policy</dt>")[1].split("</dd>")[0]
+    assert "kept" in policy
+    assert "None" not in policy
+
+
 def test_a_viewer_is_offered_nothing_to_do(client: Client) -> None:
     page = client(Role.VIEWER).get(f"/device/{BOARD}")
     assert "/act/" not in page.text

@@ -149,10 +149,10 @@ export class RequestError extends Error {
 }
 
 /**
- * The JSON that a path answers with. A session that has ended leads to the login page.
+ * The JSON that a path answers with. A session that has ended leads to the login page, unless the page is to `stay`.
  * `options` as of fetch(); with `form` (an object or FormData) it posts that.
  */
-export async function request(path, { form = null, ...options } = {}) {
+export async function request(path, { form = null, stay = false, ...options } = {}) {
   const headers = { Accept: "application/json", "X-CSRF": document.body.dataset.csrf || "", ...options.headers };
   const sent = form ? { method: "POST", body: new URLSearchParams(form), ...options, headers } : { ...options, headers };
   let answer;
@@ -162,7 +162,7 @@ export async function request(path, { form = null, ...options } = {}) {
     if (error.name === "AbortError") throw error;
     throw new RequestError(0, String(error.message));
   }
-  if (answer.status === 401) location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+  if (answer.status === 401 && !stay) location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
   const body = (answer.headers.get("content-type") || "").includes("json") ? await answer.json() : null;
   if (!answer.ok) throw new RequestError(answer.status, plain(body?.what || body?.error || answer.statusText));
   return body;

@@ -46,10 +46,10 @@ if (area) {
     asked?.abort();
     asked = new AbortController();
     try {
-      const answer = await request(area.dataset.check, { form: { text: area.value }, signal: asked.signal });
+      const answer = await request(area.dataset.check, { form: { text: area.value }, signal: asked.signal, stay: true }); // with what was written
       show(answer.mistakes);
     } catch (error) {
-      if (error.name !== "AbortError") said.replaceChildren(plain(error.message));
+      if (error.name !== "AbortError") said.replaceChildren(error.status === 401 ? TEXTS.ended : plain(error.message));
     }
   }
 }
