@@ -106,10 +106,20 @@ async def form_of(room: Room, draft: Draft, kind: str) -> tuple[Form, str]:
     told = await room.hub.capability(online, kind) if online else None
     if told and told.get("supported") is not False:
         try:
-            return read_schema(told.get("args")), online
+            return for_many(kind, read_schema(told.get("args"))), online
         except SpecError:
             return own_form(kind), ""
     return own_form(kind), ""
+
+
+def for_many(kind: str, form: Form) -> Form:
+    """One board's form for all: a default of its own is nobody else's, so what is typed is sent even where it is that.
+
+    Else a board that lies, or is newer, would keep a value from the others that somebody chose for all.
+    """
+    ours = {field.name: field.default for field in own_form(kind).fields}
+    fields = (field if field.default == ours.get(field.name) else replace(field, default=None) for field in form.fields)
+    return replace(form, fields=tuple(fields))
 
 
 def check_arguments(kind: str, args: dict[str, object]) -> None:

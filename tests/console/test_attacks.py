@@ -13,6 +13,8 @@ import pytest
 from starlette.routing import Route
 
 from agent.errors import BoardError, SpecError
+from service.capabilities import arguments
+from service.commands import KNOWN
 from service.console import live, reads
 from service.console.account_page import EVERYBODY
 from service.console.app import build_app
@@ -20,8 +22,11 @@ from service.console.audit import Wanted
 from service.console.forms import MAX_FORM_BYTES
 from service.console.guard_limits import FORM_BYTES, OF_FORMS, Doors
 from service.console.guard_rules import OPEN, OWN
+from service.console.hub import Hub
 from service.console.passwords import MOST_PASSWORD, check_password
+from service.console.roll_out_boards import for_many
 from service.console.room import Room
+from service.console.schema_form import own_form
 from tests.console.conftest import PASSWORD, Client, Clock, log_in, visit
 
 JOB = "0192f0c1-0000-7000-8000-000000000001"
@@ -87,6 +92,36 @@ def test_no_page_that_is_only_looked_at_changes_anything(owner: Client, room: Ro
             assert owner.get(path).status_code in (200, 303, 404, 422), route
     assert (room.audit.head(), room.signer.ready) == (before, key)
     assert owner.get("/account").status_code == 200
+
+
+# --- boards ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_board_keeps_no_value_from_the_others_of_a_roll_out(
+    operator: Client, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that what was chosen for all is its default, so that it would not be sent, and others took theirs."""
+    told = arguments("fine-tune")
+    told["properties"] = {**told["properties"], "epochs": {"type": "integer", "default": 3}}
+
+    async def lie(_hub: Hub, _name: str, _kind: str) -> object:
+        return {"supported": True, "args": told}
+
+    monkeypatch.setattr(Hub, "capability", lie)
+    room.hub._take("temper/v1/default/aaa/conn", {"online": True}, retained=False)
+    step = operator.submit("/roll-outs/new", names="aaa pi-1 pi-2").headers["location"]
+    assert "aaa" in operator.show(step)
+    answer = operator.submit(step, **{"type": "fine-tune", "arg.model": "m", "arg.data": "sensors", "arg.epochs": "3"})
+    assert answer.status_code == 303, answer.text
+    draft = room.roll_outs.drafts.find(step.split("/")[3], "operator")
+    assert draft is not None
+    assert draft.args is not None
+    assert draft.args["epochs"] == 3
+
+
+def test_a_form_for_many_keeps_the_defaults_that_are_ours() -> None:
+    for kind in KNOWN:
+        assert for_many(kind, own_form(kind)) == own_form(kind)
 
 
 # --- floods ----------------------------------------------------------------------------------------------------------
