@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -101,8 +102,8 @@ def test_one_board_keeps_no_value_from_the_others_of_a_roll_out(
     operator: Client, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says that what was chosen for all is its default, so that it would not be sent, and others took theirs."""
-    told = arguments("fine-tune")
-    told["properties"] = {**told["properties"], "epochs": {"type": "integer", "default": 3}}
+    told = json.loads(json.dumps(arguments("fine-tune")))
+    told["properties"]["epochs"] = {"type": "integer", "default": 3}
 
     async def lie(_hub: Hub, _name: str, _kind: str) -> object:
         return {"supported": True, "args": told}
