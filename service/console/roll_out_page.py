@@ -123,7 +123,9 @@ def outcomes_of(wanted: str) -> tuple[str, ...]:
     return (wanted,) if wanted in tuple(Outcome) else ()
 
 
-def permitted_actions(viewer: Viewer, roll_out: RollOut, *, here: bool, elsewhere: bool) -> tuple[str, ...]:
+def permitted_actions(
+    viewer: Viewer, roll_out: RollOut, *, here: bool, elsewhere: bool, is_open: bool = True
+) -> tuple[str, ...]:
     """What this viewer may do with a roll-out as it stands.
 
     Args:
@@ -131,6 +133,7 @@ def permitted_actions(viewer: Viewer, roll_out: RollOut, *, here: bool, elsewher
         roll_out: as the file has it.
         here: this console sends for it.
         elsewhere: another process has it at work.
+        is_open: a command of it is under way.
     """
     if not viewer.may(Role.OPERATOR) or elsewhere:
         return ()
@@ -138,7 +141,7 @@ def permitted_actions(viewer: Viewer, roll_out: RollOut, *, here: bool, elsewher
     idle = roll_out.state == STOPPED or (roll_out.state == RUNNING and not here)
     if idle and roll_out.type in PERMITTED[viewer.role]:
         found.append(RESUME)
-    if roll_out.state != ENDED:
+    if roll_out.state != ENDED and (is_open or roll_out.state != ABORTED):
         found.append(ABORT)
     return tuple(found)
 
@@ -191,7 +194,13 @@ async def one(request: Request) -> Response:
         elsewhere=elsewhere,
         idle=stands.roll_out.state == RUNNING and not here and not elsewhere,
         failure="" if failure is None else str(failure),
-        actions=permitted_actions(viewer, stands.roll_out, here=here, elsewhere=elsewhere),
+        actions=permitted_actions(
+            viewer,
+            stands.roll_out,
+            here=here,
+            elsewhere=elsewhere,
+            is_open=any(counts.get(Outcome.OPEN) for counts in (stands.canaries, stands.rest)),
+        ),
         longest=MAX_SEARCH,
     )
 

@@ -392,7 +392,7 @@ def test_stop_go_on_and_abort_by_forms(stage: Stage) -> None:
             assert re.search(r'<dd><span class="number">50&nbsp;', text)
             assert await forms.post(f"{path}/abort", why="wrong command") == path
             text = await until_shown(forms, path, "canceled")
-            assert "Aborted by an operator." in text
+            assert "Aborted: nothing more is sent, ever." in text
             await until(lambda: room.audit.page(Wanted(action="roll-out-ended")))
             ended = room.audit.page(Wanted(action="roll-out-ended"))[0].details
             assert (ended["state"], ended["boards"]) == ("aborted", {"canceled": 2, "waiting": 1})

@@ -209,10 +209,16 @@ def test_filters_of_outcomes() -> None:
 
 def test_what_each_role_may_do() -> None:
     def may(
-        role: Role, state: str, kind: str = "scrub", *, here: bool = False, elsewhere: bool = False
+        role: Role,
+        state: str,
+        kind: str = "scrub",
+        *,
+        here: bool = False,
+        elsewhere: bool = False,
+        is_open: bool = True,
     ) -> tuple[str, ...]:
         roll_out = RollOut("", "default", kind, {}, 0.0, state, "")
-        return permitted_actions(Viewer("x", role), roll_out, here=here, elsewhere=elsewhere)
+        return permitted_actions(Viewer("x", role), roll_out, here=here, elsewhere=elsewhere, is_open=is_open)
 
     assert may(Role.VIEWER, "running", here=True) == ()
     assert may(Role.OPERATOR, "running", here=True) == ("stop", "abort")
@@ -221,6 +227,8 @@ def test_what_each_role_may_do() -> None:
     assert may(Role.OWNER, "stopped", "rollback") == ("resume", "abort")
     assert may(Role.OWNER, "running", elsewhere=True) == ()
     assert may(Role.OWNER, "aborted") == ("abort",)
+    assert may(Role.OWNER, "aborted", is_open=False) == ()
+    assert may(Role.OWNER, "stopped", is_open=False) == ("resume", "abort")
     assert may(Role.OWNER, "done") == ()
 
 
