@@ -41,7 +41,9 @@ def laptop_verbs(verbs: Verbs) -> None:
     publish.add_argument("--source-images", metavar="DIR", default="", help="images the model was trained on, for R2")
     publish.add_argument("--security-floor", type=int, default=0, help="withdraw versions with a lower floor")
     publish.add_argument("--boards", metavar="PROFILE", nargs="+", default=[], help="board profiles it is for (any)")
-    publish.add_argument("--for", dest="devices", metavar="FILE", nargs="+", default=[], help="device documents")
+    publish.add_argument(
+        "--for", dest="devices", metavar="FILE", nargs="+", action="extend", default=[], help="device documents"
+    )
     _repo_verbs(add_group(verbs, "repo", "a model repository: keys, dates, health", _TEXTS["repo"]))
     _base_verb(verbs)
     demo = add_verb(verbs, "demo", "demo:main", _TEXTS["demo"], config=False)
@@ -60,7 +62,9 @@ def _repo_verbs(kinds: Verbs) -> None:
     grant = add_verb(kinds, "grant", "cli_repo:grant", "Let boards open a published version.", config=False)
     grant.add_argument("name", metavar="MODEL", help="name of the model")
     grant.add_argument("model_version", metavar="VERSION")
-    grant.add_argument("--for", dest="devices", metavar="FILE", nargs="+", required=True, help="device documents")
+    grant.add_argument(
+        "--for", dest="devices", metavar="FILE", nargs="+", action="extend", required=True, help="device documents"
+    )
     rotate = add_verb(kinds, "rotate", "cli_repo:rotate", "New keys for a role.", config=False)
     rotate.add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "grants"))
     rotate.add_argument("--replace", default="", metavar="KEYID", help="only this root key (default: all at hand)")

@@ -69,6 +69,9 @@ def test_grants_refresh_and_check(desk: Desk) -> None:
     (desk.keys / "targets.pem").rename(desk.folder / "targets.pem")
     assert desk.table("grant", NAME, "1.0", "--for", document) == (0, {"grants": ["grants/press-07/net-1.0.json"]})
     assert desk.type("grant", NAME, "9", "--for", document) == 2
+    assert (
+        desk.type("grant", NAME, "1.0", "--for", "missing.device.json", "--for", document) != 0
+    )  # the first counts, too
     code, roles = desk.table("refresh")
     assert code == 0
     assert [(role["role"], role["renewed"]) for role in roles][:2] == [("root", False), ("timestamp", False)]
