@@ -20,6 +20,7 @@ from typing import Any
 
 from agent.errors import ArtifactError
 from service.console.sqlite_file import SqliteFile
+from service.fleet.plain import plain
 
 FILE_NAME = "audit.sqlite"
 NOBODY = "-"
@@ -194,7 +195,7 @@ class Audit:
         with self._file.writing() as database:
             if not database.execute("DELETE FROM open WHERE id = ?", (command.id,)).rowcount:
                 return 0
-            told = {key: status[key] for key in ("status", "reason_code", "reason", "ts") if key in status}
+            told = {key: _told(status[key]) for key in ("status", "reason_code", "reason", "ts") if key in status}
             body = {
                 "ts": round(self._now(), 3),
                 "who": NOBODY,
@@ -325,6 +326,11 @@ def _bounded(details: Mapping[str, Any]) -> Mapping[str, Any]:
     if len(text) <= MAX_DETAILS_BYTES:
         return details
     return {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _told(value: object) -> object:
+    """What a board said, short and on one line: it may say anything."""
+    return value if type(value) in (int, float) else plain(value, MAX_WHY)
 
 
 def _head(database: sqlite3.Connection) -> tuple[int, bytes]:

@@ -120,6 +120,22 @@ def test_one_board_keeps_no_value_from_the_others_of_a_roll_out(
     assert draft.args["epochs"] == 3
 
 
+def test_what_a_board_says_of_an_outcome_is_kept_short_and_on_one_line(room: Room) -> None:
+    room.audit.write("owner", "pause", boards=("pi-1",), commands=(JOB,))
+    (command,) = room.audit.open_commands()
+    said = {
+        "status": "succeeded",
+        "reason": "\u202eno\n" + "x" * 200_000,
+        "reason_code": {"a": ["b"] * 20_000},
+        "ts": 7.5,
+    }
+    assert room.audit.outcome(command, said)
+    (record,) = room.audit.page(Wanted(action="outcome"))
+    assert record.details["reason"].startswith("?no?xxx")
+    assert (record.details["status"], record.details["ts"]) == ("succeeded", 7.5)
+    assert len(str(record.details)) < 2000
+
+
 def test_a_form_for_many_keeps_the_defaults_that_are_ours() -> None:
     for kind in KNOWN:
         assert for_many(kind, own_form(kind)) == own_form(kind)
