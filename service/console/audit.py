@@ -21,6 +21,7 @@ from typing import Any
 from agent.errors import ArtifactError
 from service.console.sqlite_file import SqliteFile
 from service.fleet.plain import plain
+from service.logs import logger
 
 FILE_NAME = "audit.sqlite"
 NOBODY = "-"
@@ -35,6 +36,7 @@ MAX_ROWS = 200  # of a page
 MAX_OPEN = 100_000  # commands whose outcome is waited for
 OPEN_S = 32 * 86400.0  # a command lives 31 days at most; then nothing is heard of it any more
 GENESIS = bytes(32)
+_log = logger("console")
 _SCHEMA = """
 CREATE TABLE records (
     id INTEGER PRIMARY KEY, ts REAL NOT NULL, who TEXT NOT NULL, action TEXT NOT NULL, body TEXT NOT NULL,
@@ -236,6 +238,7 @@ class Audit:
         row = database.execute("SELECT id, hash FROM records WHERE id = ?", (last,)).fetchone()
         if row is None:
             return
+        _log.warning("the audit trail is full: its oldest records go", up_to=last, hash=bytes(row["hash"]).hex())
         database.execute("UPDATE anchor SET id = ?, hash = ?", tuple(row))
         database.execute("DELETE FROM records WHERE id <= ?", (last,))
         database.execute("DELETE FROM boards WHERE record <= ?", (last,))
