@@ -34,6 +34,30 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
     assert visitor.overflow() <= 0
 
 
+def test_figures_are_cards_on_a_phone(visit: Callable[..., Visitor]) -> None:
+    page = visit(size=PHONE).go("/figures")
+    for wide in (page.locator("caption").first, page.locator("td").first):
+        box = wide.bounding_box()
+        assert box is not None
+        assert box["width"] > PHONE[0] * 0.8
+    assert page.evaluate(
+        "[...document.querySelectorAll('.table-wrap')].every(box => box.scrollWidth <= box.clientWidth)"
+    )
+
+
+def test_only_a_page_with_a_stream_says_that_it_is_live(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    expect(visitor.go("/audit").locator("#connection")).to_have_text("Broker connected")
+    expect(visitor.go("/fleet").locator("#connection")).to_have_text("Live")
+
+
+def test_buttons_that_copy_say_what(visit: Callable[..., Visitor]) -> None:
+    page = visit().go("/device/pump-1")
+    names = [button.get_attribute("aria-label") for button in page.locator("button[data-copy]").all()]
+    assert all(name and len(name) > len("Copy ") for name in names)
+    assert len(names) >= 2
+
+
 STEPS = ("/device/pump-2", "/device/pump-2/act", "/device/pump-2/report", "/roll-outs/new", "/device/nobody")
 
 
