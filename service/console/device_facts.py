@@ -317,6 +317,9 @@ def cells(group: str, values: Mapping[str, Any], birth: Mapping[str, Any]) -> li
     return found
 
 
+NOTHING = "[]"
+
+
 def _cell(key: str, unit: str, value: object) -> Cell:
     number_told = finite(value)
     if number_told is not None:
@@ -329,11 +332,26 @@ def _cell(key: str, unit: str, value: object) -> Cell:
         ]
         return Cell(key, unit, None, ", ".join(inner)[:MAX_TEXT])
     if isinstance(value, list):
-        items = [text(item, 64) for item in value[:MAX_INNER] if isinstance(item, str)]
-        return Cell(key, unit, None, ", ".join(items)[:MAX_TEXT])
+        if not value:
+            return Cell(key, unit, None, NOTHING)  # known, and nothing: not the same as not known
+        items = [_item(item) for item in value[:MAX_INNER]]
+        between = "; " if any(isinstance(item, Mapping) for item in value[:MAX_INNER]) else ", "
+        return Cell(key, unit, None, between.join(filter(None, items))[:MAX_TEXT])
     if isinstance(value, bool):
         return Cell(key, unit, None, "true" if value else "false")
     return Cell(key, unit, None, text(value))
+
+
+def _item(value: object) -> str:
+    """An item of a list, with the plain values of a table; what lies deeper is left out."""
+    if isinstance(value, Mapping):
+        parts = [(text(name, 64), item) for name, item in list(value.items())[:MAX_INNER]]
+        return ", ".join(f"{name} {shown(_cell('', '', item))}" for name, item in parts if not _is_deep(item))
+    return "" if _is_deep(value) else shown(_cell("", "", value))
+
+
+def _is_deep(value: object) -> bool:
+    return isinstance(value, Mapping | list)
 
 
 def tiles(told: Told) -> list[dict[str, Any]]:

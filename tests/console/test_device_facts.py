@@ -48,6 +48,20 @@ def test_a_million_keys_are_a_table_of_some() -> None:
     assert len(facts.cells("board", nested, {})) == facts.MAX_ROWS
 
 
+def test_lists_of_tables_are_told_and_empty_ones_are_known() -> None:
+    stages = [{"name": "warm", "seconds": 12.5, "deep": [1]}, {"name": "hot", "deep": {"x": 1}}]
+    told = {cell.key: cell.text for cell in facts.cells("", {"stages": stages, "findings": [], "n": [1, "two"]}, {})}
+    assert told == {"stages": "name warm, seconds 12.5; name hot", "findings": facts.NOTHING, "n": "1, two"}
+
+
+def test_what_is_nested_for_ever_is_told_at_once() -> None:
+    value: object = "end"
+    for _ in range(5000):
+        value = [{"a": value}] * 8
+    (cell,) = facts.cells("", {"x": value}, {})
+    assert len(cell.text) <= facts.MAX_TEXT
+
+
 def test_models_are_what_births_and_results_tell() -> None:
     job = made("fine-tune", status(JOB, "succeeded", 9, NOW, result={"model_sha256": OTHER, "accuracy_after": 0.8}))
     promoted = made("promote", status(PROMOTED, "succeeded", 3, NOW, result={"from": OTHER, "to": MODEL, "slot": "b"}))

@@ -91,6 +91,16 @@ def test_a_command_that_takes_no_time_has_no_charts_and_leads_to_its_job(
     assert 'aria-labelledby="charts-title" hidden' not in client().get(f"/device/{BOARD}/jobs/{JOB}").text
 
 
+def test_a_result_tells_moments_and_what_is_empty(tmp_path: Path) -> None:
+    scrub, result = JOB[:-1] + "8", {"ts": NOW, "findings": [], "notes": None}
+    with stage.staged(tmp_path, seconds=1, told=[("scrub", status(scrub, "succeeded", 3, NOW, result=result))]) as room:
+        page = TestClient(stage.stage_app(room)).get(f"/device/{BOARD}/jobs/{scrub}").text
+    rows = {part.split("</bdi>")[0].rpartition("<bdi>")[2]: part for part in page.split('<tr><th scope="row">')[1:]}
+    assert "<time" in rows["ts"]
+    assert "none" in rows["findings"]
+    assert "not known" in rows["notes"]
+
+
 def test_an_end_is_that_of_the_last_status_though_charts_go_on() -> None:
     body = status(JOB, "succeeded", 3, NOW)
     way, one = moments([], body), command(JOB, "", body)
