@@ -132,6 +132,7 @@ def _show(console: Console, scene: Scene, broker: Broker, story: Story) -> None:
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)  # a link stays one word
 
+    say("Ctrl-C ends all of it")
     asyncio.run(demo_console.serve_console(settings, say))
     end_as_ctrl_c()  # serving took it away
     console.print("stopped; nothing is left running")
