@@ -14,6 +14,7 @@ from agent.errors import SpecError
 MAX_BUCKETS = 2000  # more than a screen has columns
 MAX_METRICS = 16  # of one chart: eight lines are drawn at most, and some are compared
 MAX_CHART_S = 92 * 86400.0  # `temperd ingest` keeps 90 days, if not told otherwise
+ROUNDING_S = 1e-3  # `since + MAX_CHART_S - since` may be more than `MAX_CHART_S`
 MAX_CHANGES = 1000  # marks of one chart: beyond it nobody can tell them apart
 MAX_MARK = 128  # characters of a text that changes: rules and actions have some twenty
 LAST_S = 4_102_444_800.0  # the year 2100, beyond which no message is kept
@@ -113,7 +114,7 @@ def span_of(since: float, until: float) -> Span:
     Raises:
         SpecError: no time, the end is not after the beginning, or it is longer than `MAX_CHART_S`.
     """
-    if not (math.isfinite(since) and math.isfinite(until) and 0 < until - since <= MAX_CHART_S):
+    if not (math.isfinite(since) and math.isfinite(until) and 0 < until - since <= MAX_CHART_S + ROUNDING_S):
         raise SpecError(f"a span of more than 0 and at most {MAX_CHART_S / 86400:.0f} days is drawn")
     start, end = (min(max(ts, 0.0), LAST_S) for ts in (since, until))
     return Span(round(start * 1000), max(round(end * 1000), round(start * 1000) + 1))

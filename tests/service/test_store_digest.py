@@ -6,10 +6,10 @@ import json
 import math
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.fleet.store_chart import Fold, Moments, Span, mark
+from service.fleet.store_chart import MAX_CHART_S, Fold, Moments, Span, mark, span_of
 from service.fleet.store_digest import (
     MOST_BYTES,
     MOST_CHANGES,
@@ -91,3 +91,11 @@ def test_what_is_no_json_has_no_digest() -> None:
     for text in ("", "{", "1" * 5000, "[" * 100_000):
         assert condense([Row(START, text, dated=True)]) is None
     assert condense([Row(START, "[1]", dated=True)]) is not None
+
+
+@given(st.integers(1, 4_000_000_000_000))
+@example(490_690_767)
+def test_the_longest_span_may_begin_at_any_time(since_ms: int) -> None:
+    since = since_ms / 1000  # as a board without a clock has it: near 1970 floats are fine enough to round up
+    span = span_of(since, since + MAX_CHART_S)
+    assert 0 < span.until - span.since <= MAX_CHART_S * 1000 + 1
