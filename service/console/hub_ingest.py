@@ -86,15 +86,17 @@ class Consumer:
                 told=self._told,
                 every_s=EVERY_S,
             )
-            self.trouble = ""
+            self.trouble, self.counts = "", Counts()
             await self._ingest.run()
         finally:
             self._ingest = None
             store.close()
 
     def _told(self, counts: Counts) -> None:
-        stuck = counts.retries > self.counts.retries and counts.batches == self.counts.batches
-        self.trouble = f"the store takes nothing: {counts.waiting} messages wait" if stuck else ""
+        if counts.batches > self.counts.batches:
+            self.trouble = ""
+        elif self.trouble or counts.retries > self.counts.retries:  # half a minute may lie between two tries
+            self.trouble = f"the store takes nothing: {counts.waiting} messages wait"
         self.counts = replace(counts)
 
 

@@ -18,7 +18,7 @@ from service.command_types import KNOWN, new_id
 from service.config import Mqtt
 from service.console.hub import Hub
 from service.console.hub_details import MAX_ALL_BYTES, MAX_BOARDS_KEPT, MAX_DETAIL_BYTES, Details
-from service.console.hub_ingest import plan_of, say_fault
+from service.console.hub_ingest import Consumer, plan_of, say_fault
 from service.console.hub_stored import STORED_STATUSES
 from service.console.hub_watch import MAX_PENDING, MAX_VALUES, Event, Look, Watcher, cut_values
 from service.console.reads import Reads
@@ -26,8 +26,10 @@ from service.console.room import Room, Settings
 from service.console.rows import FleetQuery, State
 from service.device_link import Address, Connected, Link
 from service.fleet.boards import MAX_BOARDS, MAX_GROUPS
+from service.fleet.ingest import Counts
 from service.fleet.state import FleetState
 from service.fleet.store import Alarm, Batch, Birth, Presence, Sample, Status, open_store
+from tests.console.conftest import Clock
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
 
 WAIT_S = 30.0
@@ -403,3 +405,13 @@ def test_what_a_broker_has_not_kept_over_a_crash_is_over(make_room: Callable[...
         asyncio.run(play())
     finally:
         broker.kill()
+
+
+def test_a_store_that_takes_nothing_is_said_until_it_takes_something(room: Room, clock: Clock) -> None:
+    consumer = Consumer(room.settings, now=clock, monotonic=clock)
+    told = []
+    for retries, batches, waiting in ((0, 1, 0), (3, 1, 200), (3, 1, 900), (4, 1, 1500), (4, 2, 10), (4, 2, 10)):
+        consumer._told(Counts(retries=retries, batches=batches, waiting=waiting))
+        told.append(consumer.trouble)
+    assert told[0] == told[4] == told[5] == ""
+    assert told[1:4] == [f"the store takes nothing: {count} messages wait" for count in (200, 900, 1500)]
