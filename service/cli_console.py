@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from service.console.serve import Listening
 
 EXTRA = ("argon2", "jinja2", "starlette", "uvicorn")
+DEMO = ("onnxruntime", "sklearn")
 STORE_NAME = "store.sqlite"
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8750
 MAX_PORT = 65535
@@ -31,7 +32,7 @@ MAX_NAMES = 20  # of one server
 
 def console(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    need_extra()
+    need_extra(demo=options.demo)
     if options.demo:
         from service.demo_fleet import play  # noqa: PLC0415 - a demo of its own
 
@@ -52,16 +53,18 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def need_extra() -> None:
-    """Refuse to start where the extra was not installed.
+def need_extra(*, demo: bool = False) -> None:
+    """Refuse to start where the extra was not installed; with `demo` also what its boards and data need.
 
     Raises:
         SpecError: with what to install.
     """
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    missing = [name for name in (*EXTRA, *(DEMO if demo else ())) if importlib.util.find_spec(name) is None]
     if missing:
-        what = f"the console needs packages that are not installed: {', '.join(missing)}"
-        raise SpecError(what, fix="pip install 'temperd[console]'", reason="extra-missing")
+        what = f"the {'demo' if demo else 'console'} needs packages that are not installed: {', '.join(missing)}"
+        runtime = ",ort" if "onnxruntime" in missing else ""  # one environment holds one runtime
+        fix = f"pip install 'temperd[console{',demo' if demo else ''}{runtime}]'"
+        raise SpecError(what, fix=fix, reason="extra-missing")
 
 
 def folder_of(named: str, environ: Mapping[str, str]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -157,6 +158,18 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(cli_console, "EXTRA", ("jinja2", "a_package_that_nobody_has"))
     assert main(["console"]) == 2
     assert "pip install 'temperd[console]'" in capsys.readouterr().err
+
+
+def test_a_demo_without_a_runtime_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.util.find_spec
+    for missing, install in (("onnxruntime", "temperd[console,demo,ort]"), ("sklearn", "temperd[console,demo]")):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, gone=missing: None if name == gone else real(name)
+        )
+        assert main(["console", "--demo"]) == 2
+        assert install in capsys.readouterr().err
 
 
 # --- on the server ---------------------------------------------------------------------------------------------------
