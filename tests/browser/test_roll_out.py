@@ -56,9 +56,9 @@ def test_the_wizard_leads_to_a_roll_out_that_is_followed_live(visit: Visit) -> N
     to_review(page, "pump-1 pump-2 pump-3 press-1", "scrub", canary="count", canary_count="2", stop_at="60")
     expect(page.locator(".course")).to_contain_text("First the canaries, 2")
     chosen = begin(page, "spring cleaning")
-    expect(page.locator("#sums")).to_contain_text("4 ended, 1 of them did not succeed")
+    expect(page.locator("#sums")).to_contain_text("Ended: 4, of which did not succeed: 1.")
     expect(page.locator("#fresh .badge").first).to_contain_text("done")
-    expect(page.locator("#announce")).to_contain_text("4 boards")
+    expect(page.locator("#announce")).to_contain_text("Boards: 4.")
     expect(page.locator("#fresh-boards tbody tr")).to_have_count(4)
     page.locator("#outcome").select_option("bad")
     page.locator(".filter button").click()
@@ -97,7 +97,7 @@ def test_it_goes_on_after_the_console_was_killed(visit: Visit, stage: Stage) -> 
     page = visitor.go("/roll-outs/new")
     to_review(page, "pump-1 pump-2 never-1", "scrub", canary="none")
     chosen = begin(page, "a long one")
-    expect(page.locator("#sums")).to_contain_text("2 ended")
+    expect(page.locator("#sums")).to_contain_text("Ended: 2,")
     stage.console.kill()
     expect(page.locator("#connection")).to_have_attribute("data-state", "lost")
     stage.console.start()
@@ -141,7 +141,7 @@ def test_pages_pass_axe_and_fit_a_phone(visit: Visit, dark: bool) -> None:
         next_step(page, "review")
         seen["review"] = (visitor.violations(), visitor.overflow())
         chosen = begin(page, "axe looks at it")
-        expect(page.locator("#sums")).to_contain_text("3 boards")
+        expect(page.locator("#sums")).to_contain_text("Boards: 3.")
         seen["one"] = (visitor.violations(), visitor.overflow())
         for name, path in {
             "list": "/roll-outs",
@@ -173,8 +173,23 @@ def test_without_scripts_all_of_it_works(visit: Visit) -> None:
     to_review(page, "pump-8", "scrub")
     begin(page, "no scripts")
     for _ in range(60):
-        if "1 ended" in page.locator("#sums").inner_text():
+        if "Ended: 1," in page.locator("#sums").inner_text():
             break
         time.sleep(0.25)
         page.reload()
-    expect(page.locator("#sums")).to_contain_text("1 ended, 0 of them did not succeed")
+    expect(page.locator("#sums")).to_contain_text("Ended: 1, of which did not succeed: 0.")
+
+
+def test_a_step_that_is_wrong_begins_at_the_field(visit: Visit) -> None:
+    page = visit("owner", size=PHONE, locale="vi-VN").go("/roll-outs/new")
+    page.locator("main form button.button-main").click()
+    expect(page.locator("#names")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#names")).to_be_focused()
+
+
+def test_a_command_is_chosen_on_a_phone(visit: Visit) -> None:
+    page = visit("owner", size=PHONE, locale="vi-VN").go("/roll-outs/new?boards=pump-1")
+    next_step(page, "command")
+    box = page.locator("#type").bounding_box()
+    assert box is not None
+    assert box["width"] > PHONE[0] * 0.7  # the name of a command is not cut off

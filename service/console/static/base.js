@@ -220,10 +220,18 @@ export function reachScrollers(root = document) {
   }
 }
 
+/** Of a form that came back: the first field that is wrong, unless the page has a place of its own to begin. */
+function beginAtWrong() {
+  if (document.activeElement === document.body && !document.getElementById("errors")) {
+    document.querySelector('main [aria-invalid="true"]')?.focus();
+  }
+}
+
 for (const group of document.querySelectorAll(".themes")) group.hidden = false;
 document.addEventListener("click", clicked);
 document.addEventListener("keydown", pressed);
 window.addEventListener("resize", () => reachScrollers());
 reachScrollers();
+beginAtWrong();
 writeTimes();
 setInterval(() => writeTimes(), FRESHEN_MS);
