@@ -53,6 +53,7 @@ def test_two_jobs_are_drawn_over_one_time(visit: Callable[..., Visitor], pair: s
     expect(page.locator("#curves canvas").first).to_be_visible()
     expect(page.get_by_text(catalog("en")["compare.verdict.b"]).first).to_be_visible()
     expect(page.locator("#curves")).to_contain_text("A: 50.0 to 71.5 °C")
+    expect(page.locator("#curves")).to_contain_text("B: 0.5000 to 0.5000, last 0.5000.")  # a figure without a unit
     assert visitor.violations() == []
 
 

@@ -258,7 +258,7 @@ export class Charts {
     const parts = panel.curves.flatMap((curve, place) => {
       if (told[place] === null) return [];
       const [min, max, last] = told[place].map((value) => this.#number(value * curve.scale, panel.digits));
-      return [fill(this.options.words.summary, { name: curve.label, min, max, last, unit: unitOf(panel, curve) }).replace(/\s+\.$/, ".")];
+      return [fill(this.options.words.summary, { name: curve.label, min, max, last, unit: unitOf(panel, curve) }).replace(/\s+([.,])/g, "$1")];
     });
     panel.text.textContent = parts.join(" ");
     panel.box.setAttribute("aria-label", `${panel.title.textContent}. ${parts.join(" ")}`);
