@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from agent.errors import SpecError
 from agent.keys_consoles import Role
 from service.console.account_page import typed_twice
-from service.console.accounts_file import check_user_name
+from service.console.accounts_file import User, check_user_name
 from service.console.forms import read_form
 from service.console.guard_rules import SET_UP
 from service.console.page import needs, render, room_of, viewer_of
@@ -33,8 +33,12 @@ async def _users(
     request: Request, *, code: str = "", name: str = "", role: str = "", link: str = "", status: int = 200
 ) -> Response:
     room = room_of(request)
-    users = await asyncio.to_thread(room.accounts.users)
-    counts = {user.name: len(room.accounts.sessions.of(user.name)) for user in users}
+
+    def look() -> tuple[list[User], dict[str, int]]:  # a question for each of up to 200 users
+        users = room.accounts.users()
+        return users, {user.name: len(room.accounts.sessions.of(user.name)) for user in users}
+
+    users, counts = await asyncio.to_thread(look)
     shown: dict[str, Any] = {"users": users, "counts": counts, "code": code, "name": name, "role": role, "link": link}
     bounds = {"least": LEAST_PASSWORD, "most": MOST_PASSWORD}
     return render(request, "account/users.html", status=status, roles=tuple(Role), bounds=bounds, **shown)
