@@ -110,7 +110,7 @@ def load_console_key(path: Path) -> Ed25519PrivateKey:
 
     if path.suffix != KEY_SUFFIX:
         raise SpecError("not a console's private key file", where=str(path), fix=f"Give the file NAME{KEY_SUFFIX}")
-    text = read_private(path).decode("ascii", "replace").strip()
+    text = read_private(path, "`temperd keys console NAME` makes one").decode("ascii", "replace").strip()
     return Ed25519PrivateKey.from_private_bytes(key_bytes(text, path))
 
 

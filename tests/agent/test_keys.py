@@ -116,6 +116,8 @@ def test_names_that_would_escape(tmp_path: Path, name: str) -> None:
 def test_console_keys_and_the_trusted_folder(tmp_path: Path) -> None:
     public = create_console_key(tmp_path / "mine", "ops")
     key = load_console_key(tmp_path / "mine" / "ops.key")
+    with pytest.raises(BoardError, match="temperd keys console NAME"):
+        load_console_key(tmp_path / "mine" / "missing.key")
     assert stat.S_IMODE((tmp_path / "mine" / "ops.key").stat().st_mode) == 0o600
     trusted = tmp_path / "trusted"
     assert load_trusted_consoles(trusted) == {}
