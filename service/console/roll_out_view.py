@@ -23,6 +23,7 @@ _WHY = (
     ("too-many", re.compile(_TOO_MANY)),
     ("slow-canaries", re.compile(r"canaries did not end within (?P<seconds>[0-9.e+]+) s")),
     ("aborted", re.compile(r"aborted by an operator")),
+    ("not-begun", re.compile(r"it could not begin")),
     ("stopped-by", re.compile(r"stopped by (?P<who>[a-z0-9._-]{1,32})(?:: (?P<why>.+))?", re.DOTALL)),
 )
 """What `roll_out_plan` and this console write as the reason of a stop."""

@@ -173,7 +173,8 @@ def test_reasons_have_words(language: str) -> None:
     canaries = next_step(Rules(canary=2), outcomes, frozenset(), 0.0).why
     others = next_step(Rules(least_ended=2), outcomes, frozenset(), 0.0).why
     slow = next_step(Rules(canary=3, wait_canary_s=5.0), outcomes, frozenset(), 9.0).why
-    for why in (canaries, others, slow, "aborted by an operator", "stopped by alice", "stopped by alice: too hot {0}"):
+    ended = ("aborted by an operator", "it could not begin", "stopped by alice", "stopped by alice: too hot {0}")
+    for why in (canaries, others, slow, *ended):
         assert why
         assert why_words(why, words) != why or language == "en"
     assert "{0}" in why_words("stopped by alice: too hot {0}", words)
