@@ -261,3 +261,12 @@ def test_gaps_stay_gaps_and_late_words_change_nothing(visit: Visit) -> None:
     assert (late, following, none) == (False, True, True)
     assert data["ts"] == [2, 3, 4]
     assert data["metrics"]["board.duty"]["last"] == [1, 0.5, None]
+
+
+def test_charts_have_names_before_their_numbers_came(visit: Visit) -> None:
+    visitor = visit()
+    visitor.page.route("**/api/device/*/chart*", lambda _: None)  # never answered
+    page = visitor.go(f"/device/{BOARD}")
+    plots = page.locator(".chart-plot")
+    expect(plots.first).to_be_attached()
+    assert all(plot.get_attribute("aria-label") for plot in plots.all())

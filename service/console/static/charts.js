@@ -94,7 +94,7 @@ export class Charts {
     const title = element("span", { class: "chart-title", id: `${this.key}-${index}` }, panel.title);
     const unit = element("span", { class: "chart-unit" }, panel.unit);
     const caption = element("figcaption", {}, title, " ", unit, ...keys.map((key) => key.node));
-    const box = element("div", { class: "chart-plot", tabindex: "0", role: "img" });
+    const box = element("div", { class: "chart-plot", tabindex: "0", role: "img", "aria-label": panel.title });
     const text = element("p", { class: "chart-summary" });
     const inside = element("div", { class: "chart-table", tabindex: "0", role: "region", "aria-labelledby": `${this.key}-${index}` });
     const table = element("details", { class: "chart-numbers" }, element("summary", {}, this.options.words.table), inside);
