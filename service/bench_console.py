@@ -43,7 +43,7 @@ PAGES = {
     "fleet page": "/fleet",
     "fleet as JSON": "/api/fleet",
     "search": "/api/fleet?q=board-09&rows=50",
-    "filter and sort": "/api/fleet?state=hot&state=idle&state=offline&q=simulated&sort=temperature&order=desc",
+    "filter and sort": "/api/fleet?state=hot&state=idle&state=offline&q=board-0&sort=temperature&order=desc",
     "sort by model": "/api/fleet?sort=model&page=40",
     "device page": f"/device/{CHART_BOARD}",
     f"chart of {DAY_POINTS} points": f"/api/device/{CHART_BOARD}/chart?span=86400",

@@ -51,7 +51,8 @@ def opened(visitor: Visitor, path: str) -> tuple[Page, list[str]]:
 
 
 def test_a_page_that_nobody_sees_gives_its_stream_up_and_goes_on_when_it_is_seen(visit: Callable[..., Visitor]) -> None:
-    page, asked = opened(visit(), "/fleet")
+    page, asked = opened(visit(), "/device/pump-1")  # its stream is the same one; a list's follows the boards in it
+    page.wait_for_timeout(2_000)  # the first word with a number, from which it goes on
     hide(page)
     before = len(asked)
     page.clock.run_for(4 * LONG_MS)

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from service.fleet.state import FleetState
-from tests.simulators.visitor import PHONE, Stage, Visitor
+from tests.simulators.visitor import DESK, PHONE, Stage, Visitor
 
 Visit = Callable[..., Visitor]
 WAIT_S = 30.0
@@ -118,44 +118,43 @@ def test_it_goes_on_after_the_console_was_killed(visit: Visit, stage: Stage) -> 
     expect(page.locator("#fresh .badge").first).to_contain_text("aborted")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_pages_pass_axe_and_fit_a_phone(visit: Visit, dark: bool) -> None:
-    for size in ({}, {"size": PHONE}):
-        visitor = visit("owner", dark=dark, **size)
-        page = visitor.go("/roll-outs/new")
-        seen = {"boards": (visitor.violations(), visitor.overflow())}
-        page.locator("#names").fill("pump-1 pump-2 never-2")
-        next_step(page, "command")
-        seen["command"] = (visitor.violations(), visitor.overflow())
-        page.locator("#type").select_option("set-policy")
-        page.locator("#kinds button").click()
-        seen["policy"] = (visitor.violations(), visitor.overflow())
-        page.locator("input[type=checkbox][name='arg.reset']").check()
-        next_step(page, "waves")
-        seen["waves"] = (visitor.violations(), visitor.overflow())
-        page.locator("#parallel").fill("none")
-        page.locator("main button.button-main").click()
-        expect(page.locator("#parallel-error")).to_be_visible()
-        seen["faults"] = (visitor.violations(), visitor.overflow())
-        page.locator("#parallel").fill("1")
-        next_step(page, "review")
-        seen["review"] = (visitor.violations(), visitor.overflow())
-        chosen = begin(page, "axe looks at it")
-        expect(page.locator("#sums")).to_contain_text("Boards: 3.")
-        seen["one"] = (visitor.violations(), visitor.overflow())
-        for name, path in {
-            "list": "/roll-outs",
-            "act": f"/roll-outs/{chosen}/resume",
-            "groups": "/groups",
-        }.items():
-            visitor.go(path)
-            seen[name] = (visitor.violations(), visitor.overflow())
-        page.locator("#name").fill("hall")
-        page.locator("#boards").fill("pump-1 never-2")
-        page.locator("main button.button-main").click()
-        page.wait_for_url("**/groups/hall")
-        seen["group"] = (visitor.violations(), visitor.overflow())
-        assert {name: found for name, found in seen.items() if found[0] or found[1] > 0} == {}
+@pytest.mark.parametrize(("dark", "size"), [(False, DESK), (True, PHONE)])
+def test_pages_pass_axe_and_fit_a_phone(visit: Visit, dark: bool, size: tuple[int, int]) -> None:
+    visitor = visit("owner", dark=dark, size=size)
+    page = visitor.go("/roll-outs/new")
+    seen = {"boards": (visitor.violations(), visitor.overflow())}
+    page.locator("#names").fill("pump-1 pump-2 never-2")
+    next_step(page, "command")
+    seen["command"] = (visitor.violations(), visitor.overflow())
+    page.locator("#type").select_option("set-policy")
+    page.locator("#kinds button").click()
+    seen["policy"] = (visitor.violations(), visitor.overflow())
+    page.locator("input[type=checkbox][name='arg.reset']").check()
+    next_step(page, "waves")
+    seen["waves"] = (visitor.violations(), visitor.overflow())
+    page.locator("#parallel").fill("none")
+    page.locator("main button.button-main").click()
+    expect(page.locator("#parallel-error")).to_be_visible()
+    seen["faults"] = (visitor.violations(), visitor.overflow())
+    page.locator("#parallel").fill("1")
+    next_step(page, "review")
+    seen["review"] = (visitor.violations(), visitor.overflow())
+    chosen = begin(page, "axe looks at it")
+    expect(page.locator("#sums")).to_contain_text("Boards: 3.")
+    seen["one"] = (visitor.violations(), visitor.overflow())
+    for name, path in {
+        "list": "/roll-outs",
+        "act": f"/roll-outs/{chosen}/resume",
+        "groups": "/groups",
+    }.items():
+        visitor.go(path)
+        seen[name] = (visitor.violations(), visitor.overflow())
+    page.locator("#name").fill("hall")
+    page.locator("#boards").fill("pump-1 never-2")
+    page.locator("main button.button-main").click()
+    page.wait_for_url("**/groups/hall")
+    seen["group"] = (visitor.violations(), visitor.overflow())
+    assert {name: found for name, found in seen.items() if found[0] or found[1] > 0} == {}
 
 
 def test_the_words_are_vietnamese_where_that_is_asked_for(visit: Visit) -> None:
