@@ -14,19 +14,21 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from tests.browser.test_roll_out import begin, to_review
 from tests.simulators.console import PASSWORD
 from tests.simulators.visitor import CHROMIUM, DESK, PHONE
 
 START_S = 120.0
 LEARN_S = 150.0  # until a heat wave has come and gone
 BUSY, WAITING, DONE = "greenhouse-pi4", "workshop-pi5", "gate-orin"
+HIGH, LONG = (1280, 1500), ("device", "job", "compare")  # pages whose charts are the point
 COLOURS = 256  # of a picture of a page
 SETTLE_MS = 2_500
 PAGES = {
     "fleet": "/fleet",
-    "device": f"/device/{BUSY}",
+    "device": f"/device/{BUSY}?span=900",
     "act": f"/device/{BUSY}/act/fine-tune",
-    "policy": f"/device/{WAITING}/policy?start=low-power",
+    "policy": f"/device/{WAITING}/policy",
     "roll-outs": "/roll-outs",
     "roll-out-new": f"/roll-outs/new?boards={BUSY},{WAITING},{DONE}",
     "compare-policies": "/compare/policies",
@@ -46,10 +48,11 @@ def link_of(log: Path, demo: subprocess.Popen[bytes]) -> str:
     return found.group()
 
 
-def take(page: Page, path: Path, *, whole: bool = False) -> None:
+def take(page: Page, path: Path, size: tuple[int, int] = DESK) -> None:
     """A picture of few colours: pages are flat, and a clone is carried by everybody."""
+    page.set_viewport_size({"width": size[0], "height": size[1]})
     page.wait_for_timeout(SETTLE_MS)
-    picture = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+    picture = Image.open(BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(COLOURS).save(path, optimize=True)
     sys.stdout.write(f"{path} {path.stat().st_size}\n")
 
@@ -82,7 +85,14 @@ def pages_of(page: Page, url: str) -> dict[str, str]:
     page.goto(f"{url}/device/{BUSY}")
     other = page.locator("a[href*='/jobs/']").first.get_attribute("href") or ""
     both = f"/compare?a={DONE}:{job.rpartition('/')[2]}&b={BUSY}:{other.rpartition('/')[2]}"
-    return {**PAGES, "job": job, "compare": both}
+    return {**PAGES, "job": job, "compare": both, "roll-out": f"/roll-outs/{roll_out(page, url)}"}
+
+
+def roll_out(page: Page, url: str) -> str:
+    """Check the stored files of all three, one canary first; the id of that roll-out."""
+    page.goto(f"{url}/roll-outs/new?boards={BUSY},{WAITING},{DONE}")
+    to_review(page, f"{BUSY} {WAITING} {DONE}", "scrub", canary="count", canary_count="1")
+    return begin(page, "before the summer")
 
 
 def main() -> None:
@@ -115,13 +125,13 @@ def _take_all(browser: Browser, url: str, kept: object, out: Path) -> None:
         pages = pages or pages_of(page, url)
         for name, path in pages.items():
             page.goto(url + path)
-            take(page, out / f"console-{name}-{theme}.png", whole=name in ("device", "job"))
+            take(page, out / f"console-{name}-{theme}.png", HIGH if name in LONG else DESK)
         context.close()
     context = _context(browser, kept, "dark", PHONE)
     page = context.new_page()
     for name in ("fleet", "device"):
         page.goto(url + pages[name])
-        take(page, out / f"console-{name}-phone.png")
+        take(page, out / f"console-{name}-phone.png", PHONE)
     context.close()
     context = browser.new_context(viewport={"width": DESK[0], "height": DESK[1]}, locale="vi-VN")
     page = context.new_page()

@@ -274,7 +274,7 @@ def test_equal_accuracy_is_reached_where_it_is_not_lost_again(curve: list[float]
         (["--epochs=0"], "--epochs"),
         (["--learning-rate=2"], "--learning-rate"),
         (["--seeds=-1"], "--seeds"),
-        (["--learnt=/nowhere"], "--learnt"),
+        (["--learnt=/proc/nowhere"], "--learnt"),
     ],
 )
 def test_bad_options_are_named(options: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
