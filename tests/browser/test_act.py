@@ -153,7 +153,8 @@ def wait_in_force(page: Page, url: str, name: str) -> None:
     end = time.monotonic() + LONG_MS / 1000
     while True:
         page.goto(url)  # the name stands in the list of texts, too: only the card tells what is in force
-        card = page.get_by_role("heading", name="In force").locator("xpath=ancestor::*[contains(@class, 'card')][1]")
+        head = page.get_by_role("heading", name="In force")
+        card = head.locator("xpath=ancestor::*[contains(concat(' ', @class, ' '), ' card ')][1]")
         if name in card.inner_text():
             return
         assert time.monotonic() < end
