@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.durable import disk_errors, make_folder
 from agent.errors import BoardError
 from agent.keys_files import check_mode
+from service.sqlite_seam import reason_of, transaction
 
 BUSY_S = 5.0  # a command line that adds a user beside a running console writes for milliseconds
 
@@ -53,7 +54,7 @@ class SqliteFile:
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")  # a commit survives a power cut
         run("PRAGMA foreign_keys = ON")
-        with self._transaction():  # of two processes that make the file at once, one makes the tables
+        with transaction(self._writer):  # of two processes that make the file at once, one makes the tables
             found = int(run("PRAGMA user_version").fetchone()[0])
             if found > version:
                 fix = "Install that version, or name another folder with --state"
@@ -70,7 +71,7 @@ class SqliteFile:
         Raises:
             BoardError: `no-space` or `disk`; nothing of it was kept.
         """
-        with self._write_lock, self._using(), self._transaction():
+        with self._write_lock, self._using(), transaction(self._writer):
             yield self._writer
 
     @contextmanager
@@ -90,24 +91,13 @@ class SqliteFile:
             self._writer.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._writer.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._writer.execute("COMMIT")
-        except BaseException:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            raise
-
-    @contextmanager
     def _using(self) -> Iterator[None]:
         """The one seam where SQLite's errors become BoardError."""
         try:
             yield
         except sqlite3.Error as error:
-            full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-            reason, fix = ("no-space", "Free space") if full else ("disk", "Name another folder with --state")
+            reason = reason_of(error)
+            fix = "Free space" if reason == "no-space" else "Name another folder with --state"
             what = f"{self._what} cannot be used: {error}"
             raise BoardError(what, where=str(self.path), reason=reason, fix=fix) from error
 

@@ -17,6 +17,7 @@ from typing import Self
 from agent.durable import make_folder
 from agent.errors import BoardError, SpecError
 from service.config import NAME
+from service.sqlite_seam import reason_of, transaction
 
 SCHEMA_VERSION = 1
 BUSY_S = 5.0  # another `temperd fleet` may be writing
@@ -135,7 +136,7 @@ class FleetState:
             fix = "Install that version, or name another file"
             raise BoardError("the fleet's state was written by a newer temperd", where=str(self.path), fix=fix)
         if version == 0:
-            with self._writing():
+            with transaction(self._database):
                 if not self._database.execute("PRAGMA user_version").fetchone()[0]:
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self._database.execute(statement)
@@ -151,7 +152,7 @@ class FleetState:
         """
         rows = [(tenant, view["board"], view.get("last_seen") or 0.0, json.dumps(view)) for view in views]
         rows = [row for row in rows if len(str(row[3])) <= MAX_VIEW_BYTES]
-        with self._using(), self._writing():
+        with self._using(), transaction(self._database):
             self._database.executemany("INSERT OR REPLACE INTO boards VALUES (?, ?, ?, ?)", rows)
             self._database.execute(_FORGET, {"tenant": tenant, "most": MAX_REMEMBERED})
 
@@ -163,7 +164,7 @@ class FleetState:
 
     def forget_board(self, tenant: str, board: str) -> bool:
         """Drop a board, for one that was taken out of service, from all groups too; whether it was known."""
-        with self._using(), self._writing():
+        with self._using(), transaction(self._database):
             self._database.execute("DELETE FROM members WHERE tenant = ? AND board = ?", (tenant, board))
             done = self._database.execute("DELETE FROM boards WHERE tenant = ? AND board = ?", (tenant, board))
         return done.rowcount > 0
@@ -178,7 +179,7 @@ class FleetState:
         """
         for name in (group, *boards):
             check_name(name)
-        with self._using(), self._writing():
+        with self._using(), transaction(self._database):
             groups = self.groups(tenant)
             if group not in groups and len(groups) >= MAX_GROUPS:
                 raise SpecError(f"there are {MAX_GROUPS} groups already", fix="Remove one")
@@ -191,7 +192,7 @@ class FleetState:
 
     def remove_members(self, tenant: str, group: str, boards: Sequence[str]) -> int:
         """Take boards out of a group, all of them when none is named; how many went."""
-        with self._using(), self._writing():
+        with self._using(), transaction(self._database):
             chosen = boards or self.groups(tenant).get(group, ())
             rows = [(tenant, group, board) for board in chosen]
             done = self._database.executemany("DELETE FROM members WHERE tenant = ? AND name = ? AND board = ?", rows)
@@ -228,7 +229,7 @@ class FleetState:
             *(roll_out.id, roll_out.tenant, roll_out.type, json.dumps(roll_out.terms)),
             *(roll_out.created, roll_out.state, roll_out.why),
         )
-        with self._using(), self._writing():
+        with self._using(), transaction(self._database):
             self._database.execute("INSERT INTO roll_outs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             self._database.executemany(
                 "INSERT INTO commands VALUES (?, ?, ?, '', x'', 0, 0, 'waiting', 'null', '', x'')",
@@ -265,7 +266,7 @@ class FleetState:
 
     def stand(self, roll_out: str, state: str, why: str = "", terms: Mapping[str, object] | None = None) -> None:
         """Journal where a roll-out stands; `terms` replace those it had."""
-        with self._using(), self._writing():
+        with self._using(), transaction(self._database):
             self._database.execute("UPDATE roll_outs SET state = ?, why = ? WHERE id = ?", (state, why, roll_out))
             if terms is not None:
                 self._database.execute("UPDATE roll_outs SET terms = ? WHERE id = ?", (json.dumps(terms), roll_out))
@@ -283,7 +284,7 @@ class FleetState:
         names = [name for name in Sent.__slots__ if name not in ("place", "board")]
         query = f"UPDATE commands SET {', '.join(f'{name} = ?' for name in names)} WHERE roll_out = ? AND place = ?"  # noqa: S608 - our own names
         rows = [(*(_column(getattr(command, name)) for name in names), roll_out, command.place) for command in commands]
-        with self._using(), self._writing():
+        with self._using(), transaction(self._database):
             self._database.executemany(query, rows)
 
     def counts(self, roll_out: str, first: int = 0) -> tuple[dict[str, int], dict[str, int]]:
@@ -326,24 +327,13 @@ class FleetState:
     # --- the seam ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
-
-    @contextmanager
     def _using(self) -> Iterator[None]:
         """Where SQLite's errors become ours."""
         try:
             yield
         except sqlite3.Error as error:
-            full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-            reason = "no-space" if full else "disk"
-            fix = "Free space" if full else "Name another file with --state, or move this one away"
+            reason = reason_of(error)
+            fix = "Free space" if reason == "no-space" else "Name another file with --state, or move this one away"
             what = f"the fleet's state cannot be used: {error}"
             raise BoardError(what, where=str(self.path), reason=reason, fix=fix) from error
 

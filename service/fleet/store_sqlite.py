@@ -36,6 +36,7 @@ from service.fleet.store_digest import slot_of
 from service.fleet.store_draw import draw, list_changes
 from service.fleet.store_history import history_body
 from service.fleet.store_sqlite_read import SqliteSource, condense_slice
+from service.sqlite_seam import reason_of, transaction
 
 SCHEMA_VERSION = 2  # 1 had no history, digests and unsettled
 BUSY_S = 10.0  # another consumer writes a batch in a few ms; a disk that is stalled gets some seconds
@@ -69,7 +70,7 @@ class SqliteStore:
         run(f"PRAGMA cache_size = -{CACHE_KIB}")
         run(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         if self._version() != SCHEMA_VERSION:  # whoever only reads does not wait for a writer
-            with self._transaction():
+            with transaction(self._database):
                 self._upgrade()
         self._ids = {(tenant, name): number for number, tenant, name in run("SELECT id, tenant, name FROM devices")}
 
@@ -91,7 +92,7 @@ class SqliteStore:
         """See `Store.write`."""
         many = self._database.executemany
         with self._storing():
-            with self._transaction():
+            with transaction(self._database):
                 ids = self._known(batch)
                 kept, strangers = batch.of(ids)
                 many(statements.PRESENCE, [presence_values(fact, ids[key(fact)]) for fact in kept.presences])
@@ -247,14 +248,14 @@ class SqliteStore:
 
     def condense(self, now: float) -> int:
         """See `Store.condense`."""
-        with self._storing(), self._transaction():
+        with self._storing(), transaction(self._database):
             return condense_slice(self._database, now)
 
     def trim(self, received_before: float, most_bytes: int) -> int:
         """See `Store.trim`."""
         with self._storing():
             full = self._used() > most_bytes
-            with self._transaction():
+            with transaction(self._database):
                 gone = self._database.execute(statements.TRIM, {"all": full, "t": received_before}).rowcount
                 commands = self._database.execute(statements.TRIM_COMMANDS, (received_before,)).fetchall()
                 self._database.executemany("DELETE FROM history WHERE device = ? AND id = ?", commands)
@@ -284,24 +285,13 @@ class SqliteStore:
         self._database.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._database.execute("COMMIT")
-        except BaseException:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            raise
-
-    @contextmanager
     def _storing(self) -> Iterator[None]:
         """The one seam where SQLite's and the system's errors become BoardError."""
         try:
             yield
         except sqlite3.Error as error:
-            reason = "no-space" if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL" else "disk"
-            raise BoardError(f"the store cannot be used: {error}", where=str(self._path), reason=reason) from error
+            what = f"the store cannot be used: {error}"
+            raise BoardError(what, where=str(self._path), reason=reason_of(error)) from error
         except OSError as error:
             raise BoardError(f"the store cannot be used: {error.strerror}", where=str(self._path)) from error
 
