@@ -10,9 +10,8 @@ from agent import publish as publishing
 from agent.durable import disk_errors, write_atomic
 from agent.keys import create_console_key, create_identity
 from agent.repository import Publisher, utc_now
-from service.broker import LOOPBACK
 from service.demo_console import FLEET, STATE, TENANT
-from service.demo_setup import scanned_digits
+from service.demo_setup import SPEED, configuration, scanned_digits
 from service.fleet.state import FleetState
 
 OUT = "temperd-console-demo"
@@ -22,7 +21,6 @@ MADE = (
 )
 """What an earlier demo made in the folder."""
 CONSOLE = "demo-console"
-SPEED = 8.0  # thermal time runs so much faster: heat shows within a minute
 WORKSHOP = """\
 # The policy of one board of the demo: slower than as it ships, and sooner.
 name = "workshop"
@@ -127,33 +125,7 @@ def _member(folder: Path, kind: Kind, broker_port: int, repository_port: int) ->
     if kind.policy:
         write_atomic(place / "policy.toml", kind.policy.encode(), 0o644)
     config = place / "temperd.toml"
-    write_atomic(config, _configuration(kind, broker_port, repository_port).encode(), 0o644)
+    policy = "policy.toml" if kind.policy else ""
+    text = configuration(kind.name, kind.profile, SPEED, broker_port, repository_port, root="../../", policy=policy)
+    write_atomic(config, text.encode(), 0o644)
     return Member(kind, place, config, data)
-
-
-def _configuration(kind: Kind, broker_port: int, repository_port: int) -> str:
-    policy = '\n[policy]\nfile = "policy.toml"\n' if kind.policy else ""
-    return f"""\
-# Written by `temperd console --demo`.
-[device]
-name = "{kind.name}"
-state_dir = "state"
-
-[mqtt]
-host = "{LOOPBACK}"
-port = {broker_port}
-
-[repository]
-url = "http://{LOOPBACK}:{repository_port}"
-root = "../../root.json"
-
-[board]
-emulated = "{kind.profile}"
-emulated_speed = {SPEED}
-{policy}
-[commands]
-trusted_consoles = "../../trusted"
-
-[log]
-format = "text"
-"""

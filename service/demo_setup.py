@@ -140,7 +140,8 @@ def prepare(folder: Path, model: str, images: str | None, broker_port: int, repo
     shutil.copy(publisher.root_path, folder / "root.json")
     data, sample = (Path(images).absolute(), _any_image(Path(images))) if images else scanned_digits(folder)
     config = folder / "temperd.toml"
-    write_atomic(config, _configuration(broker_port, repository_port).encode(), 0o644)
+    text = configuration(DEVICE, PROFILE, SPEED, broker_port, repository_port)
+    write_atomic(config, text.encode(), 0o644)
     key = folder / "console" / f"{CONSOLE}.key"
     return Scene(folder, config, key, data, sample, target)
 
@@ -149,11 +150,25 @@ def _model_name(model: str) -> str:
     return Path(model).stem.lower().replace("_", "-")
 
 
-def _configuration(broker_port: int, repository_port: int) -> str:
+def configuration(
+    name: str, profile: str, speed: float, broker_port: int, repository_port: int, *, root: str = "", policy: str = ""
+) -> str:
+    """The configuration of an emulated board of a demo.
+
+    Args:
+        name: of the board.
+        profile: of the emulated board.
+        speed: of its thermal time.
+        broker_port: of the broker on loopback.
+        repository_port: of the model repository on loopback.
+        root: the demo's folder as seen from the board's, with a slash at its end; empty: the same.
+        policy: file of a policy of its own, or empty.
+    """
+    own = f'[policy]\nfile = "{policy}"\n\n' if policy else ""
     return f"""\
-# Written by `temperd demo`.
+# Written by a demo of temperd.
 [device]
-name = "{DEVICE}"
+name = "{name}"
 state_dir = "state"
 
 [mqtt]
@@ -162,14 +177,14 @@ port = {broker_port}
 
 [repository]
 url = "http://{LOOPBACK}:{repository_port}"
-root = "root.json"
+root = "{root}root.json"
 
 [board]
-emulated = "{PROFILE}"
-emulated_speed = {SPEED}
+emulated = "{profile}"
+emulated_speed = {speed}
 
-[commands]
-trusted_consoles = "trusted"
+{own}[commands]
+trusted_consoles = "{root}trusted"
 
 [log]
 format = "text"
