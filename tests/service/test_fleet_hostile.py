@@ -14,7 +14,6 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.keys import create_console_key
 from service.fleet import state
@@ -24,42 +23,34 @@ from service.fleet.roll_out import Inbox, RollOutRun, Terms, _with_status
 from service.fleet.roll_out_plan import Rules
 from service.fleet.state import FleetState, RollOut, Sent
 from tests.simulators.mosquitto import Mosquitto, find_mosquitto
+from tests.simulators.stranger import ROOT, Stranger
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (make tools)")
 
-ROOT = "temper/v1/default"
 ID = "0192f0c1-0000-7000-8000-000000000001"
 WAIT_S = 60.0
 HUGE = 10**4000  # a number of JSON that no float holds
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\u202e"
 
 
-class Stranger:
-    """Who may read and write everything."""
+class Listener(Stranger):
+    """Who also knows the ids of what is asked."""
 
     def __init__(self, port: int) -> None:
         self.ids: dict[str, str] = {}
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-        self._client.on_message = self._heard
-        self._client.on_connect = lambda *_: self._client.subscribe(f"{ROOT}/+/cmd/+/+/req")
-        self._client.connect("127.0.0.1", port)
-        self._client.loop_start()
+        super().__init__(port)
+
+    def prepare(self, client: mqtt.Client) -> None:
+        client.on_message = self._heard
+        client.on_connect = lambda *_: client.subscribe(f"{ROOT}/+/cmd/+/+/req")
 
     def _heard(self, _client: object, _about: object, message: mqtt.MQTTMessage) -> None:
         levels = message.topic.split("/")
         self.ids[levels[3]] = levels[6]
 
-    def say(self, topic: str, body: object, *, retain: bool = True) -> None:
-        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self._client.publish(f"{ROOT}/{topic}", payload, qos=1, retain=retain).wait_for_publish(WAIT_S)
-
     def status(self, board: str, command_id: str, status: str, version: int, **more: object) -> None:
         body = {"id": command_id, "status": status, "version": version, "ts": 0, **more}
         self.say(f"{board}/cmd/scrub/{command_id}/sts", body)
-
-    def close(self) -> None:
-        self._client.loop_stop()
-        self._client.disconnect()
 
 
 @pytest.fixture
@@ -71,8 +62,8 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 
 
 @pytest.fixture
-def stranger(broker: Mosquitto) -> Iterator[Stranger]:
-    made = Stranger(broker.port)
+def stranger(broker: Mosquitto) -> Iterator[Listener]:
+    made = Listener(broker.port)
     yield made
     made.close()
 
@@ -107,7 +98,7 @@ def until(true: Any) -> Any:
 
 
 def test_another_board_cannot_end_a_command_and_no_word_of_a_board_ends_the_console(
-    broker: Mosquitto, stranger: Stranger, tmp_path: Path
+    broker: Mosquitto, stranger: Listener, tmp_path: Path
 ) -> None:
     create_console_key(tmp_path, "alice")
     words = ("send", "pi-1", "scrub", "--key", tmp_path / "alice.key", "--watch")

@@ -16,8 +16,12 @@ class Stranger:
 
     def __init__(self, port: int) -> None:
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.prepare(self._client)
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
+
+    def prepare(self, client: mqtt.Client) -> None:
+        """Before it connects: what else is to be heard."""
 
     def say(self, topic: str, body: object, *, retain: bool = True) -> None:
         """Publish JSON, or bytes as they are, and wait for the broker's word."""
