@@ -198,7 +198,7 @@ def test_filters_sort_and_back_by_keyboard(visit: Visit) -> None:
     page.keyboard.press("/")
     page.keyboard.type("PUMP")
     expect(page.locator("#result")).to_contain_text("8 of 12 boards")
-    assert page.url.endswith("/fleet?q=PUMP")
+    expect(page).to_have_url(re.compile(r"/fleet\?q=PUMP$"))
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     assert page.evaluate("document.activeElement.textContent") == "pump-2"
@@ -311,14 +311,14 @@ def test_without_scripts_the_page_filters_sorts_and_chooses(visit: Visit) -> Non
     page = visitor.go("/fleet")
     page.locator("#q").fill("pump")
     page.locator("#filters button").click()
-    assert page.locator("#boards tr").count() == 8
+    expect(page.locator("#boards tr")).to_have_count(8)
     page.locator("thead .c-board a").first.click()
     expect(page.locator("thead .c-board")).to_have_attribute("aria-sort", "descending")
     page.locator('[data-tile="deferred"]').click()
-    assert page.locator("#boards tr").count() == 2
+    expect(page.locator("#boards tr")).to_have_count(2)
     page.locator("input[name=boards]").first.check()
     page.locator("#roll-out-picked").click()
-    assert re.search(r"/roll-outs/new\?boards=pump-4$", page.url)
+    expect(page).to_have_url(re.compile(r"/roll-outs/new\?boards=pump-4$"))
 
 
 @pytest.mark.usefixtures("painted")
