@@ -127,7 +127,8 @@ async def run(config: Config, seconds: float, *, quiet: bool) -> tuple[Outcome, 
             async def wait() -> bool:
                 trial.tick(time.monotonic())
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), TICK_S)
+                    async with asyncio.timeout(TICK_S):
+                        await stopping.wait()
                 return not stopping.is_set()
 
             try:

@@ -146,7 +146,8 @@ class Rauc:
         """Result of the installation at work: its signal, or, where that is missed, RAUC is idle again."""
         for _ in range(int(MOST_INSTALL_S / POLL_S)):
             with contextlib.suppress(TimeoutError):
-                message = await asyncio.wait_for(completed.get(), POLL_S)
+                async with asyncio.timeout(POLL_S):
+                    message = await completed.get()
                 return int(message.body[0])
             found = await bus.properties(NAME, PATH, INSTALLER)
             percent = found.get("Progress", (0, "", 0))[0]
@@ -178,7 +179,8 @@ class _Bus:
 
         message = new_method_call(DBusAddress(path, name, interface), method, signature or None, body)
         try:
-            reply = await asyncio.wait_for(self._router.send_and_get_reply(message), CALL_S)
+            async with asyncio.timeout(CALL_S):
+                reply = await self._router.send_and_get_reply(message)
         except (TimeoutError, OSError, EOFError, _closed()) as error:
             raise self._nobody(f"{name} does not answer") from error
         if reply.header.message_type is not MessageType.error:
@@ -228,7 +230,8 @@ async def _bus(gone: str = NOT_UPDATABLE) -> AsyncIterator[_Bus]:
     except ImportError as error:
         raise BoardError("the package jeepney is missing", fix="Install temperd anew", reason=gone) from error
     try:
-        connection = await asyncio.wait_for(open_dbus_connection("SYSTEM"), CALL_S)
+        async with asyncio.timeout(CALL_S):
+            connection = await open_dbus_connection("SYSTEM")
     except (OSError, EOFError, TimeoutError, ValueError, RuntimeError) as error:
         fix = MISSING_FIX if gone == NOT_UPDATABLE else ""
         raise BoardError(f"there is no system bus: {error}"[:MAX_TEXT], fix=fix, reason=gone) from error

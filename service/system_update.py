@@ -211,7 +211,8 @@ class SystemUpdates(UpdateRoom[SystemAsked]):
         else:
             why = f"it was told to {REBOOT_S:g} s ago and did not"
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), REBOOT_S)
+                async with asyncio.timeout(REBOOT_S):
+                    await self._stopped.wait()
         if not self._stopping:
             until = Until("operator").table()
             reason = f"restart the board: {why}"

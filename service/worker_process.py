@@ -25,7 +25,8 @@ KERNEL = BoardRoots()  # also where the board is emulated: processes are not
 async def wait_or_kill(child: asyncio.subprocess.Process, grace_s: float) -> None:
     """Wait until a child is gone; after `grace_s` seconds it is killed."""
     try:
-        await asyncio.wait_for(child.wait(), grace_s)
+        async with asyncio.timeout(grace_s):
+            await child.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             child.kill()

@@ -34,6 +34,14 @@ def _logs_as_found() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture(autouse=True)
+def _stays_where_it_was() -> Iterator[None]:
+    """A test that leaves the process in a folder of its own breaks another one, much later, once that is gone."""
+    here = Path.cwd()
+    yield
+    assert Path.cwd() == here
+
+
 def _touches_no_runtime(path: Path) -> bool:
     if not path.is_relative_to(HERE):
         return False

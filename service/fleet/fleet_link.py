@@ -107,7 +107,8 @@ class FleetLink:
             NetworkError: it was not there within `timeout_s`.
         """
         try:
-            await asyncio.wait_for(self._up.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._up.wait()
         except TimeoutError:
             what = f"no broker within {timeout_s:g} s: {self._connection.why}"
             raise NetworkError(what, fix="Check host, port and credentials; --help has the options") from None

@@ -271,11 +271,13 @@ class Ingest:
         if not self._waiting and not self._stopping.is_set():
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), patience_s)
+                async with asyncio.timeout(patience_s):
+                    await self._arrived.wait()
         if self._waiting and not self._full and not self._stopping.is_set():
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), BATCH_S)
+                async with asyncio.timeout(BATCH_S):
+                    await self._arrived.wait()
         while self._waiting:
             await self._write(self._portion())
             if not self._full and not self._stopping.is_set():
@@ -323,7 +325,8 @@ class Ingest:
                 self.counts.retries += 1
                 log.warning("the store does not take a batch, trying on", why=str(error), facts=len(facts))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), delay)
+                    async with asyncio.timeout(delay):
+                        await self._stopping.wait()
                     self._waiting.clear()  # not acknowledged: the broker has all of it
                     self._weight = 0
                     return False

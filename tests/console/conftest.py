@@ -34,6 +34,7 @@ with warnings.catch_warnings():  # it would rather have httpx2, and works with h
 PASSWORD = "a long and quiet river"
 CHEAP = Cost(memory_kib=64, passes=1, lanes=1)  # what is tried here is not how long a guess takes
 URL = "http://localhost"
+WAIT_S = 60.0
 _CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
 
 
@@ -118,6 +119,10 @@ def make_room(tmp_path: Path, clock: Clock, console_key: Path) -> Iterator[Calla
 
     yield make
     for room in made:
+        for session in room.roll_outs._sessions.values():  # the loop of its pages is gone, and it would listen for ever
+            session.cancel()
+            session._thread.join(WAIT_S)
+            assert not session._thread.is_alive()
         room.accounts.close()
         room.audit.close()
         room.reads.close()

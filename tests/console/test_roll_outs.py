@@ -164,7 +164,8 @@ def test_canaries_go_first_and_the_rest_follows(place: Place) -> None:
     async def play() -> None:
         async with begun(place, "scrub", Rules(canary=2, parallel=2), GOOD) as (roll_outs, chosen, _):
             await until(lambda: place.look(chosen)[0].state == "done")
-            await until(lambda: not roll_outs.is_at_work(chosen))
+            await until(lambda: not roll_outs.record(chosen).at_work)
+            assert not roll_outs.is_at_work(chosen)
             assert roll_outs.record(chosen) == Record("alice", "a test", at_work=False)
 
         assert place.each_once(chosen) == set(GOOD)

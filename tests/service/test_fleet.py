@@ -379,6 +379,23 @@ def test_a_request_is_taken_back_also_when_the_connection_breaks(place: Place) -
     assert list(seen) == [f"temper/v1/default/pi-2/cmd/scrub/{ID}/req"]
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_whoever_breaks_off_a_wait_for_the_broker_as_it_comes_is_heard(turns: int) -> None:
+    async def play() -> tuple[bool, bool]:
+        link = FleetLink(Mqtt(host="127.0.0.1", port=free_port()), "default", "one", lambda *_: None)
+        waits = asyncio.create_task(link.wait_connected(WAIT_S))
+        await asyncio.sleep(0.01)
+        link._up.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        broken_off = waits.cancel()
+        await asyncio.wait([waits])
+        return broken_off, waits.cancelled()
+
+    broken_off, heard = asyncio.run(play())
+    assert heard == broken_off
+
+
 def test_a_broker_that_goes_while_a_list_is_read_is_not_taken_for_one_that_has_said_all(place: Place) -> None:
     async def play() -> bool:
         settings = Mqtt(host="127.0.0.1", port=place.broker.port)

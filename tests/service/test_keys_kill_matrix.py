@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import os
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,8 @@ CHECKPOINT = b"weights and moments"
 
 def verb(state: Path, *words: str) -> None:
     """Run a verb below the copied folder, its public document included."""
-    os.chdir(state)
-    assert main(["keys", *words, "--state", str(state), "--json"]) == 0
+    with contextlib.chdir(state):
+        assert main(["keys", *words, "--state", str(state), "--json"]) == 0
 
 
 def rotate(state: Path) -> None:
@@ -94,8 +94,8 @@ def test_a_retirement_on_a_full_disk(in_rotation: Path, tmp_path: Path, *, lasti
 
 
 def retire_or_refuse(state: Path) -> None:
-    os.chdir(state)
-    assert main(["keys", "retire", "--offline", "--state", str(state), "--json"]) in (0, 1)
+    with contextlib.chdir(state):
+        assert main(["keys", "retire", "--offline", "--state", str(state), "--json"]) in (0, 1)
 
 
 def test_a_killed_distrust_leaves_the_others(tmp_path: Path) -> None:
