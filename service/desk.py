@@ -27,7 +27,7 @@ from service.policy_commands import PolicyCommands
 from service.policy_file import PolicyFile
 from service.qualify_command import Qualifications, QualifyShop
 from service.report import no_report, report_of
-from service.runner import Runner, Workshop
+from service.runner import Runner
 from service.scrub import Scrubs, ScrubShop
 from service.state_version import BoardState
 from service.statuses import UNSAVED_S, Clock, Statuses, Uplink
@@ -37,6 +37,7 @@ from service.system_trial import Sight
 from service.system_update import SystemUpdates
 from service.until import RETRY_DISK_S
 from service.waiting import WaitingLine
+from service.workshop import Workshop
 
 UNSAVED_ANSWERS = 5  # told once more after each connect: 2 KB
 

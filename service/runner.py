@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Callable, Container
 
 from agent.energy import OTHER, PAUSED, TRAINING
@@ -14,7 +14,6 @@ from agent.messages import (
     Finished,
     Go,
     Message,
-    Order,
     Planned,
     Progress,
     Stage,
@@ -35,7 +34,8 @@ from service.outlook import Outlooks
 from service.statuses import Clock, Statuses
 from service.steering import Steering
 from service.until import HELD, JOB_HOT, Until, board_waits, held, too_hot
-from service.worker_process import StartWorker, WorkerProcess
+from service.worker_process import WorkerProcess
+from service.workshop import Workshop
 
 PROGRESS_EVERY_S = 1.0  # a status a second is live to a person and light for a fleet
 BOOK_EVERY_S = 60.0  # of energy that `kill -9` may lose where no checkpoint keeps it, as in a pause
@@ -43,25 +43,6 @@ MAX_WARNINGS = 20  # kept with the result
 PHASES = {State.TRAINING: TRAINING, State.PAUSED: PAUSED}
 
 log = logger("jobs")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Workshop:
-    """How workers are made.
-
-    Attributes:
-        make_order: the worker's order for a job.
-        nice: scheduling priority of the worker.
-        watch: called with (message, record) for everything the worker says.
-        ended: called with the id of a job that has ended for good.
-        start: starts a worker.
-    """
-
-    make_order: Callable[[JobRecord], Order]
-    nice: int
-    watch: Callable[[Message, JobRecord], None]
-    ended: Callable[[str], None]
-    start: StartWorker = WorkerProcess.start
 
 
 class Runner:
@@ -99,7 +80,7 @@ class Runner:
         self._rests_in: State | None = None
         self._warnings: list[str] = []
         self._memory_faults, self._waits_to_promote = 0, False
-        self.stopping = False
+        self.stopping, self._at_work = False, asyncio.Lock()
         self.told_before: tuple[str, ...] = ()
         """What the next job warns of from its beginning: what a scrub found before it."""
         self.current: JobRecord | None = None
@@ -144,6 +125,10 @@ class Runner:
         Raises:
             BoardError: the journal cannot be written; the worker was ended.
         """
+        async with self._at_work:
+            return await self._run(record)
+
+    async def _run(self, record: JobRecord) -> JobRecord:
         self._books.open(record)
         self._obedience = Obedience()
         self._warnings, self._memory_faults = list(self.told_before), 0
@@ -151,7 +136,7 @@ class Runner:
         if record.spec.get("most_energy_j") and self._steering.reading.power_watts is None:
             self._warn("most_energy_j cannot be kept: nothing tells what the board draws")
         try:
-            if record.standing.state not in WORKING:
+            if record.standing.state not in WORKING and not self.stopping:
                 record = self._statuses.move(record, Event.PULL)
             while record.standing.state in WORKING and not self.stopping:
                 self._begin(record)
@@ -388,11 +373,17 @@ class Runner:
         return None if self.current is None else self._orders.order(self.current, stopping=self.stopping)
 
     async def stop(self) -> None:
-        """The daemon goes: the worker writes its checkpoint and leaves, or is killed after `STOP_GRACE_S`."""
+        """The daemon goes: the worker writes its checkpoint and leaves, or is killed after `STOP_GRACE_S`.
+
+        Returns once the journal has what became of its job: whoever is canceled before that leaves an attempt behind
+        that looks interrupted.
+        """
         self.stopping = True
         if (worker := self._worker) is not None:
             self.steer()
             await worker.end(STOP_GRACE_S)
+        async with self._at_work:
+            pass
 
     def _planned(self, part: str) -> dict[str, object]:
         """A part of what the worker planned."""

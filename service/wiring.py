@@ -44,7 +44,6 @@ from service.rauc import Rauc, is_there
 from service.report import Reports
 from service.report import Views as ReportViews
 from service.report_log import RECENT
-from service.runner import Workshop
 from service.scrub import ScrubShop
 from service.self_test import self_test
 from service.state_version import state_reader
@@ -54,6 +53,7 @@ from service.system_shop import SystemShop
 from service.system_trial import Sight
 from service.telemetry import Telemetry
 from service.views import Views, training_metrics
+from service.workshop import Workshop
 
 BIRTH_EVERY_S = 60.0  # a sensor that comes and goes must not be told each second: telemetry has it too
 

@@ -28,11 +28,11 @@ from service.policy_file import PolicyFile
 from service.qualify_asked import ENDED, LAST, MAX_ENDED
 from service.qualify_command import Qualifications, QualifyShop
 from service.qualify_plan import Place
-from service.runner import Workshop
 from service.scrub import ScrubShop
 from service.state_version import BoardState
 from service.statuses import Clock, Statuses
 from service.steering import Steering
+from service.workshop import Workshop
 from tests.simulators.system_updates import QUIET, without_rauc
 
 NOW = 1_800_000_000

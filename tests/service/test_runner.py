@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from service.endings import END_GRACE_S, STOPPING
 from service.energy_book import EnergyBook
 from service.job import MAX_ATTEMPTS, STAGE_EVENTS, Standing, State
 from service.journal import JobRecord, Journal
-from service.runner import BOOK_EVERY_S, Runner, Workshop
+from service.runner import BOOK_EVERY_S, Runner
 from service.statuses import Clock, Statuses, minute_of_day
 from service.steering import Steering
 from service.worker_process import WorkerProcess
+from service.workshop import Workshop
 
 PLAN = {"plan": {"engine": "graph", "batch": 16, "shrunk": False}, "version": "1.0"}
 SMALL = {"plan": {"engine": "graph", "batch": 16, "micro_batch": 8, "shrunk": True}, "version": "1.0"}
@@ -595,3 +596,54 @@ def test_a_bound_of_energy_that_cannot_be_kept_is_warned_of(
     with pytest.raises(BoardError):
         asyncio.run(runner.run(record))
     assert bool(runner._warnings) is (watts is None)
+
+
+class Leaving(Heard):
+    """A worker that obeys an order to end; of its two ends one is seen later than the other."""
+
+    pid, starved = 1, False
+
+    def __init__(self, late: int) -> None:
+        super().__init__()
+        self._late, self._gone, self._ends = late, asyncio.Event(), 0
+
+    def offer(self, order: Steer) -> bool:
+        if order.action == "ABORT":
+            self._gone.set()
+        return super().offer(order)
+
+    async def messages(self) -> AsyncIterator[Message]:
+        await self._gone.wait()
+        yield Failed("stopping", "the job was ended")
+
+    async def end(self, _grace_s: float) -> int:
+        await self._gone.wait()
+        self._ends += 1
+        for _ in range(self._late if self._ends == 2 else 0):
+            await asyncio.sleep(0)
+        return 1
+
+
+@pytest.mark.parametrize("late", [0, 1, 5])
+def test_a_daemon_that_goes_is_told_of_its_job_before_anybody_ends_the_runner(
+    tmp_path: Path, journal: Journal, late: int
+) -> None:
+    worker = Leaving(late)
+
+    async def start(*_: object) -> Leaving:
+        return worker
+
+    async def play() -> None:
+        runner = runner_in(tmp_path, journal)
+        runner._shop = replace(runner._shop, make_order=lambda _: None, start=start)  # type: ignore[arg-type]
+        journal.add_job("job-9", "", "fine-tune", {}, 0.0)
+        record = journal.update("job-9", 0.0, standing=Standing(State.TRAINING, 1), plan=PLAN)
+        job = asyncio.create_task(runner.run(record))
+        await asyncio.sleep(0.01)
+        await runner.stop()
+        job.cancel()
+        await asyncio.wait([job])
+
+    asyncio.run(play())
+    stands = journal.job("job-9").standing
+    assert (stands.state, stands.reason_code, stands.attempt) == (State.DEFERRED, "daemon-stopped", 1)

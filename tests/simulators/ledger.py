@@ -53,11 +53,11 @@ from service.model_commands import ModelShop
 from service.policy_file import PolicyFile
 from service.qualify_command import QualifyShop
 from service.qualify_plan import Place
-from service.runner import Workshop
 from service.scrub import ScrubShop
 from service.state_version import BoardState, state_reader
 from service.statuses import Clock
 from service.steering import Steering
+from service.workshop import Workshop
 from tests.simulators.system_updates import QUIET, without_rauc
 
 DEVICE = "board-1"
