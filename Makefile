@@ -6,7 +6,7 @@ VENV ?= .venv-$(EXTRA)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help asyncapi bench browser-test console-demo console-pictures demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
+.PHONY: slow-test help asyncapi bench browser-test console-demo console-pictures demo fuzz test test-ort test-ort-training check format container-test deb deb-test systemd-test arm64-test machine-test rauc-test kernel-test kill-matrix update-test package-update-test soak ledger postgres-test reference-figures day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -19,6 +19,9 @@ console-demo: $(VENV)/.installed  ## three emulated boards, and the fleet in a b
 
 test: $(VENV)/.installed tools  ## unit and end-to-end tests (real broker, web server and processes)
 	$(BIN)/python -m pytest $(ARGS)
+
+slow-test: $(VENV)/.installed tools  ## what CI leaves out of `make test`: poisoned jobs, bits that flip in memory, kill -9 at every step (4 minutes)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-ort:  ## the same tests on the stock onnxruntime wheel
 	$(MAKE) test EXTRA=ort

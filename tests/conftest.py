@@ -23,8 +23,12 @@ WHICHEVER_RUNTIME = (
     *("policy", "queue", "secrets"),
 )
 """End-to-end tests of what the daemon does around a job: CI runs them beside one runtime, at full speed."""
-LONG = ("bit_flips", "lasting", "poison", "refusals", "scrub")
+LONG = ("lasting", "refusals", "scrub")
 """End-to-end tests of minutes whose subject is not the runtime: CI runs them with one."""
+SLOW = ("bit_flips", "kill_matrix", "poison")
+"""End-to-end tests that have a target of their own, `make slow-test`: CI has no room for them."""
+AGENT_WHICHEVER = ("features", "footprint", "store", "worker")
+"""Tests of the agent that start a runtime and look at files and processes."""
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.once)
         elif item.path.parent == HERE / "e2e":
             name = item.path.stem.removeprefix("test_")
-            marks = {"whichever": WHICHEVER_RUNTIME, "long": LONG}
+            marks = {"whichever": WHICHEVER_RUNTIME, "long": LONG, "slow": SLOW}
             for mark in (mark for mark, names in marks.items() if name in names):
                 item.add_marker(getattr(pytest.mark, mark))
+        elif item.path.parent == HERE / "agent" and item.path.stem.removeprefix("test_") in AGENT_WHICHEVER:
+            item.add_marker(pytest.mark.whichever)
